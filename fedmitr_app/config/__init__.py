@@ -1,0 +1,31 @@
+"""Configuration: one frozen, typed object, checked once at the door."""
+
+from fedmitr_app.config.parse import default_run_config, flatten, parse_config
+from fedmitr_app.config.schema import (
+    ClientConfig,
+    Config,
+    DataConfig,
+    DistillationConfig,
+    InversionConfig,
+    ModelConfig,
+    OutputConfig,
+    PartitionConfig,
+    ServerConfig,
+    TeacherConfig,
+)
+
+__all__ = [
+    "ClientConfig",
+    "Config",
+    "DataConfig",
+    "DistillationConfig",
+    "InversionConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PartitionConfig",
+    "ServerConfig",
+    "TeacherConfig",
+    "default_run_config",
+    "flatten",
+    "parse_config",
+]

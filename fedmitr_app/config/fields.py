@@ -1,0 +1,113 @@
+"""Field constructors: each setting carries its own check and the words for what is allowed.
+
+A setting is a dataclass field whose metadata holds ``parse``: a function that takes
+the raw run-config value and returns the typed one, or raises ``ValueError`` with
+the words that finish the sentence "it must be ...".
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def _field(default: Any, parse: Callable[[Any], Any]) -> Any:
+    return dataclasses.field(default=default, metadata={"parse": parse})
+
+
+def _range_words(kind: str, low: float | None, high: float | None, open_low: bool) -> str:
+    if low is None and high is None:
+        return kind
+    if high is None:
+        return f"{kind} {'above' if open_low else 'of at least'} {low:g}"
+    left = f"above {low:g} and" if open_low else f"from {low:g}"
+    return f"{kind} {left} {'at most' if open_low else 'to'} {high:g}"
+
+
+def number(
+    default: float,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+) -> Any:
+    """A finite float within [low, high], or (low, high] with ``open_low``."""
+    words = _range_words("a number", low, high, open_low)
+
+    def parse(raw: Any) -> float:
+        if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
+            raise ValueError(words)
+        too_low = low is not None and (raw <= low if open_low else raw < low)
+        if too_low or (high is not None and raw > high):
+            raise ValueError(words)
+        return float(raw)
+
+    return _field(default, parse)
+
+
+def whole(default: int, *, low: int, high: int | None = None) -> Any:
+    """An integer within [low, high]."""
+    words = _range_words("a whole number", low, high, False)
+
+    def parse(raw: Any) -> int:
+        if isinstance(raw, bool) or not isinstance(raw, int):
+            raise ValueError(words)
+        if raw < low or (high is not None and raw > high):
+            raise ValueError(words)
+        return raw
+
+    return _field(default, parse)
+
+
+def choice(default: str, *options: str) -> Any:
+    """One of the given words."""
+    words = "one of " + ", ".join(repr(option) for option in options)
+
+    def parse(raw: Any) -> str:
+        if not isinstance(raw, str) or raw not in options:
+            raise ValueError(words)
+        return raw
+
+    return _field(default, parse)
+
+
+def flag(default: bool) -> Any:
+    """True or false."""
+
+    def parse(raw: Any) -> bool:
+        if not isinstance(raw, bool):
+            raise ValueError("true or false")
+        return raw
+
+    return _field(default, parse)
+
+
+def text(default: str) -> Any:
+    """Any string."""
+
+    def parse(raw: Any) -> str:
+        if not isinstance(raw, str):
+            raise ValueError("a string")
+        return raw
+
+    return _field(default, parse)
+
+
+def numbers(default: tuple[float, ...], *, low: float, high: float | None = None) -> Any:
+    """Several numbers in one string, separated by commas (run configs hold no lists)."""
+    words = _range_words("numbers separated by commas, each", low, high, False)
+
+    def parse(raw: Any) -> tuple[float, ...]:
+        parts = raw.split(",") if isinstance(raw, str) else [raw]
+        if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
+            raise ValueError(words)
+        try:
+            values = tuple(float(part) for part in parts if str(part).strip())
+        except ValueError:
+            raise ValueError(words) from None
+        for value in values:
+            if not math.isfinite(value) or value < low or (high is not None and value > high):
+                raise ValueError(words)
+        return values
+
+    return _field(default, parse)

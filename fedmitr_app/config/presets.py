@@ -1,0 +1,47 @@
+"""Presets: what differs from the defaults, by run-config key.
+
+A value that the user changes from its default wins over the preset.
+"""
+
+IMAGENET_MEAN = "0.485,0.456,0.406"
+IMAGENET_STD = "0.229,0.224,0.225"
+
+PRESETS: dict[str, dict[str, bool | int | float | str]] = {
+    "default": {},
+    "quick": {
+        "data.source": "sklearn-digits",
+        "data.image-size": 8,
+        "partition.alpha": 0.5,
+        "model.patch-size": 2,
+        "model.width": 32,
+        "model.depth": 2,
+        "model.heads": 2,
+        "client.epochs": 4,
+        "inversion.images": 48,
+        "inversion.batch-size": 24,
+        "inversion.iterations": 8,
+        "inversion.stops": "0.25,0.5",
+        "teacher.probe-images": 32,
+        "distillation.steps": 20,
+        "distillation.batch-size": 32,
+    },
+    "cifar10-deit-tiny": {
+        "data.source": "parquet",
+        "data.image-column": "img",
+        "data.channels": 3,
+        "data.image-size": 96,
+        "data.mean": IMAGENET_MEAN,
+        "data.std": IMAGENET_STD,
+        "data.max-train": 2000,
+        "data.max-test": 1000,
+        "model.name": "deit_tiny_patch16_224",
+        "model.weights": "hub",
+        "client.epochs": 3,
+        "client.augment": "shift-flip",
+        "client.learning-rate": 1e-4,
+        "inversion.flip": 0.5,
+        "distillation.flip": 0.5,
+        "distillation.train": "head",
+        "distillation.relabel": "none",
+    },
+}

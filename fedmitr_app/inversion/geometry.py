@@ -1,0 +1,121 @@
+"""Per-image rolls and flips, exact on a subset of patches.
+
+A view of an image is a roll by whole pixels followed by an optional mirror. On the whole
+image it is :func:`apply_view`. On a subset of patches, :func:`view_patches` splits each
+offset into whole patches, which only move the position index, and a rest of at most half
+a patch, by which the patch's window is shifted: it reads some pixels of its neighbours,
+frozen ones included. The patches it returns are exactly those of the whole view.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Views(NamedTuple):
+    """One roll and flip per image, each ``[B]``."""
+
+    down: Tensor
+    """Rows by which the image rolls down, in pixels."""
+    right: Tensor
+    """Columns by which it rolls to the right, in pixels."""
+    flip: Tensor
+    """Whether it is mirrored left to right after the roll."""
+
+    def to(self, device: torch.device) -> "Views":
+        """Move to a device."""
+        return Views(*(part.to(device) for part in self))
+
+
+def draw_views(
+    batch: int, size: int, roll: float, flip: float, generator: torch.Generator
+) -> Views:
+    """Draw views on the CPU: rolls up to ``±roll * size`` pixels, mirrored with chance ``flip``."""
+    reach = int(roll * size)
+    offsets = torch.randint(-reach, reach + 1, (2, batch), generator=generator)
+    return Views(offsets[0], offsets[1], torch.rand(batch, generator=generator) < flip)
+
+
+def apply_view(images: Tensor, views: Views) -> Tensor:
+    """Roll and flip whole images ``[B, C, H, W]``."""
+    size = images.shape[-1]
+    axis = torch.arange(size, device=images.device)
+    rows = (axis - views.down.unsqueeze(1)) % size
+    cols = torch.where(views.flip.unsqueeze(1), size - 1 - axis, axis)
+    cols = (cols - views.right.unsqueeze(1)) % size
+    return _gather_pixels(images, rows.unsqueeze(2) * size + cols.unsqueeze(1))
+
+
+def view_patches(
+    images: Tensor, alive_idx: Tensor, views: Views, patch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the patches of the viewed images that show the alive patches.
+
+    Parameters
+    ----------
+    images : Tensor
+        ``[B, C, H, W]``
+    alive_idx : Tensor
+        Indices of alive patches in the images themselves, ``[B, n]``.
+    views : Views
+        One per image.
+    patch_size : int
+        Side of a patch in pixels.
+
+    Returns
+    -------
+    patches : Tensor
+        ``[B, n, C*p*p]``, in the order of ``alive_idx``; the gradient flows into ``images``.
+    position_idx : Tensor
+        Where each stands in the viewed image, ``[B, n]``.
+    """
+    size = images.shape[-1]
+    grid = size // patch_size
+    row, col = alive_idx // grid, alive_idx % grid
+    move_down, rest_down = _split(views.down, patch_size)
+    move_right, rest_right = _split(views.right, patch_size)
+    flip = views.flip.unsqueeze(1)
+
+    inside = torch.arange(patch_size, device=images.device)
+    # [B, n, p]: source rows and columns of each window, wrapping around the image.
+    rows = (row.unsqueeze(2) * patch_size + inside - rest_down.reshape(-1, 1, 1)) % size
+    across = torch.where(flip.unsqueeze(2), patch_size - 1 - inside, inside)
+    cols = (col.unsqueeze(2) * patch_size + across - rest_right.reshape(-1, 1, 1)) % size
+    windows = _gather_pixels(images, rows.unsqueeze(3) * size + cols.unsqueeze(2))
+
+    new_row = (row + move_down.unsqueeze(1)) % grid
+    new_col = (col + move_right.unsqueeze(1)) % grid
+    new_col = torch.where(flip, grid - 1 - new_col, new_col)
+    return windows.transpose(1, 2).flatten(2), new_row * grid + new_col
+
+
+def patch_pixels(images: Tensor, patch_idx: Tensor, patch_size: int) -> Tensor:
+    """Gather the pixels of patches ``[B, n]``: ``[B, n, C*p*p]``."""
+    still = Views(*(torch.zeros(len(images), dtype=torch.long, device=images.device),) * 3)
+    return view_patches(images, patch_idx, still._replace(flip=still.flip.bool()), patch_size)[0]
+
+
+def scatter_patches(images: Tensor, patches: Tensor, patch_idx: Tensor, patch_size: int) -> None:
+    """Write patches ``[B, n, C*p*p]`` into ``images`` in place, at ``patch_idx`` ``[B, n]``."""
+    batch, channels, size, _ = images.shape
+    grid = size // patch_size
+    inside = torch.arange(patch_size, device=images.device)
+    rows = (patch_idx // grid).unsqueeze(2) * patch_size + inside
+    cols = (patch_idx % grid).unsqueeze(2) * patch_size + inside
+    index = (rows.unsqueeze(3) * size + cols.unsqueeze(2)).flatten(1)
+    pixels = patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)
+    images.flatten(2).scatter_(2, index.unsqueeze(1).expand(-1, channels, -1), pixels)
+
+
+def _split(offset: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Split pixel offsets into whole patches and a rest within half a patch."""
+    whole = torch.div(offset + patch_size // 2, patch_size, rounding_mode="floor")
+    return whole, offset - whole * patch_size
+
+
+def _gather_pixels(images: Tensor, index: Tensor) -> Tensor:
+    """Gather flat pixel indices ``[B, ...]`` from every channel: ``[B, C, ...]``."""
+    channels = images.shape[1]
+    flat = index.flatten(1).unsqueeze(1).expand(-1, channels, -1)
+    return images.flatten(2).gather(2, flat).unflatten(2, index.shape[1:])

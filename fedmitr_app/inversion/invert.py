@@ -1,0 +1,155 @@
+"""Invert the teacher into images, stopping background patches on the way.
+
+FedMITR's first step (stated: invert semantic foregrounds, gradually stop the background;
+ancestor for the staged stopping and the optimiser: Sparse Model Inversion, ICML 2024).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.geometry import draw_views, patch_pixels, scatter_patches, view_patches
+from fedmitr_app.inversion.losses import total_variation
+from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.inversion.schedule import Schedule
+from fedmitr_app.models import PatchViT
+from fedmitr_app.teacher import Teacher
+
+
+class Inverted(NamedTuple):
+    """A batch of synthetic images."""
+
+    images: Tensor
+    """Model input, ``[B, C, H, W]``."""
+    targets: Tensor
+    """The class probabilities they were inverted for, ``[B, classes]``."""
+    keep_idx: Tensor
+    """Patches that survived, in increasing order, ``[B, n]``."""
+    curves: dict[str, list[float]]
+    """Batch means per iteration: ``loss``, ``confidence`` (probability of the target), ``alive``."""
+
+
+def invert_batch(
+    teacher: Teacher,
+    starts: Tensor,
+    targets: Tensor,
+    config: InversionConfig,
+    generator: torch.Generator,
+    *,
+    members: Tensor | None = None,
+    student: PatchViT | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Inverted:
+    """Invert one batch.
+
+    Parameters
+    ----------
+    teacher : Teacher
+        Its models must be frozen (``Teacher.build`` does that).
+    starts : Tensor
+        Starting images ``[B, C, H, W]``, model input, on the models' device.
+    targets : Tensor
+        Class probabilities ``[B, classes]``.
+    config : InversionConfig
+        Every image takes ``iterations`` steps.
+    generator : torch.Generator
+        On the CPU; draws views and the ``random`` schedule.
+    members : Tensor, optional
+        ``[K, B]`` bool, the clients that serve each image.
+    student : PatchViT, optional
+        To disagree with, see ``inversion.disagreement``.
+    on_step : callable, optional
+        Gets each iteration's mean loss, still on the device.
+
+    Returns
+    -------
+    Inverted
+        The last iterate. Patches outside ``keep_idx`` hold, bit for bit, the pixels they
+        had when they were stopped.
+    """
+    objective = Objective(teacher, targets, config, members, student)
+    schedule = Schedule.build(config)
+    model = teacher.models[0]
+    size, patch = model.spec.size, model.patch_size
+    images = starts.clone()
+    batch = len(images)
+    alive = torch.arange(model.num_patches, device=images.device).expand(batch, -1)
+    optimiser = PatchAdam(patch_pixels(images, alive, patch), config)
+    low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
+    density = torch.zeros(alive.shape, device=images.device)
+    losses, confidences, counts = [], [], []
+
+    for iteration in range(config.iterations):
+        if iteration in schedule.stops:
+            keep = schedule.keep(schedule.stops[iteration], density, generator)
+            alive = alive.gather(1, keep)
+            optimiser.keep(keep)
+        views = draw_views(batch, size, config.roll, config.flip, generator).to(images.device)
+        ask_density = schedule.needs_density and iteration + 1 in schedule.stops
+
+        canvas = images.detach().requires_grad_()
+        patches, positions = view_patches(canvas, alive, views, patch)
+        step = objective.gradient(patches, positions, ask_density)
+        # One vector-Jacobian product takes both gradients back to the image's own frame.
+        smooth = config.tv * total_variation(canvas)
+        (grad,) = torch.autograd.grad((patches * step.grad).sum() + smooth.sum(), canvas)
+
+        # Only alive patches move: a stopped patch's gradient is dropped here.
+        pixels = optimiser.step(patch_pixels(grad, alive, patch))
+        scatter_patches(images, pixels.clamp_(low, high), alive, patch)
+
+        if ask_density:
+            density = teacher.density(step.cls_attn, targets, members)
+        elif iteration + 1 in schedule.stops:
+            density = torch.zeros(alive.shape, device=images.device)
+        losses.append(step.loss.mean() + smooth.detach().mean())
+        confidences.append((targets * step.logits.softmax(-1)).sum(-1).mean())
+        counts.append(alive.shape[1])
+        if on_step:
+            on_step(losses[-1])
+
+    curves = {
+        "loss": torch.stack(losses).tolist() if losses else [],
+        "confidence": torch.stack(confidences).tolist() if confidences else [],
+        "alive": [float(count) for count in counts],
+    }
+    return Inverted(images, targets, alive, curves)
+
+
+class PatchAdam:
+    """Adam (Kingma & Ba, 2015) on the alive patches only, ``[B, n, C*p*p]``.
+
+    Its state shrinks with them, so that a stopped patch has neither gradient nor momentum.
+    torch's own Adam can't drop rows of a parameter without losing its state.
+    """
+
+    def __init__(self, pixels: Tensor, config: InversionConfig) -> None:
+        self.pixels = pixels
+        self.mean = torch.zeros_like(pixels)
+        self.square = torch.zeros_like(pixels)
+        self.rate, self.betas, self.count = config.learning_rate, (config.beta1, config.beta2), 0
+
+    def keep(self, keep: Tensor) -> None:
+        """Drop all patches but the positions ``keep`` ``[B, m]``."""
+        index = keep.unsqueeze(-1).expand(-1, -1, self.pixels.shape[-1])
+        self.pixels, self.mean, self.square = (
+            state.gather(1, index) for state in (self.pixels, self.mean, self.square)
+        )
+
+    def step(self, grad: Tensor) -> Tensor:
+        """Move the pixels by one step and return them; the caller may clip them in place."""
+        beta1, beta2 = self.betas
+        self.count += 1
+        self.mean.lerp_(grad, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = (self.square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
+        self.pixels.addcdiv_(self.mean, scale, value=-self.rate / (1 - beta1**self.count))
+        return self.pixels
+
+
+def _per_patch(bound: Tensor, patch_size: int) -> Tensor:
+    """Spread a per-channel bound ``[1, C, 1, 1]`` over a patch's pixels: ``[1, 1, C*p*p]``."""
+    return bound.reshape(-1, 1).expand(-1, patch_size**2).reshape(1, 1, -1)

@@ -1,0 +1,92 @@
+"""Fill the pool: starts, targets, teachers per image, inversion, batch by batch."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.invert import Inverted, invert_batch
+from fedmitr_app.inversion.pool import Pool
+from fedmitr_app.inversion.starts import starting_images
+from fedmitr_app.inversion.targets import draw_members, draw_targets
+from fedmitr_app.models import PatchViT
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
+
+OnStep = Callable[[int, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """Which part of the pool to make."""
+
+    count: int
+    """Images."""
+    seed: int
+    """Run seed."""
+    round: int = 0
+    """Each round draws anew."""
+
+
+def make_pool(
+    teacher: Teacher,
+    pool: Pool,
+    config: InversionConfig,
+    request: PoolRequest,
+    *,
+    device: torch.device,
+    student: PatchViT | None = None,
+    on_step: OnStep | None = None,
+) -> list[Inverted]:
+    """Invert ``request.count`` images in batches and write each to the pool as produced.
+
+    Every batch draws from its own generator, derived from (seed, round, batch), so that it
+    doesn't depend on the batches before it.
+
+    Returns
+    -------
+    list[Inverted]
+        Each batch's curves and kept indices; the images are in the pool, not in memory.
+    """
+    made = []
+    for index, first in enumerate(range(0, request.count, config.batch_size)):
+        count = min(config.batch_size, request.count - first)
+        rng = generator(request.seed, "inversion", request.round, index)
+        batch = _one_batch(teacher, config, count, rng, device, student, on_step)
+        provenance = {
+            "seed": request.seed,
+            "round": request.round,
+            "batch": index,
+            "teacher": teacher.combine,
+            "settings": asdict(config),
+        }
+        pool.add(batch, provenance)
+        made.append(batch._replace(images=batch.images[:0]))
+    return made
+
+
+def _one_batch(
+    teacher: Teacher,
+    config: InversionConfig,
+    count: int,
+    rng: torch.Generator,
+    device: torch.device,
+    student: PatchViT | None,
+    on_step: OnStep | None,
+) -> Inverted:
+    spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
+    starts = starting_images(config.start, count, spec, rng).to(device)
+    own = teacher(starts).logits.softmax(-1).cpu() if config.targets == "own" else None
+    targets = draw_targets(config.targets, count, classes, rng, own)
+    members = draw_members(teacher, targets, config.teachers_per_image, rng)
+    return invert_batch(
+        teacher,
+        starts,
+        targets.to(device),
+        config,
+        rng,
+        members=None if members is None else members.to(device),
+        student=student,
+        on_step=None if on_step is None else lambda loss: on_step(count, loss),
+    )

@@ -1,0 +1,153 @@
+"""The inversion's objective and its gradient with respect to the alive patches.
+
+Two ways to the same gradient. ``joint`` keeps the graphs of all K models at once.
+``frugal`` first runs every model without a graph, differentiates the combination with
+respect to the K outputs, then runs the models again one by one and pulls that gradient
+back: memory of one model, one more forward. Where each client has its own loss
+(``inversion.loss = "per-teacher"``) one pass suffices and only one graph ever lives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
+from fedmitr_app.models import PatchViT, ViTOutput
+from fedmitr_app.teacher import Teacher
+
+
+class Gradient(NamedTuple):
+    """The objective at one view of a batch."""
+
+    loss: Tensor
+    """Per image, ``[B]``, without total variation."""
+    grad: Tensor
+    """With respect to the viewed patches, ``[B, n, C*p*p]``."""
+    logits: Tensor
+    """The teacher's combined logits, ``[B, classes]``."""
+    cls_attn: Tensor | None
+    """Each client's class attention, ``[K, B, n]``, if asked for."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """CE(teacher, targets) plus the optional priors, for one batch of images.
+
+    Parameters
+    ----------
+    teacher : Teacher
+        Frozen.
+    targets : Tensor
+        Class probabilities ``[B, classes]``.
+    config : InversionConfig
+        ``loss``, ``gradient``, ``similarity`` and ``disagreement`` are read.
+    members : Tensor, optional
+        ``[K, B]`` bool: which clients serve which image.
+    student : PatchViT, optional
+        Frozen; needed when ``disagreement`` is above 0.
+    """
+
+    teacher: Teacher
+    targets: Tensor
+    config: InversionConfig
+    members: Tensor | None = None
+    student: PatchViT | None = None
+
+    def gradient(self, patches: Tensor, position_idx: Tensor, attention: bool = False) -> Gradient:
+        """Evaluate at patches ``[B, n, C*p*p]`` standing at ``position_idx`` ``[B, n]``."""
+        patches = patches.detach().requires_grad_()
+        if self.config.loss == "per-teacher":
+            return self._one_by_one(patches, position_idx, attention)
+        if self.config.gradient == "frugal":
+            return self._frugal(patches, position_idx, attention)
+        outputs = [
+            self._run(k, patches, position_idx, attention) for k in range(len(self._models))
+        ]
+        logits = torch.stack([output.logits for output in outputs])
+        loss, combined = self._combined(logits)
+        loss = loss + sum(self._prior(k, output) for k, output in enumerate(outputs))
+        (grad,) = torch.autograd.grad(loss.sum(), patches)
+        return Gradient(loss.detach(), grad, combined.detach(), self._attention(outputs))
+
+    def _frugal(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
+        models = range(len(self._models))
+        with torch.no_grad():
+            outputs = [self._run(k, patches, position_idx, attention) for k in models]
+        logits = torch.stack([output.logits for output in outputs]).requires_grad_()
+        loss, combined = self._combined(logits)
+        (upstream,) = torch.autograd.grad(loss.sum(), logits)
+        loss, grad = loss.detach(), torch.zeros_like(patches)
+        for k in models:
+            output = self._run(k, patches, position_idx, False)
+            prior = self._prior(k, output)
+            pulled = (output.logits * upstream[k]).sum() + prior.sum()
+            grad += torch.autograd.grad(pulled, patches)[0]
+            loss = loss + prior.detach()
+        return Gradient(loss, grad, combined.detach(), self._attention(outputs))
+
+    def _one_by_one(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
+        """The weighted mean of the clients' own cross-entropies: no graph outlives its model."""
+        weights = self.teacher.normalised_weights @ self.targets.T
+        if self.members is not None:
+            weights = weights * self.members
+        weights = weights / weights.sum(0).clamp_min(1e-8)
+        total, grad, outputs = torch.zeros_like(weights[0]), torch.zeros_like(patches), []
+        for k in range(len(self.teacher.models)):
+            output = self._run(k, patches, position_idx, attention)
+            loss = weights[k] * cross_entropy(output.logits, self.targets) + self._prior(k, output)
+            grad += torch.autograd.grad(loss.sum(), patches)[0]
+            total += loss.detach()
+            outputs.append(ViTOutput(*(None if p is None else p.detach() for p in output)))
+        logits = torch.stack([output.logits for output in outputs])
+        combined = self.teacher.combine_logits(logits, self.members)
+        return Gradient(total, grad, combined, self._attention(outputs))
+
+    @property
+    def _models(self) -> Sequence[PatchViT]:
+        if self.config.disagreement > 0 and self.student is not None:
+            return (*self.teacher.models, self.student)
+        return self.teacher.models
+
+    def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
+        """Run model ``k`` on the images it serves; the others' rows stay zero."""
+        model = self._models[k]
+        if self.members is None or k >= len(self.members):
+            return model.forward_patches(patches, position_idx, attention=attention)
+        rows = self.members[k].nonzero().flatten()
+        part = model.forward_patches(patches[rows], position_idx[rows], attention=attention)
+        batch = len(patches)
+
+        def spread(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
+
+        return ViTOutput(*(spread(value) for value in part))
+
+    def _combined(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss ``[B]`` and combined logits from the outputs of every model."""
+        clients = len(self.teacher.models)
+        combined = self.teacher.combine_logits(logits[:clients], self.members)
+        loss = cross_entropy(combined, self.targets)
+        if len(logits) > clients:
+            loss = loss - self.config.disagreement * jensen_shannon(logits[clients], combined)
+        return loss, combined
+
+    def _prior(self, k: int, output: ViTOutput) -> Tensor:
+        """Client ``k``'s share of the patch-similarity prior, ``[B]``."""
+        clients = len(self.teacher.models)
+        if self.config.similarity == 0 or k >= clients:
+            return output.logits.new_zeros(len(output.logits))
+        entropy = patch_similarity_entropy(output.patch_tokens)
+        if self.members is None:
+            return self.config.similarity / clients * entropy
+        served = self.members[k] / self.members.sum(0).clamp_min(1)
+        return self.config.similarity * served * entropy
+
+    def _attention(self, outputs: Sequence[ViTOutput]) -> Tensor | None:
+        maps = [output.cls_attn for output in outputs[: len(self.teacher.models)]]
+        return None if maps[0] is None else torch.stack(maps).detach()

@@ -1,0 +1,195 @@
+"""Where the inversion of an image starts (method note, section 2b: choice).
+
+``white`` noise is the ancestor's start (Sparse Model Inversion, ICML 2024). ``multi-scale``
+noise has the 1/f spectrum of natural images. ``procedural`` images have image-like structure
+made by code, in the spirit of Baradad et al., "Learning to See by Looking at Noise"
+(NeurIPS 2021): level sets of noise, overlapping shapes ("dead leaves"), strokes and blobs
+on plain, shaded or textured grounds. The generator is generic: it knows an image's size and
+channels, nothing of any data set.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedmitr_app.models import InputSpec
+
+
+def starting_images(
+    kind: str, count: int, spec: InputSpec, generator: torch.Generator
+) -> Tensor:
+    """Draw starting images.
+
+    Parameters
+    ----------
+    kind : str
+        ``white``, ``multi-scale`` or ``procedural``.
+    count : int
+        How many.
+    spec : InputSpec
+        Their size, channels and normalisation.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor
+        Model input ``[count, C, H, W]`` on the CPU, within the valid pixel range.
+    """
+    shape = (count, spec.channels, spec.size, spec.size)
+    if kind == "white":
+        low, high = spec.pixel_range(torch.empty(0))
+        return torch.randn(shape, generator=generator).clamp(low, high)
+    if kind == "multi-scale":
+        field = multi_scale_noise(shape, torch.ones(count), generator)
+        return spec.normalise((0.5 + 0.2 * field).clamp(0, 1))
+    return spec.normalise(procedural_images(count, spec.size, spec.channels, generator))
+
+
+def multi_scale_noise(
+    shape: tuple[int, int, int, int], slope: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return noise ``[B, C, H, W]`` of unit variance per image, in octaves.
+
+    ``slope`` ``[B]`` is the growth of an octave's amplitude with each halving of its
+    frequency, in powers of two: 0 is white, 1 about 1/f.
+    """
+    batch, channels, size, _ = shape
+    field = torch.zeros(shape)
+    octaves = max(1, int(math.log2(size)))
+    for octave in range(octaves):
+        side = max(2, math.ceil(size / 2**octave))
+        coarse = torch.randn((batch, channels, side, side), generator=generator)
+        fine = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+        field += fine * (2.0 ** (slope * octave)).reshape(-1, 1, 1, 1)
+    field = field - field.mean(dim=(2, 3), keepdim=True)
+    return field / field.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def procedural_images(
+    count: int, size: int, channels: int, generator: torch.Generator
+) -> Tensor:
+    """Draw images with generic structure: float pixels in [0, 1], ``[count, C, size, size]``.
+
+    Each image is a ground and a figure: a mask of one of four kinds (equally likely) that
+    shows a second colour, both possibly shaded by smooth noise.
+    """
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    makers: tuple[Callable[[int, int, torch.Generator], Tensor], ...] = (
+        _level_sets,
+        _blobs,
+        _strokes,
+        _leaves,
+    )
+    kinds = torch.randint(len(makers), (count,), generator=generator)
+    mask = torch.zeros(count, 1, size, size)
+    for kind, make in enumerate(makers):
+        chosen = (kinds == kind).nonzero().flatten()
+        if len(chosen):
+            mask[chosen] = make(len(chosen), size, generator).unsqueeze(1)
+
+    ground = uniform(count, channels, 1, 1)
+    step = uniform(count, channels, 1, 1, low=0.4, high=1.0)
+    figure = torch.where(ground < 0.5, ground + step, ground - step).clamp(0, 1)
+    shading = multi_scale_noise(
+        (count, channels, size, size), uniform(count, low=0.3, high=1.5), generator
+    )
+    # Half of the images are flat; the others are shaded up to a fifth of the range.
+    depth = 0.2 * uniform(count, 1, 1, 1) * (uniform(count, 1, 1, 1) < 0.5)
+    return (ground + (figure - ground) * mask + depth * shading).clamp(0, 1)
+
+
+def _pixel_grid(size: int) -> tuple[Tensor, Tensor]:
+    axis = (torch.arange(size) + 0.5) / size
+    return axis.reshape(1, size, 1), axis.reshape(1, 1, size)
+
+
+def _soft(distance: Tensor, size: int) -> Tensor:
+    """Turn a signed distance (in image widths, negative inside) into an antialiased mask."""
+    return (0.5 - distance * size).clamp(0, 1)
+
+
+def _level_sets(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Smooth noise above a threshold."""
+    slope = 0.8 + 0.8 * torch.rand(count, generator=generator)
+    field = multi_scale_noise((count, 1, size, size), slope, generator)[:, 0]
+    level = torch.rand(count, 1, 1, generator=generator) * 1.5 - 0.25
+    return torch.sigmoid((field - level) * 6)
+
+
+def _blobs(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """The union of one to four turned ellipses, half of them hollow."""
+    mask = torch.zeros(count, size, size)
+    number = torch.randint(1, 5, (count,), generator=generator)
+    for index in range(4):
+        distance = _ellipse(count, size, generator, 0.06, 0.3)
+        width = 0.02 + 0.06 * torch.rand(count, 1, 1, generator=generator)
+        hollow = torch.rand(count, 1, 1, generator=generator) < 0.5
+        distance = torch.where(hollow, distance.abs() - width, distance)
+        drawn = (number > index).reshape(-1, 1, 1)
+        mask = torch.where(drawn, torch.maximum(mask, _soft(distance, size)), mask)
+    return mask
+
+
+def _ellipse(
+    count: int, size: int, generator: torch.Generator, small: float, large: float
+) -> Tensor:
+    """Approximate signed distance to a random ellipse, ``[count, size, size]``."""
+    rows, cols = _pixel_grid(size)
+    draw = torch.rand(5, count, 1, 1, generator=generator)
+    centre_row, centre_col = 0.15 + 0.7 * draw[0], 0.15 + 0.7 * draw[1]
+    radius_a, radius_b = small + (large - small) * draw[2], small + (large - small) * draw[3]
+    angle = math.pi * draw[4]
+    along = (rows - centre_row) * angle.cos() + (cols - centre_col) * angle.sin()
+    across = (cols - centre_col) * angle.cos() - (rows - centre_row) * angle.sin()
+    radial = ((along / radius_a) ** 2 + (across / radius_b) ** 2).sqrt()
+    return (radial - 1) * torch.minimum(radius_a, radius_b)
+
+
+def _strokes(count: int, size: int, generator: torch.Generator, points: int = 16) -> Tensor:
+    """One to four curved strokes; a stroke often goes on where the last one ended."""
+    rows, cols = _pixel_grid(size)
+    time = torch.linspace(0, 1, points).reshape(1, points, 1)
+    basis = torch.cat([(1 - time) ** 2, 2 * time * (1 - time), time**2], dim=-1)
+    radius = 0.02 + 0.06 * torch.rand(count, 1, 1, generator=generator)
+    number = torch.randint(1, 5, (count,), generator=generator)
+    mask = torch.zeros(count, size, size)
+    end = torch.zeros(count, 2)
+    for index in range(4):
+        control = 0.12 + 0.76 * torch.rand(count, 3, 2, generator=generator)
+        joined = torch.rand(count, generator=generator) < 0.6
+        if index:
+            control[joined, 0] = end[joined]
+        end = control[:, 2]
+        curve = basis @ control
+        distance = torch.full((count, size, size), float("inf"))
+        for start, stop in zip(curve[:, :-1].unbind(1), curve[:, 1:].unbind(1)):
+            distance = torch.minimum(distance, _segment_distance(rows, cols, start, stop))
+        drawn = (number > index).reshape(-1, 1, 1)
+        mask = torch.where(drawn, torch.maximum(mask, _soft(distance - radius, size)), mask)
+    return mask
+
+
+def _segment_distance(rows: Tensor, cols: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """Distance of each pixel to the segments ``start -> stop`` (both ``[count, 2]``)."""
+    row, col = start[:, 0, None, None], start[:, 1, None, None]
+    step_row, step_col = (stop - start)[:, 0, None, None], (stop - start)[:, 1, None, None]
+    length = (step_row**2 + step_col**2).clamp_min(1e-8)
+    share = (((rows - row) * step_row + (cols - col) * step_col) / length).clamp(0, 1)
+    return ((rows - row - share * step_row) ** 2 + (cols - col - share * step_col) ** 2).sqrt()
+
+
+def _leaves(count: int, size: int, generator: torch.Generator, leaves: int = 12) -> Tensor:
+    """Dead leaves: ellipses of random grey, each hiding what lies below."""
+    canvas = torch.rand(count, 1, 1, generator=generator).expand(-1, size, size)
+    for _ in range(leaves):
+        cover = _soft(_ellipse(count, size, generator, 0.04, 0.25), size)
+        grey = torch.rand(count, 1, 1, generator=generator)
+        canvas = canvas + cover * (grey - canvas)
+    return canvas

@@ -1,0 +1,57 @@
+"""What each image is inverted for, and which clients serve it (choice: diversity devices)."""
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.teacher import Teacher
+
+
+def draw_targets(
+    kind: str, count: int, num_classes: int, generator: torch.Generator, own: Tensor | None = None
+) -> Tensor:
+    """Draw class probabilities ``[count, num_classes]`` on the CPU.
+
+    Parameters
+    ----------
+    kind : str
+        ``balanced``: one class each, all classes alike often. ``soft``: nine tenths on that
+        class, the rest spread by a flat Dirichlet draw. ``mixed``: a random share between
+        that class and another. ``own``: the teacher's own label of the starting image.
+    own : Tensor, optional
+        For ``own``, the teacher's probabilities ``[count, num_classes]``.
+    """
+    if kind == "own":
+        if own is None:
+            raise ValueError("targets 'own' need the teacher's probabilities of the starts")
+        return own
+    order = torch.randperm(num_classes, generator=generator)
+    first = order[torch.arange(count) % num_classes]
+    hard = torch.eye(num_classes)[first]
+    if kind == "soft":
+        # A flat Dirichlet draw: normalised exponentials.
+        spread = -torch.rand(count, num_classes, generator=generator).clamp_min(1e-12).log()
+        return 0.9 * hard + 0.1 * spread / spread.sum(1, keepdim=True)
+    if kind == "mixed":
+        other = torch.randint(num_classes, (count,), generator=generator)
+        share = torch.rand(count, 1, generator=generator)
+        return share * hard + (1 - share) * torch.eye(num_classes)[other]
+    return hard
+
+
+def draw_members(
+    teacher: Teacher, targets: Tensor, per_image: int, generator: torch.Generator
+) -> Tensor | None:
+    """Draw ``per_image`` clients for each image, the likelier the better they know its target.
+
+    Returns
+    -------
+    Tensor or None
+        ``[K, B]`` bool on the CPU; ``None`` when every client serves every image
+        (``per_image`` is 0 or at least K).
+    """
+    clients = len(teacher.models)
+    if per_image == 0 or per_image >= clients:
+        return None
+    odds = (teacher.normalised_weights @ targets.T.to(teacher.class_weights)).T.cpu()
+    chosen = torch.multinomial(odds.clamp_min(1e-6), per_image, generator=generator)
+    return torch.zeros(len(targets), clients, dtype=torch.bool).scatter_(1, chosen, True).T

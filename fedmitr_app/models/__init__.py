@@ -1,0 +1,7 @@
+"""Plain timm Vision Transformers that can run on a subset of their patches."""
+
+from fedmitr_app.models.factory import architecture_of, build_vit
+from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
+from fedmitr_app.models.spec import InputSpec
+
+__all__ = ["InputSpec", "PatchViT", "ViTOutput", "architecture_of", "build_vit"]

@@ -1,0 +1,111 @@
+"""Build the Vision Transformer that the configuration asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+
+from fedmitr_app.config import ModelConfig
+from fedmitr_app.errors import ModelError
+from fedmitr_app.models.patch_vit import PatchViT
+from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.randomness import seeded_init
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def build_vit(config: ModelConfig, spec: InputSpec, num_classes: int, seed: int) -> PatchViT:
+    """Build θ₀'s architecture and initial weights.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        ``name`` is ``"small"`` (from scratch, sized by the other settings) or a timm name;
+        ``weights`` is ``""`` (from scratch), ``"hub"``, or a checkpoint's path.
+    spec : InputSpec
+        Images to take; position embeddings of a checkpoint are resampled to its size.
+    num_classes : int
+        Size of the new head; a checkpoint's own head is dropped unless it fits.
+    seed : int
+        Run seed; the same seed draws the same initial weights.
+
+    Raises
+    ------
+    ModelError
+        For an unknown or unfit model, a missing or unreadable checkpoint.
+    """
+    with seeded_init(seed, "model"):
+        vit = (
+            _small(config, spec, num_classes)
+            if config.name == "small"
+            else _from_timm(config, spec, num_classes)
+        )
+    return PatchViT(vit, spec)
+
+
+def architecture_of(model: PatchViT) -> dict[str, Any]:
+    """Return what is needed to build the same architecture again, as JSON-able values."""
+    vit = model.vit
+    cfg = getattr(vit, "pretrained_cfg", None) or {}
+    return {
+        "name": cfg.get("architecture") or "small",
+        "num_classes": vit.num_classes,
+        "img_size": model.spec.size,
+        "in_chans": model.spec.channels,
+        "patch_size": model.patch_size,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads,
+    }
+
+
+def _small(config: ModelConfig, spec: InputSpec, num_classes: int) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=spec.size,
+        patch_size=config.patch_size,
+        in_chans=spec.channels,
+        num_classes=num_classes,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=2.0,
+    )
+
+
+def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
+    if config.name not in timm.list_models("vit_*") + timm.list_models("deit_*"):
+        raise ModelError(
+            f"model.name = {config.name!r} is not a ViT or DeiT that the installed timm "
+            f"{timm.__version__} knows: choose 'small' or one of timm.list_models('vit_*'), "
+            "timm.list_models('deit_*')."
+        )
+    overlay: dict[str, Any] = {}
+    if config.weights not in ("", "hub"):
+        path = Path(config.weights)
+        if path.suffix not in WEIGHT_SUFFIXES or not path.is_file():
+            raise ModelError(
+                f"model.weights = {config.weights!r} is not a checkpoint: it must be '' (from "
+                f"scratch), 'hub', or the path of a file ending in {', '.join(WEIGHT_SUFFIXES)}."
+            )
+        overlay["file"] = str(path)
+    try:
+        return timm.create_model(
+            config.name,
+            pretrained=bool(config.weights),
+            pretrained_cfg_overlay=overlay or None,
+            num_classes=num_classes,
+            img_size=spec.size,
+            in_chans=spec.channels,
+        )
+    except AssertionError as error:
+        raise ModelError(
+            f"model.name = {config.name!r} can't take data.image-size = {spec.size}: {error}."
+        ) from error
+    except Exception as error:
+        # timm and the hub client raise many kinds; the user needs one sentence of each.
+        raise ModelError(
+            f"model.name = {config.name!r} could not be built with model.weights = "
+            f"{config.weights!r} ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
+            "file, or the network if it is 'hub', or set model.weights to a local path."
+        ) from error

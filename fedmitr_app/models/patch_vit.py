@@ -1,0 +1,182 @@
+"""A timm Vision Transformer that can run on a chosen subset of its patches.
+
+Wrapped, not forked: every weight and every block is timm's own. Only the few lines
+between the pixels and the first block are done here, so that the pixels of dropped
+patches are never embedded, and the class-token row of the last block's attention is
+computed beside that block, so that all blocks keep their fused attention.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fedmitr_app.errors import ModelError
+from fedmitr_app.models.spec import InputSpec
+
+
+class ViTOutput(NamedTuple):
+    """What one forward pass returns; ``n`` counts the patches that were seen."""
+
+    logits: Tensor
+    """Class-token logits, ``[B, classes]``."""
+    features: Tensor
+    """Class-token features after the final norm, ``[B, D]``."""
+    patch_tokens: Tensor
+    """Final normed patch tokens, ``[B, n, D]``."""
+    patch_logits: Tensor | None
+    """The classifier head applied to each patch token, ``[B, n, classes]``."""
+    cls_attn: Tensor | None
+    """Last block's attention from class token to patches, mean over heads, ``[B, n]``."""
+
+
+class PatchViT(nn.Module):
+    """Wrap a plain timm ViT or DeiT.
+
+    Parameters
+    ----------
+    vit : VisionTransformer
+        One class token, absolute position embeddings, a square grid, and a linear head
+        on the class token.
+    spec : InputSpec
+        The images it takes.
+
+    Raises
+    ------
+    ModelError
+        If ``vit`` is of another kind (distilled DeiT, average-pooled, rotary, ...).
+    """
+
+    def __init__(self, vit: VisionTransformer, spec: InputSpec) -> None:
+        super().__init__()
+        _require_plain(vit)
+        self.vit = vit
+        self.spec = spec
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.vit.patch_embed.patch_size[0]
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.vit.patch_embed.grid_size[0]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per image."""
+        return self.grid**2
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier head."""
+        return self.vit.num_classes
+
+    def patchify(self, images: Tensor) -> Tensor:
+        """Cut images ``[B, C, H, W]`` into patches ``[B, N, C*p*p]``, row by row."""
+        return F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
+
+    def forward(
+        self,
+        images: Tensor,
+        keep_idx: Tensor | None = None,
+        *,
+        patch_logits: bool = False,
+        attention: bool = False,
+    ) -> ViTOutput:
+        """Run on images ``[B, C, H, W]``, or only on their patches ``keep_idx`` ``[B, n]``."""
+        patches = self.patchify(images)
+        if keep_idx is not None:
+            patches = patches.gather(1, keep_idx.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return self.forward_patches(
+            patches, keep_idx, patch_logits=patch_logits, attention=attention
+        )
+
+    def forward_patches(
+        self,
+        patches: Tensor,
+        position_idx: Tensor | None = None,
+        *,
+        patch_logits: bool = False,
+        attention: bool = False,
+    ) -> ViTOutput:
+        """Run on patches ``[B, n, C*p*p]`` that stand at ``position_idx`` ``[B, n]``.
+
+        ``None`` means all N patches in their own places. Without dropped patches the
+        logits equal those of the wrapped timm model.
+        """
+        vit = self.vit
+        tokens = vit.norm_pre(self._embed(patches, position_idx))
+        for block in vit.blocks[:-1]:
+            tokens = block(tokens)
+        last = vit.blocks[-1]
+        cls_attn = self._class_attention(last, tokens) if attention else None
+        tokens = vit.norm(last(tokens))
+        patch_tokens = tokens[:, vit.num_prefix_tokens :]
+        features = vit.fc_norm(tokens[:, 0])
+        return ViTOutput(
+            logits=vit.head(vit.head_drop(features)),
+            features=features,
+            patch_tokens=patch_tokens,
+            patch_logits=vit.head(vit.fc_norm(patch_tokens)) if patch_logits else None,
+            cls_attn=cls_attn,
+        )
+
+    def _embed(self, patches: Tensor, position_idx: Tensor | None) -> Tensor:
+        """Embed, add positions by index, prepend class (and register) tokens: ``[B, 1+n, D]``."""
+        vit = self.vit
+        proj = vit.patch_embed.proj
+        tokens = vit.patch_embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
+        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        prefix_tokens = torch.cat(prefix, dim=1)
+        positions = vit.pos_embed[0]
+        if not vit.no_embed_class:
+            prefix_tokens = prefix_tokens + positions[: vit.num_prefix_tokens]
+            positions = positions[vit.num_prefix_tokens :]
+        tokens = tokens + (positions if position_idx is None else positions[position_idx])
+        return vit.pos_drop(torch.cat([prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1))
+
+    def _class_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Attention of the class token to each patch in ``block``, mean over heads: ``[B, n]``."""
+        attn = block.attn
+        normed = block.norm1(tokens)
+        width = attn.attn_dim
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        bias_q, bias_k = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
+        query = F.linear(normed[:, :1], weight[:width], bias_q)
+        key = F.linear(normed, weight[width : 2 * width], bias_k)
+        query, key = (
+            part.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
+            for part in (query, key)
+        )
+        scores = (attn.q_norm(query) * attn.scale) @ attn.k_norm(key).transpose(-2, -1)
+        return scores.softmax(-1).mean(1)[:, 0, self.vit.num_prefix_tokens :]
+
+
+def _require_plain(vit: nn.Module) -> None:
+    """Refuse models whose structure this wrapper doesn't reproduce."""
+    problem = None
+    if type(vit) is not VisionTransformer:
+        problem = f"it is a {type(vit).__name__}, not timm's VisionTransformer"
+    elif vit.cls_token is None or vit.global_pool != "token" or vit.attn_pool is not None:
+        problem = "it doesn't classify by a class token"
+    elif vit.pos_embed is None:
+        problem = "it has no absolute position embeddings"
+    elif type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.proj.groups != 1:
+        problem = "its patches aren't embedded by one linear map"
+    elif vit.patch_embed.patch_size[0] != vit.patch_embed.patch_size[1]:
+        problem = "its patches aren't square"
+    elif vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
+        problem = "its images aren't square"
+    elif any(type(getattr(block, "attn", None)) is not Attention for block in vit.blocks):
+        problem = "its blocks don't use timm's plain attention"
+    if problem:
+        raise ModelError(
+            f"This model can't be inverted patch by patch because {problem}: choose a plain "
+            "timm ViT or DeiT such as 'deit_tiny_patch16_224' or 'vit_small_patch16_224' "
+            "(model.name)."
+        )

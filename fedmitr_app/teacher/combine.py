@@ -1,0 +1,62 @@
+"""Ways to combine K clients' outputs into one teacher (method note, section 1: choice).
+
+Every combination turns logits ``[K, ..., C]`` into combined logits ``[..., C]``, so that
+``softmax(combined / T)`` is the teacher's soft label at temperature T. Averages of
+probabilities are returned as their logarithms.
+
+Two kinds of weights multiply the clients' parts: ``class_weights[k, c]`` says how much
+client k knows of class c, ``members[k, b]`` which clients serve which image (a per-image
+subset of the ensemble; ``None``: all of them).
+"""
+
+import torch
+from torch import Tensor
+
+EPS = 1e-8
+
+
+def combine_logits(
+    logits: Tensor, how: str, class_weights: Tensor, members: Tensor | None = None
+) -> Tensor:
+    """Combine client logits.
+
+    Parameters
+    ----------
+    logits : Tensor
+        ``[K, B, C]`` for class tokens, ``[K, B, n, C]`` for patch tokens.
+    how : str
+        A name of ``teacher.combine``.
+    class_weights : Tensor
+        ``[K, C]``, non-negative; what it holds depends on ``how``
+        (:meth:`fedmitr_app.teacher.Teacher.build` fills it).
+    members : Tensor, optional
+        ``[K, B]`` bool, at least one client for each image.
+
+    Returns
+    -------
+    Tensor
+        ``[B, C]`` or ``[B, n, C]``.
+    """
+    shape = (len(logits), *[1] * (logits.dim() - 2), -1)
+    weights = class_weights.reshape(shape).expand_as(logits)
+    if members is not None:
+        served = members.reshape(*members.shape, *[1] * (logits.dim() - 2))
+        weights = weights * served
+        logits = torch.where(served, logits, torch.zeros((), device=logits.device))
+    if how in ("confidence", "prior-confidence"):
+        weights = weights * confidence(logits).unsqueeze(-1)
+    weights = weights / weights.sum(0).clamp_min(EPS)
+    if how in ("mean-logits", "label-aware", "prior-probed"):
+        return (weights * logits).sum(0)
+    return torch.logsumexp(logits.log_softmax(-1) + weights.clamp_min(EPS).log(), dim=0)
+
+
+def confidence(logits: Tensor, sharpness: float = 4.0) -> Tensor:
+    """Return ``exp(-sharpness * H / log C)`` of each prediction, ``[..., C] -> [...]``.
+
+    H is the predictive entropy: 1 for a certain client, ``exp(-sharpness)`` for one that
+    has no idea (choice).
+    """
+    log_probs = logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return torch.exp(-sharpness * entropy / torch.tensor(float(logits.shape[-1])).log())

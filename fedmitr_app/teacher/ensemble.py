@@ -1,0 +1,137 @@
+"""The uploaded models as one frozen teacher."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import TeacherConfig
+from fedmitr_app.models import PatchViT
+from fedmitr_app.teacher.combine import combine_logits
+from fedmitr_app.teacher.probing import probe_priors
+
+logger = logging.getLogger(__name__)
+
+
+class ClientModel(NamedTuple):
+    """One upload, ready to teach."""
+
+    key: str
+    model: PatchViT
+    num_examples: int
+    label_counts: tuple[int, ...] | None = None
+
+
+class TeacherOutput(NamedTuple):
+    """Combined outputs of the ensemble."""
+
+    logits: Tensor
+    """``[B, classes]``"""
+    patch_logits: Tensor | None
+    """``[B, n, classes]``"""
+    cls_attn: Tensor | None
+    """Density: weighted mean of the clients' class attention, ``[B, n]``."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """K frozen models and how to combine them.
+
+    ``class_weights`` is ``[K, classes]``: each client's estimated knowledge of each class
+    for the combinations that weigh classes, else its weight repeated.
+    """
+
+    models: tuple[PatchViT, ...]
+    combine: str
+    class_weights: Tensor
+
+    @classmethod
+    def build(
+        cls, clients: Sequence[ClientModel], config: TeacherConfig, probe_images: Tensor
+    ) -> "Teacher":
+        """Freeze the clients' models and work out their weights.
+
+        ``label-aware`` without every client's label counts falls back to prior probing,
+        with a warning: the round is not lost over an opt-in.
+
+        Parameters
+        ----------
+        clients : Sequence[ClientModel]
+            In the order of their keys.
+        config : TeacherConfig
+            The combination and its settings.
+        probe_images : Tensor
+            Generic images ``[n, C, H, W]`` for prior probing, on the models' device.
+        """
+        models = tuple(client.model.eval().requires_grad_(False) for client in clients)
+        combine = config.combine
+        if combine == "label-aware" and any(client.label_counts is None for client in clients):
+            missing = ", ".join(client.key for client in clients if client.label_counts is None)
+            logger.warning(
+                "teacher.combine = 'label-aware' needs label counts, which %s did not share "
+                "(client.share-label-counts); using 'prior-probed' instead.",
+                missing,
+            )
+            combine = "prior-probed"
+        sizes = probe_images.new_tensor([[float(client.num_examples)] for client in clients])
+        classes = models[0].num_classes
+        if combine == "label-aware":
+            counts = [client.label_counts for client in clients]
+            weights = probe_images.new_tensor(counts).float()
+        elif combine in ("prior-probed", "prior-confidence"):
+            priors = probe_priors(models, probe_images)
+            weights = (sizes * priors) ** config.prior_power
+        elif combine == "num-examples":
+            weights = sizes.expand(-1, classes)
+        else:
+            weights = torch.ones_like(sizes).expand(-1, classes)
+        # A class that nobody claims is answered by everyone alike.
+        nobody = weights.sum(0, keepdim=True) <= 0
+        return cls(models, combine, torch.where(nobody, torch.ones_like(weights), weights))
+
+    @property
+    def normalised_weights(self) -> Tensor:
+        """Each class's weights over the clients, summing to 1: ``[K, classes]``."""
+        return self.class_weights / self.class_weights.sum(0)
+
+    def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
+        """Combine stacked client logits, see :func:`combine_logits`."""
+        return combine_logits(logits, self.combine, self.class_weights, members)
+
+    def density(self, cls_attn: Tensor, targets: Tensor, members: Tensor | None = None) -> Tensor:
+        """Mean of the clients' class attention, weighted by who knows the targets.
+
+        Parameters
+        ----------
+        cls_attn : Tensor
+            ``[K, B, n]``
+        targets : Tensor
+            Class probabilities ``[B, classes]``.
+        members : Tensor, optional
+            ``[K, B]``, the clients that serve each image.
+
+        Returns
+        -------
+        Tensor
+            ``[B, n]``
+        """
+        weights = self.normalised_weights @ targets.T
+        if members is not None:
+            weights = weights * members
+        weights = weights / weights.sum(0).clamp_min(1e-8)
+        return (weights.unsqueeze(-1) * cls_attn).sum(0)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, keep_idx: Tensor | None = None, *, patch_logits: bool = False
+    ) -> TeacherOutput:
+        """Run every client on ``images`` ``[B, C, H, W]`` and combine, without gradients."""
+        outputs = [model(images, keep_idx, patch_logits=patch_logits) for model in self.models]
+        combined = self.combine_logits(torch.stack([output.logits for output in outputs]))
+        tokens = None
+        if patch_logits:
+            tokens = self.combine_logits(torch.stack([output.patch_logits for output in outputs]))
+        return TeacherOutput(combined, tokens, None)
