@@ -22,6 +22,10 @@ class ModelError(FedmitrError):
     """A model cannot be built, or is not a plain Vision Transformer."""
 
 
+class TrainingError(FedmitrError):
+    """Training left the finite numbers."""
+
+
 class UploadError(FedmitrError):
     """One client's upload cannot be used. It never ends the round by itself."""
 

@@ -1,0 +1,6 @@
+"""What a client trains on its own shard."""
+
+from fedmitr_app.training.augment import augment
+from fedmitr_app.training.fit import fit, parameter_groups, warmup_cosine
+
+__all__ = ["augment", "fit", "parameter_groups", "warmup_cosine"]

@@ -1,0 +1,146 @@
+"""One client's training on its own shard."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedmitr_app.config import ClientConfig
+from fedmitr_app.errors import DataError, TrainingError
+from fedmitr_app.models.patch_vit import PatchViT
+from fedmitr_app.partitions import ImageSet
+from fedmitr_app.training.augment import augment
+
+# Skewed shards of a few images give rare, very steep steps.
+MAX_GRADIENT_NORM = 1.0
+
+
+def fit(
+    model: PatchViT,
+    shard: ImageSet,
+    config: ClientConfig,
+    *,
+    generator: torch.Generator,
+    device: torch.device | str,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> dict[str, float]:
+    """Train ``model`` in place on one shard, with AdamW, warm-up and cosine decay.
+
+    Any shard of at least one image of at least one class works: an epoch is cut into
+    batches of nearly equal size, none above ``config.batch_size``.
+
+    Parameters
+    ----------
+    model : PatchViT
+        Stays on ``device``, in evaluation mode.
+    shard : ImageSet
+        Kept in memory as uint8 and normalised batch by batch.
+    config : ClientConfig
+        Epochs, batch size, optimiser and augmentation.
+    generator : torch.Generator
+        On the CPU; decides the order of images and their augmentation.
+    device : torch.device | str
+        Where to train.
+    on_step : Callable[[int, int, float], None] | None
+        Called after every step with steps done, steps in all, and the loss.
+
+    Returns
+    -------
+    dict[str, float]
+        ``train_loss`` and ``train_accuracy`` over the last epoch, on its augmented images
+        as they were seen; ``seconds``, ``steps``, ``epochs``.
+
+    Raises
+    ------
+    DataError
+        If the shard is empty.
+    TrainingError
+        If the loss becomes infinite or not a number.
+    """
+    if len(shard) == 0:
+        raise DataError(
+            "this client holds no training images: give it some, or raise partition.min-samples "
+            "above 0 so that every client gets some."
+        )
+    started = time.perf_counter()
+    model.to(device).train()
+    images, labels = shard.images.to(device), shard.labels.to(device)
+    batches = math.ceil(len(shard) / config.batch_size)
+    total = config.epochs * batches
+    groups = parameter_groups(model, config.weight_decay)
+    # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup))
+
+    step = 0
+    for epoch in range(config.epochs):
+        loss_sum = torch.zeros((), device=device)
+        correct = torch.zeros((), device=device)
+        order = torch.randperm(len(shard), generator=generator).to(device)
+        for batch in order.tensor_split(batches):
+            pixels = augment(images[batch], config.augment, generator)
+            logits = model(model.spec.normalise(pixels)).logits
+            loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+            optimizer.step()
+            scheduler.step()
+            step += 1
+            loss_sum += loss.detach() * len(batch)
+            correct += (logits.detach().argmax(1) == labels[batch]).sum()
+            if on_step is not None:
+                on_step(step, total, loss.item())
+        # Once an epoch: reading the loss at every step would stall a GPU's queue.
+        _require_finite(loss_sum, epoch, config)
+
+    model.eval()
+    return {
+        "train_loss": loss_sum.item() / len(shard),
+        "train_accuracy": correct.item() / len(shard),
+        "seconds": time.perf_counter() - started,
+        "steps": step,
+        "epochs": config.epochs,
+    }
+
+
+def parameter_groups(model: PatchViT, weight_decay: float) -> list[dict[str, object]]:
+    """Split the trainable parameters into those that decay and those that don't.
+
+    Biases, norms, and what the ViT itself lists (position embedding, class token) don't:
+    decay there pulls towards nothing meaningful.
+    """
+    vit = model.vit
+    return param_groups_weight_decay(
+        vit, weight_decay, no_weight_decay_list=vit.no_weight_decay()
+    )
+
+
+def warmup_cosine(step: int, total: int, warmup: float) -> float:
+    """Return the learning rate's factor in step ``step`` of ``total``, counted from 0.
+
+    Parameters
+    ----------
+    warmup : float
+        Share of the steps in which the factor rises linearly to 1; afterwards it falls
+        to 0 along half a cosine.
+    """
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    falling = max(total - rising, 1)
+    return 0.5 * (1 + math.cos(math.pi * min((step - rising) / falling, 1)))
+
+
+def _require_finite(loss: Tensor, epoch: int, config: ClientConfig) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"client.learning-rate = {config.learning_rate:g} made training diverge: the loss is "
+            f"{loss.item()} in epoch {epoch + 1} of {config.epochs}; lower it, or lengthen "
+            f"client.warmup = {config.warmup:g}."
+        )
