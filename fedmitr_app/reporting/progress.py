@@ -1,0 +1,157 @@
+"""Progress of long loops: a headline, a line every few seconds, a closing line."""
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from torch import Tensor
+
+Log = Callable[[str], object]
+Loss = float | Tensor | Callable[[], float | Tensor]
+
+
+def headline(text: str, log: Log | None = None) -> None:
+    """Log the start of a stage so that it stands out."""
+    (log or _log_info)(f"== {text} ==")
+
+
+class Progress:
+    """Tell how far a loop has come, without flooding the log or stalling the device.
+
+    Parameters
+    ----------
+    stage : str
+        What is going on, such as "inversion".
+    total : int
+        How many units there are; 0 when unknown.
+    unit : str
+        What is counted, in the plural.
+    every_seconds : float
+        Shortest time between two lines.
+    log : Callable[[str], object] | None
+        Takes each line; by default the ``fedmitr_app`` logger at level INFO.
+    clock : Callable[[], float]
+        Monotonic seconds.
+
+    Examples
+    --------
+    >>> with Progress("inversion", 2, log=print, clock=lambda: 0.0) as progress:
+    ...     progress.advance(2, loss=0.5)
+    == inversion: 2 images ==
+    inversion: 2 images in 0.0 s, loss 0.5
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str = "images",
+        every_seconds: float = 5.0,
+        log: Log | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stage = stage
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._every_seconds = every_seconds
+        self._log = log or _log_info
+        self._clock = clock
+        self._loss: Loss | None = None
+        self._started = self._last_line = clock()
+        self._ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, or of the whole loop once it is over."""
+        return (self._clock() if self._ended is None else self._ended) - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units per second so far; 0.0 before any time has passed."""
+        seconds = self.seconds
+        return self.done / seconds if seconds > 0 else 0.0
+
+    def __enter__(self) -> "Progress":
+        self._started = self._last_line = self._clock()
+        amount = f": {self.total} {self.unit}" if self.total else ""
+        headline(f"{self.stage}{amount}", self._log)
+        return self
+
+    def advance(self, count: int = 1, loss: Loss | None = None) -> None:
+        """Count ``count`` units as done.
+
+        Parameters
+        ----------
+        count : int
+            How many more are done.
+        loss : float | Tensor | Callable[[], float | Tensor] | None
+            The current loss. A tensor or callable is read only when a line is due,
+            so that an accelerator need not be waited for at every step.
+        """
+        self.done += count
+        if loss is not None:
+            # Without detach the last step's whole graph would live until the next one.
+            self._loss = loss.detach() if isinstance(loss, Tensor) else loss
+        now = self._clock()
+        # The last step has the closing line.
+        if now - self._last_line >= self._every_seconds and self.done != self.total:
+            self._last_line = now
+            self._log(self._line())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = self._clock()
+        if kind is not None:
+            # No loss here: reading it might raise the same device error again.
+            self._log(f"{self.stage}: stopped at {self._count()} by {kind.__name__}")
+        else:
+            done = f"{self.done} {self.unit} in {duration(self.seconds)}"
+            self._log(f"{self.stage}: {done}" + self._rate_words() + self._loss_words())
+        self._loss = None
+
+    def _line(self) -> str:
+        share = f" ({100 * self.done // self.total} %)" if self.total else ""
+        left = ""
+        if self.rate > 0 and self.total > self.done:
+            left = f", {duration((self.total - self.done) / self.rate)} left"
+        head = f"{self.stage}: {self._count()}{share}"
+        return head + self._rate_words() + self._loss_words() + left
+
+    def _count(self) -> str:
+        return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"
+
+    def _rate_words(self) -> str:
+        rate = self.rate
+        if rate <= 0:
+            return ""
+        return f", {rate:.0f} {self.unit}/s" if rate >= 100 else f", {rate:.3g} {self.unit}/s"
+
+    def _loss_words(self) -> str:
+        value = self._loss() if callable(self._loss) else self._loss
+        return "" if value is None else f", loss {float(value):.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in words that fit a log line.
+
+    >>> duration(7.25), duration(80), duration(7500)
+    ('7.2 s', '1 min 20 s', '2 h 05 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _log_info(line: str) -> None:
+    logging.getLogger("fedmitr_app").info(line)
