@@ -1,0 +1,125 @@
+"""What the numbers say, in sentences."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fedmitr_app.reporting.data import ReportData
+from fedmitr_app.reporting.table import named_accuracies, percent
+
+
+def headline_sentence(data: ReportData) -> str:
+    """Return the sentence that a reader takes away."""
+    known = named_accuracies(data.accuracy)
+    used = sum(row.status == "ok" for row in data.clients)
+    source = f" with one upload from each of {used} clients" if used > 1 else ""
+    if "student" not in known:
+        if not known:
+            return f"The global model was made{source}, and nothing was evaluated: no test set."
+        shown = ", ".join(f"{name} {percent(value)}" for name, value in known.items())
+        return f"Test accuracy{source}: {shown}."
+    student = known["student"]
+    compared = []
+    if known.get("teacher"):
+        share = percent(student / known["teacher"])
+        compared.append(f"{share} of its teacher's {percent(known['teacher'])}")
+    if known.get("fedavg"):
+        times = f"{student / known['fedavg']:.1f} times"
+        compared.append(f"{times} one-round FedAvg's {percent(known['fedavg'])}")
+    tail = ": " + " and ".join(compared) if compared else ""
+    return f"The student reaches {percent(student)}{source}{tail}."
+
+
+class Worth(NamedTuple):
+    """What inversion earned, and whether that is more than nothing."""
+
+    sentence: str
+    worth: bool
+
+
+def inversion_worth(data: ReportData) -> Worth | None:
+    """Return what inversion earned over images that were not inverted, None if unknown.
+
+    Whether a gap is more than noise is judged by two standard errors of a difference
+    of two accuracies, each a share of the same number of test images.
+    """
+    known = named_accuracies(data.accuracy)
+    if "student" not in known or "control" not in known:
+        return None
+    student, control = known["student"], known["control"]
+    points = 100 * (student - control)
+    same = "the same procedural images without inversion"
+    if points <= 0:
+        more = "just as much" if points == 0 else f"{-points:.1f} points more"
+        return Worth(
+            f"Inversion earned nothing here: a student of {same} reaches {percent(control)}, "
+            f"{more}.",
+            False,
+        )
+    noise = 200 * standard_error(student, control, data.test_images)
+    if points < noise:
+        return Worth(
+            f"Inversion earned nothing that can be told from noise: {points:.1f} points over "
+            f"{same} ({percent(control)}), where {data.test_images} test images tell "
+            f"differences above {noise:.1f} points.",
+            False,
+        )
+    return Worth(f"Inversion earned {points:.1f} points over {same} ({percent(control)}).", True)
+
+
+def warnings(data: ReportData) -> list[str]:
+    """Return what a reader should know before believing the numbers."""
+    known = named_accuracies(data.accuracy)
+    student = known.get("student")
+    found = []
+    lost = [row for row in data.clients if row.status != "ok"]
+    if lost:
+        found.append(
+            f"{len(lost)} of {len(data.clients)} clients took no part: the table says why."
+        )
+    if student is None:
+        return found
+    if student < known.get("fedavg", 0.0):
+        found.append("The student is worse than one-round FedAvg of the same uploads.")
+    if student < known.get("best client", 0.0):
+        found.append("The student is worse than the best single client.")
+    return found
+
+
+def standard_error(one: float, other: float, count: int) -> float:
+    """Return the standard error of a difference of two accuracies; 0.0 for no images."""
+    if count <= 0:
+        return 0.0
+    return math.sqrt((one * (1 - one) + other * (1 - other)) / count)
+
+
+def reproduce_command(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], federation: str = ""
+) -> str:
+    """Return the command that runs the same again, with what differs from the defaults."""
+    changed = {
+        key: value
+        for key, value in config.items()
+        if key != "output.run-dir" and (key == "seed" or defaults.get(key, value) != value)
+    }
+    pairs = " ".join(f"{key}={_toml(value)}" for key, value in changed.items())
+    command = "flwr run . --stream"
+    if pairs:
+        command += f" --run-config {_shell(pairs)}"
+    if federation:
+        command += f" --federation-config {_shell(federation)}"
+    return command
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # Flower takes either quote, and no escapes in between.
+        return f'"{value}"' if "'" in value else f"'{value}'"
+    return repr(value)
+
+
+def _shell(text: str) -> str:
+    special = set('"$`\\!')
+    return f'"{text}"' if not special & set(text) else "'" + text.replace("'", "'\\''") + "'"
