@@ -1,0 +1,34 @@
+"""What a client sends once, checked by itself and kept on disk until the server fuses it."""
+
+from fedmitr_app.uploads.averaging import average
+from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.npy import decode_npy
+from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
+from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.uploads.validate import (
+    ArrayHeader,
+    ArraySpec,
+    check_arrays,
+    check_headers,
+    reference_of,
+    weights_digest,
+)
+
+__all__ = [
+    "ArrayHeader",
+    "ArraySpec",
+    "Claims",
+    "Expected",
+    "Rejection",
+    "Spool",
+    "Upload",
+    "average",
+    "check_arrays",
+    "check_claims",
+    "check_headers",
+    "check_num_examples",
+    "decode_npy",
+    "read_spool",
+    "reference_of",
+    "weights_digest",
+]

@@ -1,0 +1,64 @@
+"""The weighted average of uploads, read one array at a time."""
+
+from collections.abc import Sequence
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fedmitr_app.errors import ConfigError, UploadError
+from fedmitr_app.uploads.upload import Upload
+
+WEIGHTINGS = ("num-examples", "uniform")
+
+
+def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[str, Tensor]:
+    """Return the average state dict of the uploads (FedAvg, McMahan et al., 2017).
+
+    Sums in float64, in the order given (sorted uploads make it reproducible), and
+    holds one sum and one array of one upload in memory, however many uploads.
+    Integers are rounded to the nearest; truth values follow the majority by weight.
+
+    Parameters
+    ----------
+    uploads : Sequence[Upload]
+        At least one, all with the same names and shapes.
+    weights : {"num-examples", "uniform"}
+        What each upload counts for.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        In the first upload's types and order of names.
+    """
+    shares = client_shares(uploads, weights)
+    sums: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for upload, share in zip(uploads, shares, strict=True):
+        with safe_open(upload.weights, framework="pt") as stored:
+            for name in stored.keys():
+                value = stored.get_tensor(name)
+                if name not in sums:
+                    sums[name] = torch.zeros(value.shape, dtype=torch.float64)
+                    dtypes[name] = value.dtype
+                sums[name].add_(value.to(torch.float64), alpha=share)
+    # One at a time, so that the float64 sums go as their results come.
+    return {name: _back(sums.pop(name), dtypes[name]) for name in list(sums)}
+
+
+def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> list[float]:
+    """Return each upload's share of the average; the shares sum to 1."""
+    if weights not in WEIGHTINGS:
+        raise ConfigError.bad_value("weights", weights, f"one of {', '.join(map(repr, WEIGHTINGS))}")
+    if not uploads:
+        raise UploadError("There is no upload to average.")
+    counts = [upload.num_examples if weights == "num-examples" else 1 for upload in uploads]
+    return [count / sum(counts) for count in counts]
+
+
+def _back(total: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.bool:
+        return total > 0.5
+    if not dtype.is_floating_point:
+        total = total.round()
+    return total.to(dtype)

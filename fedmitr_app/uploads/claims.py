@@ -1,0 +1,169 @@
+"""Check what an upload says about itself: who sent it, how many samples, which model."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.models.spec import InputSpec
+
+MAX_EXAMPLES = 10**12
+MAX_KEY_LENGTH = 200
+MAX_METRICS = 64
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What comes with the arrays; every part but ``num_examples`` may be absent."""
+
+    num_examples: Any = None
+    client: Any = None
+    architecture: Any = None
+    input_spec: Any = None
+    label_counts: Any = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the server knows about its own model; None where it doesn't check."""
+
+    architecture: Mapping[str, Any] | None = None
+    input_spec: InputSpec | None = None
+    num_classes: int | None = None
+
+
+def check_claims(claims: Claims, expected: Expected = Expected()) -> Claims:
+    """Return the claims in plain, checked types.
+
+    A part that is absent passes: an ordinary Flower client sends none but the number
+    of examples. Metrics that aren't finite numbers are left out, not refused.
+
+    Raises
+    ------
+    UploadError
+        With the first claim that is wrong, in one sentence.
+    """
+    examples = check_num_examples(claims.num_examples)
+    return dataclasses.replace(
+        claims,
+        num_examples=examples,
+        client=None if claims.client is None else check_client_key(claims.client),
+        architecture=_check_architecture(claims.architecture, expected),
+        input_spec=_check_input_spec(claims.input_spec, expected),
+        label_counts=_check_label_counts(claims.label_counts, examples, expected),
+        metrics=finite_metrics(claims.metrics),
+    )
+
+
+def check_num_examples(value: Any) -> int:
+    """Return the number of examples as a positive integer, or raise ``UploadError``."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # The range also excludes NaN and infinity, which int() would choke on.
+    if not plain or not 0 < value < MAX_EXAMPLES or value != int(value):
+        raise UploadError(
+            f"num-examples = {_short(value)}: it must be a whole number from 1 to below 1e12."
+        )
+    return int(value)
+
+
+def check_client_key(value: Any) -> str:
+    """Return the client key, or raise ``UploadError`` if it can't name anyone."""
+    good = isinstance(value, str) and value.strip() == value and value.isprintable()
+    if not good or not 0 < len(value) <= MAX_KEY_LENGTH:
+        raise UploadError(
+            f"client-key = {_short(value)}: it must be 1 to {MAX_KEY_LENGTH} "
+            "printable characters without spaces around them."
+        )
+    return value
+
+
+def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are single finite numbers, sorted by name."""
+    kept = {
+        name: float(value)
+        for name, value in sorted(metrics.items())
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+        and len(name) <= MAX_KEY_LENGTH
+    }
+    return dict(list(kept.items())[:MAX_METRICS])
+
+
+def _check_architecture(declared: Any, expected: Expected) -> dict[str, Any] | None:
+    if declared is None:
+        return None
+    if not isinstance(declared, Mapping):
+        raise UploadError("its architecture is not a table of names and values.")
+    known = dict(expected.architecture or {})
+    if expected.num_classes is not None:
+        known.setdefault("num_classes", expected.num_classes)
+    _same(known, declared, "architecture")
+    return dict(declared)
+
+
+def _check_input_spec(declared: Any, expected: Expected) -> InputSpec | None:
+    if declared is None:
+        return None
+    if isinstance(declared, InputSpec):
+        declared = declared.to_dict()
+    try:
+        spec = InputSpec.from_dict(declared)
+    except Exception as error:  # whatever a stranger's table makes it raise
+        raise UploadError("its input spec is not size, channels, mean and std.") from error
+    if expected.input_spec is not None:
+        _same(_per_channel(expected.input_spec), _per_channel(spec), "input spec")
+    return spec
+
+
+def _per_channel(spec: InputSpec) -> dict[str, Any]:
+    # One mean for all channels says the same as that mean for each of them.
+    table = spec.to_dict()
+    for key in ("mean", "std"):
+        table[key] = list(table[key]) * (spec.channels if len(table[key]) == 1 else 1)
+    return table
+
+
+def _same(known: Mapping[str, Any], declared: Mapping[str, Any], what: str) -> None:
+    for key, value in known.items():
+        if _plain(declared.get(key)) != _plain(value):
+            raise UploadError(
+                f"its {what} differs from the server's: "
+                f"{key} is {_short(declared.get(key))}, not {_short(value)}."
+            )
+
+
+def _check_label_counts(
+    declared: Any, num_examples: int, expected: Expected
+) -> tuple[int, ...] | None:
+    if declared is None:
+        return None
+    good = isinstance(declared, (list, tuple)) and all(
+        isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in declared
+    )
+    if not good:
+        raise UploadError("its label counts are not whole numbers of at least 0.")
+    if expected.num_classes is not None and len(declared) != expected.num_classes:
+        raise UploadError(
+            f"it counts the labels of {len(declared)} classes "
+            f"where the server has {expected.num_classes}."
+        )
+    if sum(declared) != num_examples:
+        raise UploadError(
+            f"its label counts sum to {_short(sum(declared))} but num-examples = {num_examples}."
+        )
+    return tuple(declared)
+
+
+def _plain(value: Any) -> Any:
+    # Tuples become lists, as on the wire, so that (0.5,) equals [0.5].
+    return json.loads(json.dumps(value, default=str))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,229 @@
+"""Uploads on disk, written as they arrive, so that the server's memory stays flat.
+
+Each upload is ``<client>.safetensors`` with a manifest ``<client>.json`` written after
+it: an upload without a manifest was not finished and doesn't count. Both appear by
+an atomic rename.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fedmitr_app.errors import RunFolderError, UploadError
+from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.uploads.claims import Claims
+from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.uploads.validate import weights_digest
+
+_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One reply that could not be used, and why, in one sentence."""
+
+    client: str
+    reason: str
+
+
+class Spool:
+    """Where a round's uploads and rejections are written.
+
+    Two uploads that claim one client key: the one whose weights digest sorts first is
+    kept and the other is rejected, so that the order of arrival doesn't matter. The
+    same weights with the same number of examples again are a repetition, and dropped.
+
+    Parameters
+    ----------
+    uploads : Path
+        Folder for the uploads; made if absent, and must hold none yet.
+    rejected : Path
+        Folder for the reasons, ``<n>.json``; made at the first one.
+    """
+
+    def __init__(self, uploads: Path, rejected: Path) -> None:
+        self.uploads = uploads
+        self.rejected = rejected
+        self.rejections: list[Rejection] = []
+        self.repeated = 0
+        with _folder_errors(uploads):
+            uploads.mkdir(parents=True, exist_ok=True)
+            if any(uploads.glob("*.json")):
+                raise RunFolderError(
+                    f"{uploads} already holds uploads of another round: choose another run folder."
+                )
+
+    def add(self, arrays: Mapping[str, np.ndarray], claims: Claims) -> str:
+        """Write one checked upload, and return the client key it is kept under.
+
+        Parameters
+        ----------
+        arrays : Mapping[str, np.ndarray]
+            From :func:`~fedmitr_app.uploads.check_arrays`.
+        claims : Claims
+            From :func:`~fedmitr_app.uploads.check_claims`; without a client key the
+            upload is known by its weights, ``weights-<12 hex digits>``.
+        """
+        digest = weights_digest(arrays)
+        client = claims.client or f"weights-{digest[:12]}"
+        manifest = _manifest(client, digest, claims)
+        path = self.uploads / f"{safe_name(client)}.json"
+        with _folder_errors(self.uploads):
+            if path.exists():
+                kept = json.loads(path.read_text())
+                if not self._takes_over(manifest, kept):
+                    return client
+            weights = path.with_suffix(".safetensors")
+            with _replacing(weights) as unfinished:
+                save_file(dict(arrays), unfinished)
+            write_json(path, {**manifest, "sha256": _sha256(weights)})
+        return client
+
+    def reject(self, client: str, reason: str) -> None:
+        """Note that a reply could not be used."""
+        rejection = Rejection(client, reason)
+        self.rejections.append(rejection)
+        with _folder_errors(self.rejected):
+            self.rejected.mkdir(parents=True, exist_ok=True)
+            path = self.rejected / f"{len(self.rejections)}.json"
+            write_json(path, dataclasses.asdict(rejection))
+
+    def _takes_over(self, new: dict[str, Any], kept: dict[str, Any]) -> bool:
+        first, second = sorted((new, kept), key=_rank)
+        if _rank(new)[:2] == _rank(kept)[:2]:
+            self.repeated += 1
+        else:
+            self.reject(
+                second["client"],
+                f"more than one upload claims the client key {second['client']!r}: the one whose "
+                f"weights digest sorts first was kept, not this one ({second['digest'][:12]}).",
+            )
+        return first is new
+
+
+def read_spool(
+    folder: Path, damaged: Callable[[Rejection], None] | None = None
+) -> list[Upload]:
+    """Return the uploads in a folder, sorted by client key; weights are not loaded.
+
+    Parameters
+    ----------
+    folder : Path
+        Where a :class:`Spool` wrote them.
+    damaged : Callable[[Rejection], None], optional
+        Called for each upload whose file no longer is what was written; without it
+        the first one raises.
+
+    Raises
+    ------
+    UploadError
+        In one sentence, for a manifest or weights file that is gone or changed.
+    """
+    uploads = []
+    for path in folder.glob("*.json"):
+        try:
+            uploads.append(_read_upload(path))
+        except UploadError as error:
+            if damaged is None:
+                raise
+            damaged(Rejection(path.stem, str(error)))
+    return sorted(uploads, key=lambda upload: upload.client)
+
+
+def safe_name(client: str) -> str:
+    """Return a file name for a client key: harmless, and different for different keys.
+
+    A short lower-case key is its own name. Any other gets a hash of the whole key
+    behind a ``~``, which no plain name contains, so none can pose as another, also
+    on file systems that don't tell capitals apart.
+    """
+    if _PLAIN_NAME.fullmatch(client):
+        return client
+    readable = re.sub(r"[^a-z0-9_-]+", "_", client.lower())[:40]
+    return f"{readable}~{hashlib.sha256(client.encode()).hexdigest()[:16]}"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader finds all of it or nothing."""
+    with _replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _manifest(client: str, digest: str, claims: Claims) -> dict[str, Any]:
+    spec = claims.input_spec
+    return {
+        "client": client,
+        "num_examples": claims.num_examples,
+        "digest": digest,
+        "architecture": claims.architecture,
+        "input_spec": None if spec is None else spec.to_dict(),
+        "label_counts": None if claims.label_counts is None else list(claims.label_counts),
+        "metrics": dict(claims.metrics),
+    }
+
+
+def _rank(manifest: dict[str, Any]) -> tuple[str, int, str]:
+    facts = {key: value for key, value in manifest.items() if key != "sha256"}
+    return manifest["digest"], manifest["num_examples"], json.dumps(facts, sort_keys=True)
+
+
+def _read_upload(path: Path) -> Upload:
+    weights = path.with_suffix(".safetensors")
+    try:
+        manifest = json.loads(path.read_text())
+        intact = _sha256(weights) == manifest.pop("sha256")
+        spec, counts = manifest.pop("input_spec"), manifest.pop("label_counts")
+        upload = Upload(
+            **manifest,
+            weights=weights,
+            input_spec=_input_spec(spec),
+            label_counts=None if counts is None else tuple(counts),
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UploadError(f"{path} and its weights cannot be read back: {error}.") from error
+    if not intact:
+        raise UploadError(f"{weights} is not what was written: its SHA-256 differs.")
+    return upload
+
+
+def _input_spec(table: dict[str, Any] | None) -> InputSpec | None:
+    return None if table is None else InputSpec.from_dict(table)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path; on success flush it to disk and rename it to ``path``."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written ({error.strerror or error}): free some space there "
+            "or choose another run folder."
+        ) from error

@@ -1,0 +1,50 @@
+"""One client's upload, as the server keeps it: facts in memory, weights on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fedmitr_app.models.spec import InputSpec
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A validated upload.
+
+    Parameters
+    ----------
+    client : str
+        The client's stable key: uploads are sorted by it before anything seeded,
+        so that the order of arrival changes nothing.
+    num_examples : int
+        How many samples the client trained on, as it says; positive.
+    weights : Path
+        A safetensors file with the state dict, read only when asked for.
+    architecture : Mapping[str, Any] | None
+        What the client says its model is; None if it says nothing.
+    input_spec : InputSpec | None
+        What the client feeds its model; None if it says nothing.
+    metrics : Mapping[str, float]
+        Finite numbers from the client's training.
+    label_counts : tuple[int, ...] | None
+        Samples per class, only if the client chose to share them.
+    digest : str
+        SHA-256 of the arrays themselves (names, types, shapes, values), in hex.
+    """
+
+    client: str
+    num_examples: int
+    weights: Path
+    architecture: Mapping[str, Any] | None = None
+    input_spec: InputSpec | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    label_counts: tuple[int, ...] | None = None
+    digest: str = ""
+
+    def load_state(self) -> dict[str, Tensor]:
+        """Read the weights: a fresh state dict on the CPU at every call."""
+        return load_file(self.weights)
