@@ -1,0 +1,8 @@
+"""Flower strategies that turn one round of uploads into a global model."""
+
+from fedmitr_app.strategies.ensemble import BareEnsemble, split_ensemble
+from fedmitr_app.strategies.fedavg import OneShotFedAvg
+from fedmitr_app.strategies.one_shot import OneShotStrategy
+from fedmitr_app.strategies.outcome import RoundOutcome
+
+__all__ = ["BareEnsemble", "OneShotFedAvg", "OneShotStrategy", "RoundOutcome", "split_ensemble"]

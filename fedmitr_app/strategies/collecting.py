@@ -1,0 +1,142 @@
+"""From the replies of a round to uploads on disk, one reply at a time."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from flwr.app import Message
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.strategies.outcome import RoundOutcome
+from fedmitr_app.strategies.records import CheckedReply, RecordKeys, check_reply, status_of
+from fedmitr_app.strategies.streaming_grid import ReplyStream
+from fedmitr_app.uploads import ArraySpec, Expected, Rejection, Spool, read_spool
+
+_log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+class Collector:
+    """Check each reply by itself and spool it; keep only the facts.
+
+    One bad reply never costs the round: whatever is wrong with it becomes a reason.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where uploads and reasons are written.
+    keys : RecordKeys
+        Names of the records in the replies.
+    reference : Mapping[str, ArraySpec]
+        Names, shapes and types of θ₀.
+    expected : Expected
+        What the server knows about its model.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        keys: RecordKeys,
+        reference: Mapping[str, ArraySpec],
+        expected: Expected,
+    ) -> None:
+        self._spool = spool
+        self._keys = keys
+        self._reference = reference
+        self._expected = expected
+        self._no_data: set[str] = set()
+        self._answered: set[str] = set()
+        self._repeated = 0
+        self._received = 0
+        self._last_line = 0.0
+
+    def collect(self, replies: Iterable[Message]) -> RoundOutcome:
+        """Take the replies as they come, and return what became of them."""
+        started = time.monotonic()
+        stream = replies if isinstance(replies, ReplyStream) else None
+        node_of = stream.node_of if stream else _sender
+        for reply in replies:
+            self._take(reply, node_of, len(stream.nodes) if stream else 0)
+            del reply  # or two uploads would be in memory while the next one is received
+        missing = self._note_silent_nodes(stream) if stream else 0
+        accepted = read_spool(self._spool.uploads, damaged=self._note_damaged)
+        asked = len(stream.nodes) + len(stream.undelivered) if stream else len(self._answered)
+        return RoundOutcome(
+            accepted=tuple(accepted),
+            rejected=tuple(sorted(self._spool.rejections, key=lambda r: (r.client, r.reason))),
+            no_data=tuple(sorted(self._no_data)),
+            asked=asked,
+            missing=missing,
+            repeated=self._repeated + self._spool.repeated,
+            collect_seconds=time.monotonic() - started,
+        )
+
+    def _take(self, reply: Message, node_of: Callable[[Message], int], asked: int) -> None:
+        question = reply.metadata.reply_to_message_id or f"reply-{len(self._answered)}"
+        if question in self._answered:
+            self._repeated += 1
+            return
+        self._answered.add(question)
+        who = f"node-{node_of(reply)}"
+        if reply.has_error():
+            self._reject(who, f"its ClientApp failed ({_first_line(reply.error.reason)}).")
+            return
+        try:
+            status, client, reason = status_of(reply.content)
+            who = client or who
+            if status == "no-data":
+                self._no_data.add(who)
+                _log.info("%s holds no data.", who)
+                return
+            if status != "ok":
+                raise UploadError(reason or f"its status is {status[:40]!r}.")
+            checked = check_reply(reply.content, self._keys, self._reference, self._expected)
+        except UploadError as error:
+            self._reject(who, str(error))
+            return
+        except Exception as error:  # a reply nobody foresaw must not cost the others
+            _log.debug("Unreadable reply of %s", who, exc_info=True)
+            self._reject(who, f"it could not be read ({type(error).__name__}: {error}).")
+            return
+        self._keep(checked, asked)
+
+    def _keep(self, checked: CheckedReply, asked: int) -> None:
+        # Outside the try: a full disk is the server's trouble, not this client's.
+        key = self._spool.add(checked.arrays, checked.claims)
+        self._received += 1
+        for note in checked.notes:
+            _log.info("%s: %s", key, note)
+        now = time.monotonic()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked:
+            self._last_line = now
+            total = f"/{asked}" if asked else ""
+            examples = checked.claims.num_examples
+            _log.info("Upload %d%s: %s, %d examples", self._received, total, key, examples)
+
+    def _note_silent_nodes(self, stream: ReplyStream) -> int:
+        for node in stream.undelivered:
+            self._reject(f"node-{node}", "the message could not be sent to it.")
+        for node, reason in stream.unreadable.items():
+            self._reject(f"node-{node}", f"its reply could not be received ({_first_line(reason)}).")
+        for node in stream.pending.values():
+            _log.warning("node-%d gave no reply in time.", node)
+        return len(stream.pending)
+
+    def _note_damaged(self, rejection: Rejection) -> None:
+        self._reject(rejection.client, rejection.reason)
+
+    def _reject(self, who: str, reason: str) -> None:
+        reason = reason[:500]
+        _log.warning("Rejected %s: %s", who, reason)
+        self._spool.reject(who, reason)
+
+
+def _sender(reply: Message) -> int:
+    return reply.metadata.src_node_id
+
+
+def _first_line(text: str | None) -> str:
+    # Flower puts a stack trace in; its last line names the error.
+    lines = [line.strip() for line in (text or "no reason given").splitlines() if line.strip()]
+    return (lines[-1] if lines else "no reason given").rstrip(".")[:300]

@@ -1,0 +1,267 @@
+"""A round that collects individual models and fuses them, as a Flower strategy."""
+
+import logging
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from fedmitr_app.errors import ConfigError, UploadError
+from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.strategies.collecting import Collector
+from fedmitr_app.strategies.logs import join_flower_log
+from fedmitr_app.strategies.outcome import RoundOutcome, weighted_metrics
+from fedmitr_app.strategies.records import (
+    RecordKeys,
+    metrics_of,
+    reference_of_record,
+    to_array_record,
+)
+from fedmitr_app.strategies.streaming_grid import StreamingGrid
+from fedmitr_app.strategies.waiting import await_nodes
+from fedmitr_app.uploads import ArraySpec, Expected, Spool, Upload, check_num_examples
+from fedmitr_app.uploads.claims import finite_metrics
+
+_log = logging.getLogger(__name__)
+
+
+class OneShotStrategy(Strategy):
+    """Collect one upload per client, validate and spool each by itself, fuse them.
+
+    A method is a subclass with its own :meth:`fuse`. Ordinary Flower clients, which
+    reply ``arrays`` and ``metrics`` with ``num-examples``, need no change.
+
+    Parameters
+    ----------
+    min_clients : int
+        Fewest valid uploads that may be fused, and nodes that must connect.
+    wait_for_nodes : float
+        Seconds to wait for nodes before the round.
+    expected_nodes : int | None
+        How many nodes there should be; None waits until their number is steady.
+    run_dir : Path | None
+        Uploads go to its ``uploads/``, reasons to ``rejected/``; None uses a temporary
+        folder that is gone after :meth:`start`.
+    architecture : Mapping[str, Any] | None
+        Refuse uploads that declare another one (see ``models.architecture_of``).
+    input_spec : InputSpec | None
+        Refuse uploads that declare another one.
+    num_classes : int | None
+        Refuse uploads whose label counts have another length.
+    federated_evaluation : bool
+        Send the fused model to all nodes for evaluation.
+    arrayrecord_key, configrecord_key, weighted_by_key : str
+        Names in messages, as in Flower's FedAvg.
+    settle_seconds, poll_seconds : float
+        How long a steady number of nodes counts as all; pause between two looks.
+
+    Attributes
+    ----------
+    outcome : RoundOutcome
+        What became of the replies, also after an error.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_clients: int = 1,
+        wait_for_nodes: float = 120.0,
+        expected_nodes: int | None = None,
+        run_dir: Path | str | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        input_spec: InputSpec | None = None,
+        num_classes: int | None = None,
+        federated_evaluation: bool = False,
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        weighted_by_key: str = "num-examples",
+        settle_seconds: float = 2.0,
+        poll_seconds: float = 0.5,
+    ) -> None:
+        if isinstance(min_clients, bool) or not isinstance(min_clients, int) or min_clients < 1:
+            raise ConfigError.bad_value("min_clients", min_clients, "a whole number of at least 1")
+        self.min_clients = min_clients
+        self.wait_for_nodes = wait_for_nodes
+        self.expected_nodes = expected_nodes
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.expected = Expected(architecture, input_spec, num_classes)
+        self.federated_evaluation = federated_evaluation
+        self.keys = RecordKeys(arrayrecord_key, configrecord_key, weighted_by_key)
+        self.settle_seconds = settle_seconds
+        self.poll_seconds = poll_seconds
+        self.outcome = RoundOutcome()
+        self.reference: dict[str, ArraySpec] = {}
+        self._spool: Spool | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @abstractmethod
+    def fuse(self, uploads: Sequence[Upload]) -> Mapping[str, Tensor]:
+        """Return the global model's state dict.
+
+        Parameters
+        ----------
+        uploads : Sequence[Upload]
+            At least ``min_clients``, each valid by itself, sorted by client key.
+
+        Returns
+        -------
+        Mapping[str, Tensor]
+            With the names and shapes of the initial arrays.
+        """
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        _log.info("\t├──> One round: collect, validate, spool, fuse")
+        _log.info("\t├──> At least %d client(s)", self.min_clients)
+        _log.info("\t├──> Waits up to %g s for nodes", self.wait_for_nodes)
+        _log.info("\t├──> Federated evaluation: %s", "on" if self.federated_evaluation else "off")
+        _log.info("\t└──> Uploads go to %s", self.run_dir or "a temporary folder")
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 1,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the round; parameters and result as in Flower's ``Strategy.start``.
+
+        Raises
+        ------
+        ConfigError
+            If ``num_rounds`` is not 1.
+        AggregationError
+            If too few nodes connect, or too few of their uploads can be used.
+        """
+        join_flower_log()
+        if num_rounds != 1:
+            raise ConfigError.bad_value(
+                "num_rounds",
+                num_rounds,
+                f"1, because {type(self).__name__} is a one-shot method: every client uploads "
+                "once, and a second round would not train on the first one's result",
+            )
+        try:
+            return super().start(
+                StreamingGrid(grid, self.poll_seconds),
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        finally:
+            self._spool = None
+            if self._temporary is not None:
+                self._temporary.cleanup()
+                self._temporary = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every connected node to train from the initial arrays."""
+        self.reference = reference_of_record(arrays)
+        # Opened first: a folder that can't be used must show before anyone trains.
+        self._spool = self._open_spool()
+        nodes = await_nodes(
+            grid,
+            at_least=self.min_clients,
+            expected=self.expected_nodes,
+            seconds=self.wait_for_nodes,
+            settle_seconds=self.settle_seconds,
+            poll_seconds=self.poll_seconds,
+        )
+        _log.info("Asking %d node(s) to train.", len(nodes))
+        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Spool the replies as they arrive, then fuse what was accepted."""
+        spool, self._spool = self._spool or self._open_spool(), None
+        self.outcome = Collector(spool, self.keys, self.reference, self.expected).collect(replies)
+        _log.info("%s.", self.outcome.sentence())
+        self._require_enough()
+        uploads = self.outcome.accepted
+        started = time.monotonic()
+        fused = self.pack(self.fuse(uploads))
+        self.outcome = replace(self.outcome, fuse_seconds=time.monotonic() - started)
+        metrics = weighted_metrics((upload.num_examples, upload.metrics) for upload in uploads)
+        return fused, MetricRecord({**metrics, "uploads": len(uploads)})
+
+    def pack(self, fused: Mapping[str, Tensor]) -> ArrayRecord:
+        """Return the fused state dict as arrays, in the order of the initial ones."""
+        shapes = {name: tuple(value.shape) for name, value in fused.items()}
+        if shapes != {name: spec.shape for name, spec in self.reference.items()}:
+            raise AggregationError(
+                f"{type(self).__name__}.fuse returned other names or shapes than the initial "
+                "arrays have: it must return a state dict that the same model can load."
+            )
+        return to_array_record({name: fused[name] for name in self.reference})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every connected node to evaluate the fused model, if that is wanted."""
+        if not self.federated_evaluation:
+            return []
+        nodes = sorted(grid.get_node_ids())
+        return self._messages(server_round, arrays, config, nodes, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the mean of each metric weighted by examples; bad replies are left out."""
+        pairs = []
+        for reply in replies:
+            try:
+                metrics = metrics_of(reply.content, self.keys)
+                examples = check_num_examples(metrics.pop(self.keys.weighted_by, None))
+            except (UploadError, ValueError) as error:  # ValueError: the reply has no content
+                _log.warning("An evaluation reply is left out: %s", error)
+                continue
+            pairs.append((examples, finite_metrics(metrics)))
+        return MetricRecord(weighted_metrics(pairs)) if pairs else None
+
+    def _messages(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        nodes: Sequence[int],
+        message_type: str,
+    ) -> list[Message]:
+        config["server-round"] = server_round
+        record = RecordDict({self.keys.arrays: arrays, self.keys.config: config})
+        return [Message(record, node, message_type) for node in nodes]
+
+    def _open_spool(self) -> Spool:
+        folder = self.run_dir
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="fedmitr-")
+            folder = Path(self._temporary.name)
+        return Spool(folder / "uploads", folder / "rejected")
+
+    def _require_enough(self) -> None:
+        accepted = len(self.outcome.accepted)
+        if accepted >= self.min_clients:
+            return
+        reasons = self.outcome.reasons()
+        raise AggregationError(
+            f"Only {accepted} usable upload(s) where at least {self.min_clients} "
+            f"(server.min-clients) are needed: {self.outcome.sentence()}"
+            f"{f' ({reasons})' if reasons else ''}."
+        )

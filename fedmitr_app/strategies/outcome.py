@@ -1,0 +1,73 @@
+"""What became of a round's replies."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fedmitr_app.uploads import Rejection, Upload
+
+_SHOWN_REASONS = 5
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """One round, for the report. Nothing here depends on the order of arrival.
+
+    Parameters
+    ----------
+    accepted : tuple[Upload, ...]
+        Sorted by client key; their weights files last as long as the run folder.
+    rejected : tuple[Rejection, ...]
+        Replies that could not be used, with reasons, sorted.
+    no_data : tuple[str, ...]
+        Keys of the clients that said they hold no data, sorted.
+    asked : int
+        Nodes that were asked to train.
+    missing : int
+        Nodes that gave no reply in time.
+    repeated : int
+        Replies that only repeated another, and were dropped.
+    collect_seconds, fuse_seconds : float
+        Wall time of the two halves of the round; the first holds the clients' training.
+    """
+
+    accepted: tuple[Upload, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    no_data: tuple[str, ...] = ()
+    asked: int = 0
+    missing: int = 0
+    repeated: int = 0
+    collect_seconds: float = 0.0
+    fuse_seconds: float = 0.0
+
+    def sentence(self) -> str:
+        """Return the round in one line."""
+        parts = [f"{len(self.accepted)} upload(s) accepted of {self.asked} asked"]
+        for count, word in (
+            (len(self.rejected), "rejected"),
+            (len(self.no_data), "without data"),
+            (self.missing, "missing"),
+            (self.repeated, "repeated"),
+        ):
+            if count:
+                parts.append(f"{count} {word}")
+        return ", ".join(parts)
+
+    def reasons(self) -> str:
+        """Return the first few reasons for rejection, in one line."""
+        shown = [
+            f"{rejection.client}: {rejection.reason.rstrip('.')}"
+            for rejection in self.rejected[:_SHOWN_REASONS]
+        ]
+        more = len(self.rejected) - len(shown)
+        return "; ".join(shown + ([f"and {more} more"] if more else []))
+
+
+def weighted_metrics(pairs: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the weighted mean of each metric over those that report it."""
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for weight, metrics in pairs:
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + weight * value
+            weights[name] = weights.get(name, 0) + weight
+    return {name: sums[name] / weights[name] for name in sorted(sums)}

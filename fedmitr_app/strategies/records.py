@@ -1,0 +1,152 @@
+"""Between Flower's records and what the uploads room understands."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.uploads import (
+    ArrayHeader,
+    ArraySpec,
+    Claims,
+    Expected,
+    check_arrays,
+    check_claims,
+    check_headers,
+    decode_npy,
+)
+
+UPLOAD_KEY = "upload"
+METRICS_KEY = "metrics"
+NUMPY_STYPE = "numpy.ndarray"
+MAX_JSON_LENGTH = 20_000
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord)
+
+
+@dataclass(frozen=True)
+class RecordKeys:
+    """Names of the records in messages, as in Flower's FedAvg."""
+
+    arrays: str = "arrays"
+    config: str = "config"
+    weighted_by: str = "num-examples"
+
+
+@dataclass(frozen=True)
+class CheckedReply:
+    """A reply whose upload may be kept."""
+
+    arrays: dict[str, np.ndarray]
+    claims: Claims
+    notes: list[str]
+
+
+def status_of(content: RecordDict) -> tuple[str, str, str]:
+    """Return a reply's status ("ok" if it gives none), client key and reason, if any."""
+    upload = content.config_records.get(UPLOAD_KEY, {})
+    words = (upload.get(key, "") for key in ("status", "client-key", "reason"))
+    status, client, reason = (word[:1000] if isinstance(word, str) else "" for word in words)
+    return status or "ok", client, reason
+
+
+def check_reply(
+    content: RecordDict, keys: RecordKeys, reference: Mapping[str, ArraySpec], expected: Expected
+) -> CheckedReply:
+    """Decode one reply and check it by itself.
+
+    Raises
+    ------
+    UploadError
+        With the first thing that is wrong, in one sentence. Arrays are decoded last,
+        and only if everything declared about them is right.
+    """
+    claims = check_claims(_claims(content, keys), expected)
+    arrays = _only(content.array_records, keys.arrays, "arrays")
+    check_headers({name: _header(name, array) for name, array in arrays.items()}, reference)
+    decoded = {name: decode_npy(array.data, name=name) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if decoded[name].dtype != np.dtype(array.dtype):
+            raise UploadError(
+                f"{name} declares values of type {array.dtype} "
+                f"but holds values of type {decoded[name].dtype}."
+            )
+    clean, notes = check_arrays(decoded, reference)
+    return CheckedReply(clean, claims, notes)
+
+
+def metrics_of(content: RecordDict, keys: RecordKeys) -> dict[str, Any]:
+    """Return a reply's metrics, the number of examples among them."""
+    return dict(_only(content.metric_records, METRICS_KEY, "metrics", needed=keys.weighted_by))
+
+
+def reference_of_record(arrays: ArrayRecord) -> dict[str, ArraySpec]:
+    """Return the shapes and types of an ArrayRecord, without decoding it."""
+    return {
+        name: ArraySpec(tuple(array.shape), np.dtype(array.dtype))
+        for name, array in arrays.items()
+    }
+
+
+def to_array_record(state: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return a state dict as an ArrayRecord, its half-width floats as float32."""
+    return ArrayRecord({name: Array(_to_numpy(value)) for name, value in state.items()})
+
+
+def _to_numpy(value: Tensor) -> np.ndarray:
+    value = value.detach().cpu()
+    # bfloat16 has no numpy form, and float16 loses nothing in float32.
+    if value.dtype in (torch.bfloat16, torch.float16):
+        value = value.float()
+    return value.contiguous().numpy()
+
+
+def _claims(content: RecordDict, keys: RecordKeys) -> Claims:
+    metrics = metrics_of(content, keys)
+    upload = content.config_records.get(UPLOAD_KEY, ConfigRecord())
+    return Claims(
+        num_examples=metrics.pop(keys.weighted_by, None),
+        client=upload.get("client-key"),
+        architecture=_from_json(upload, "architecture"),
+        input_spec=_from_json(upload, "input-spec"),
+        label_counts=_from_json(upload, "label-counts"),
+        metrics=metrics,
+    )
+
+
+def _from_json(record: Mapping[str, Any], key: str) -> Any:
+    text = record.get(key)
+    if text is None:
+        return None
+    try:
+        if not isinstance(text, str) or len(text) > MAX_JSON_LENGTH:
+            raise ValueError
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UploadError(f"its {key} is not readable JSON.") from None
+
+
+def _only(
+    records: Mapping[str, Record], key: str, what: str, needed: str | None = None
+) -> Record:
+    """Return the record under ``key``, or else the only one there is."""
+    if key in records:
+        return records[key]
+    if len(records) == 1:
+        return next(iter(records.values()))
+    tail = f" with {needed!r}" if needed else ""
+    raise UploadError(
+        f"it has {len(records)} records of {what} where one{tail} is needed, under {key!r}."
+    )
+
+
+def _header(name: str, array: Array) -> ArrayHeader:
+    if array.stype != NUMPY_STYPE:
+        raise UploadError(f"{name} is serialised as {array.stype[:40]!r}, not {NUMPY_STYPE!r}.")
+    return ArrayHeader(tuple(array.shape), array.dtype, len(array.data))

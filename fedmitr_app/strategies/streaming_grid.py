@@ -1,0 +1,167 @@
+"""A thin Grid whose replies come one by one, as they arrive.
+
+Flower's own ``send_and_receive`` returns when the last reply is there, with all of
+them in memory. Each reply here is pulled when the one before has been dealt with.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_log = logging.getLogger(__name__)
+
+MAX_PULL_FAILURES = 3
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class ReplyStream(Iterable[Message]):
+    """Messages that were sent, and an iterator over their replies.
+
+    Parameters
+    ----------
+    grid : Grid
+        The grid to send through.
+    messages : Iterable[Message]
+        Sent at once, on construction.
+    timeout : float | None
+        Seconds from now after which replies are no longer waited for; what has
+        arrived by then is still given. None waits for ever.
+    poll_seconds : float
+        Pause when no reply was ready.
+
+    Attributes
+    ----------
+    nodes : dict[str, int]
+        Message id to the node it was sent to, for the messages that were sent.
+    pending : dict[str, int]
+        The same for the messages that have no reply yet.
+    undelivered : list[int]
+        Nodes whose message could not be sent.
+    unreadable : dict[int, str]
+        Node to the reason why its reply could not be received.
+    """
+
+    def __init__(
+        self, grid: Grid, messages: Iterable[Message], timeout: float | None, poll_seconds: float
+    ) -> None:
+        self._grid = grid
+        self._poll_seconds = poll_seconds
+        self._started = time.monotonic()
+        self._deadline = None if timeout is None else self._started + timeout
+        self._failures: dict[str, int] = {}
+        messages = list(messages)
+        ids = list(grid.push_messages(messages)) if messages else []
+        self.nodes = _nodes_by_id(messages, ids)
+        reached = set(self.nodes.values())
+        targets = (message.metadata.dst_node_id for message in messages)
+        self.undelivered = [node for node in targets if node not in reached]
+        self.pending = dict(self.nodes)
+        self.unreadable: dict[int, str] = {}
+
+    def node_of(self, reply: Message) -> int:
+        """Return the node that was asked; an error reply may name the SuperLink instead."""
+        asked = reply.metadata.reply_to_message_id
+        return self.nodes.get(asked, reply.metadata.src_node_id)
+
+    def __iter__(self) -> Iterator[Message]:
+        last_line = self._started
+        while self.pending:
+            # Decided before the sweep: the last one takes everything that is ready.
+            last_sweep = self._deadline is not None and time.monotonic() >= self._deadline
+            waiting = len(self.pending)
+            for message_id in tuple(self.pending):
+                yield from self._pull(message_id)
+            if last_sweep or not self.pending:
+                return
+            if len(self.pending) == waiting:
+                time.sleep(self._pause())
+            if time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                _log.info("Waiting for %d of %d replies.", len(self.pending), len(self.nodes))
+
+    def _pull(self, message_id: str) -> Iterator[Message]:
+        # One message at a time: memory holds one reply, and a reply that can't even be
+        # decoded is known by its message.
+        if message_id not in self.pending:
+            return
+        try:
+            replies = list(self._grid.pull_messages([message_id]))
+        except Exception as error:  # whatever a malformed reply or the network raises
+            self._count_failure(message_id, error)
+            return
+        while replies:
+            reply = replies.pop(0)
+            self.pending.pop(reply.metadata.reply_to_message_id, None)
+            yield reply
+
+    def _count_failure(self, message_id: str, error: Exception) -> None:
+        self._failures[message_id] = self._failures.get(message_id, 0) + 1
+        if self._failures[message_id] >= MAX_PULL_FAILURES:
+            node = self.pending.pop(message_id)
+            self.unreadable[node] = f"{type(error).__name__}: {error}"
+
+    def _pause(self) -> float:
+        if self._deadline is None:
+            return self._poll_seconds
+        return max(0.0, min(self._poll_seconds, self._deadline - time.monotonic()))
+
+
+class StreamingGrid(Grid):
+    """Wrap a Grid so that ``send_and_receive`` returns a :class:`ReplyStream`."""
+
+    def __init__(self, grid: Grid, poll_seconds: float = 0.5) -> None:
+        self._inner = grid
+        self._poll_seconds = poll_seconds
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> ReplyStream:
+        """Send now; the replies come while the result is iterated over."""
+        return ReplyStream(self._inner, messages, timeout, self._poll_seconds)
+
+    def set_run(self, run: Any) -> None:
+        """See :class:`flwr.serverapp.Grid`."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.get_node_ids()
+
+    def get_nodes(self) -> Any:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._inner.pull_messages(message_ids)
+
+
+def _nodes_by_id(messages: list[Message], ids: list[str | None]) -> dict[str, int]:
+    # Some grids leave a failed message's id out, others put None in its place; both
+    # write the id into the message itself.
+    if len(ids) == len(messages):
+        pairs = zip(ids, messages, strict=True)
+        return {str(key): message.metadata.dst_node_id for key, message in pairs if key}
+    sent = set(ids)
+    return {
+        message.metadata.message_id: message.metadata.dst_node_id
+        for message in messages
+        if message.metadata.message_id in sent
+    }

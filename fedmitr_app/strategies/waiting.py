@@ -1,0 +1,58 @@
+"""Wait for nodes, but not for ever."""
+
+import logging
+import time
+
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import AggregationError
+
+_log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def await_nodes(
+    grid: Grid,
+    *,
+    at_least: int,
+    expected: int | None,
+    seconds: float,
+    settle_seconds: float,
+    poll_seconds: float,
+) -> list[int]:
+    """Return the ids of the connected nodes, sorted.
+
+    There is only one round, so a node that connects a moment late is lost: waits until
+    the ``expected`` nodes are there, or, when their number is unknown, until at least
+    ``at_least`` are and their number has not grown for ``settle_seconds``.
+
+    Raises
+    ------
+    AggregationError
+        If fewer than ``at_least`` are connected after ``seconds``.
+    """
+    started = last_line = last_change = time.monotonic()
+    nodes: list[int] = []
+    while True:
+        found = sorted(grid.get_node_ids())
+        now = time.monotonic()
+        if len(found) != len(nodes):
+            last_change = now
+        nodes = found
+        if expected is not None:
+            ready = len(nodes) >= max(expected, at_least)
+        else:
+            ready = len(nodes) >= at_least and now - last_change >= settle_seconds
+        if ready or now - started >= seconds:
+            break
+        if now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
+            _log.info("Waiting for nodes: %d of %d are here.", len(nodes), expected or at_least)
+        time.sleep(min(poll_seconds, max(0.0, seconds - (now - started))))
+    if len(nodes) < at_least:
+        raise AggregationError(
+            f"Only {len(nodes)} node(s) connected within {seconds:g} s but at least {at_least} "
+            "are needed: start more SuperNodes, or change server.min-clients or "
+            "server.wait-for-nodes."
+        )
+    return nodes
