@@ -1,0 +1,66 @@
+"""Shifts and flips against a slow oracle, image by image."""
+
+import pytest
+import torch
+
+from fedmitr_app.training import augment
+
+
+def images(count: int = 64, side: int = 16) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (count, 3, side, side), generator=draws, dtype=torch.uint8)
+
+
+def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    side = image.shape[-1]
+    result = torch.empty_like(image)
+    for row in range(side):
+        for column in range(side):
+            source_row = min(max(row + down, 0), side - 1)
+            source_column = min(max(column + right, 0), side - 1)
+            result[:, row, column] = image[:, source_row, source_column]
+    return result
+
+
+@pytest.mark.parametrize("kind", ["shift", "shift-flip"])
+def test_each_image_is_one_of_its_own_shifts(kind):
+    batch = images(12)
+    out = augment(batch, kind, torch.Generator().manual_seed(0))
+    assert out.shape == batch.shape and out.dtype == torch.uint8
+    found = set()
+    for before, after in zip(batch, out, strict=True):
+        options = {
+            (down, right, flip): shifted(before, down, right).flip(2 if flip else ())
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            for flip in (False, True)[: 1 + (kind == "shift-flip")]
+        }
+        matches = [how for how, option in options.items() if torch.equal(option, after)]
+        assert len(matches) == 1
+        found.add(matches[0])
+    assert len(found) > 6, "images must not share their draws"
+    assert {flip for _, _, flip in found} == ({False, True} if kind == "shift-flip" else {False})
+
+
+def test_none_changes_nothing():
+    batch = images()
+    assert augment(batch, "none", torch.Generator()) is batch
+
+
+def test_the_generator_decides():
+    batch = images()
+    one, same, other = (
+        augment(batch, "shift-flip", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("side", [4, 7])
+def test_images_too_small_to_shift_stay(side):
+    batch = images(side=side)
+    assert torch.equal(augment(batch, "shift", torch.Generator().manual_seed(0)), batch)
+
+
+def test_float_images_and_single_channels():
+    batch = images()[:, :1].float()
+    assert augment(batch, "shift", torch.Generator().manual_seed(0)).dtype == torch.float32

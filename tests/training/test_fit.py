@@ -1,0 +1,144 @@
+"""A client's training on good and on degenerate shards."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedmitr_app.config import ClientConfig, ModelConfig
+from fedmitr_app.errors import DataError, TrainingError
+from fedmitr_app.models import InputSpec, build_vit
+from fedmitr_app.partitions import ImageSet
+from fedmitr_app.randomness import generator
+from fedmitr_app.training import fit, parameter_groups, warmup_cosine
+
+SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
+QUICK = {"epochs": 3, "batch_size": 8}
+
+
+def tiny_vit(classes: int = 3):
+    config = ModelConfig(patch_size=4, width=16, depth=1, heads=2)
+    return build_vit(config, SPEC, classes, seed=0)
+
+
+def shard_of(labels: list[int], classes: int = 3) -> ImageSet:
+    """Class c is a bright square whose place tells the class."""
+    targets = torch.tensor(labels, dtype=torch.int64)
+    draws = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 60, (len(labels), 1, 8, 8), generator=draws, dtype=torch.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 4 * (label % 2) :, 4 * (label // 2) :] += 150
+    return ImageSet(images, targets, tuple(map(str, range(classes))))
+
+
+def run(model, shard, on_step=None, seed=0, **settings):
+    config = ClientConfig(**{**QUICK, **settings})
+    draws = generator(seed, "client-0", "training")
+    return fit(model, shard, config, generator=draws, device="cpu", on_step=on_step)
+
+
+def test_the_loss_goes_down_and_the_shard_is_learnt():
+    losses = []
+    metrics = run(
+        tiny_vit(), shard_of([0, 1, 2] * 16), lambda *news: losses.append(news[2]),
+        epochs=20, learning_rate=1e-2, augment="none",
+    )
+    assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
+    assert metrics["train_accuracy"] > 0.9 and metrics["train_loss"] < 0.8
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "shift-flip"])
+@pytest.mark.parametrize("labels", [[1], [2] * 5, [0] * 9, [0, 1] * 4, [0, 1, 2] * 9])
+def test_any_shard_of_one_image_or_more_trains(labels, augment):
+    model = tiny_vit()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    metrics = run(model, shard_of(labels), augment=augment)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert 0 <= metrics["train_accuracy"] <= 1
+    assert metrics["steps"] == 3 * math.ceil(len(labels) / 8) and metrics["epochs"] == 3
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (8, [8]), (9, [5, 4]), (17, [6, 6, 5])])
+def test_batches_cover_the_shard_once_and_never_exceed_the_limit(count, sizes):
+    seen = []
+    model = tiny_vit()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    shard = shard_of([0] * count)
+    run(model, shard, epochs=1, augment="none")
+    assert [len(batch) for batch in seen] == sizes
+    expected = SPEC.normalise(shard.images).flatten(1)
+    assert sorted(torch.cat(seen).flatten(1).tolist()) == sorted(expected.tolist())
+
+
+def test_the_same_generator_gives_the_same_weights():
+    def weights(seed):
+        model = tiny_vit()
+        run(model, shard_of([0, 1, 2] * 5), seed=seed)
+        return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+
+    torch.manual_seed(1)
+    one = weights(0)
+    torch.manual_seed(2)  # the global generator must not matter
+    assert torch.equal(one, weights(0)) and not torch.equal(one, weights(1))
+
+
+def test_steps_are_reported_and_the_model_is_left_in_evaluation_mode():
+    news, model = [], tiny_vit()
+    metrics = run(model, shard_of([0, 1] * 6), lambda *step: news.append(step))
+    assert [step[:2] for step in news] == [(step, 6) for step in range(1, 7)]
+    assert metrics["seconds"] > 0 and not model.training
+
+
+def test_an_empty_shard_is_refused():
+    with pytest.raises(DataError, match="no training images.*partition.min-samples"):
+        run(tiny_vit(), shard_of([]))
+
+
+def test_a_loss_that_is_no_number_is_refused():
+    model = tiny_vit()
+    nn.init.constant_(model.vit.head.bias, float("nan"))
+    with pytest.raises(TrainingError) as error:
+        run(model, shard_of([0, 1, 2]), learning_rate=0.01)
+    message = str(error.value)
+    assert "client.learning-rate = 0.01" in message and "nan in epoch 1 of 3" in message
+    assert "\n" not in message
+
+
+def test_frozen_weights_stay():
+    model = tiny_vit()
+    frozen = model.vit.patch_embed.proj.weight.requires_grad_(False)
+    before = frozen.clone()
+    run(model, shard_of([0, 1, 2]))
+    assert torch.equal(frozen, before)
+
+
+def test_biases_norms_and_tokens_do_not_decay():
+    model = tiny_vit()
+    kept = {id(p) for group in parameter_groups(model, 0.1) if not group["weight_decay"]
+            for p in group["params"]}
+    decaying = {name for name, p in model.vit.named_parameters() if id(p) not in kept}
+    assert decaying == {
+        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",
+    }
+
+
+def test_every_parameter_is_in_one_group():
+    model = tiny_vit()
+    grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("total", [1, 2, 10, 97])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
+def test_the_learning_rate_rises_then_falls(total, warmup):
+    factors = [warmup_cosine(step, total, warmup) for step in range(total + 1)]
+    assert all(0 <= factor <= 1 for factor in factors) and factors[0] > 0
+    peak = factors.index(max(factors))
+    assert factors[peak] == 1
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] == (0 if round(warmup * total) < total else 1)
