@@ -24,6 +24,13 @@ def _range_words(kind: str, low: float | None, high: float | None, open_low: boo
     return f"{kind} {left} {'at most' if open_low else 'to'} {high:g}"
 
 
+def _is_finite(raw: int | float) -> bool:
+    try:
+        return math.isfinite(raw)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
 def number(
     default: float,
     *,
@@ -35,7 +42,7 @@ def number(
     words = _range_words("a number", low, high, open_low)
 
     def parse(raw: Any) -> float:
-        if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
+        if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not _is_finite(raw):
             raise ValueError(words)
         too_low = low is not None and (raw <= low if open_low else raw < low)
         if too_low or (high is not None and raw > high):
@@ -103,7 +110,7 @@ def numbers(default: tuple[float, ...], *, low: float, high: float | None = None
             raise ValueError(words)
         try:
             values = tuple(float(part) for part in parts if str(part).strip())
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(words) from None
         for value in values:
             if not math.isfinite(value) or value < low or (high is not None and value > high):

