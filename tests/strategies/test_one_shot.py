@@ -7,13 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotStrategy, split_ensemble
+from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 
 QUICK = {"settle_seconds": 0.0, "poll_seconds": 0.0, "wait_for_nodes": 0.05}
 

@@ -1,0 +1,208 @@
+"""Arrays, payload bytes and claims of one upload."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.uploads import (
+    ArrayHeader,
+    ArraySpec,
+    Claims,
+    Expected,
+    check_arrays,
+    check_claims,
+    check_headers,
+    check_num_examples,
+    decode_npy,
+    reference_of,
+    weights_digest,
+)
+
+REFERENCE = reference_of({"w": torch.zeros(2, 3), "n": torch.zeros(1, dtype=torch.int64)})
+
+
+def npy(array, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(
+        st.one_of(
+            hnp.floating_dtypes(endianness="?"),
+            hnp.integer_dtypes(endianness="?"),
+            hnp.boolean_dtypes(),
+        ),
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+    ),
+    st.booleans(),
+)
+def test_decoding_gives_back_what_numpy_saved(array, fortran):
+    array = np.asfortranarray(array) if fortran and array.ndim else array
+    decoded = decode_npy(npy(array))
+    assert decoded.dtype == array.dtype and decoded.shape == array.shape
+    assert decoded.tobytes() == array.tobytes()
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 127), st.integers(0, 255))
+def test_decoding_refuses_anything_else_in_one_sentence(noise, place, value):
+    damaged = bytearray(npy(np.arange(6.0)))
+    damaged[place] = value
+    for data in (noise, b"\x93NUMPY\x01\x00" + noise, bytes(damaged), bytes(damaged[:-1])):
+        try:
+            decode_npy(data)
+        except UploadError as error:
+            assert str(error).endswith(".")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(np.array([Bomb()], dtype=object), allow_pickle=True),
+        pickle.dumps(Bomb()),
+        npy(np.array(["text"])),
+        npy(np.zeros(2, dtype=[("a", "f4")])),
+        npy(np.zeros(2, dtype=complex)),
+        npy(np.zeros(2, dtype="M8[s]")),
+    ],
+    ids=["object", "pickle", "text", "structured", "complex", "dates"],
+)
+def test_nothing_but_plain_numbers_is_decoded(data):
+    with pytest.raises(UploadError):
+        decode_npy(data)
+
+
+def test_a_header_can_promise_more_than_there_is():
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (10**9,), }"
+    for shape in (b"(1000000000, 1000000000, 1000000000)", b"(-1, -1)", b"(-2,)"):
+        text = head.replace(b"(10**9,)", shape).ljust(117) + b"\n"
+        data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4)
+        with pytest.raises(UploadError):
+            decode_npy(data)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_floats_are_cast_and_the_cast_is_noted(dtype):
+    arrays = {"n": np.array([1]), "w": np.ones((2, 3), dtype)}
+    clean, notes = check_arrays(arrays, REFERENCE)
+    assert clean["w"].dtype == np.float32 and list(clean) == ["w", "n"]
+    assert notes == [f"1 array(s) cast from {np.dtype(dtype)} to float32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("w", np.ones((2, 3), np.int32), "of type int32 where the server has float32"),
+        ("w", np.ones((2, 3), bool), "of type bool"),
+        ("w", np.ones((2, 3), complex), "of type complex128"),
+        ("w", np.ones((2, 3), object), "of type object"),
+        ("w", np.ones(6, np.float32), "shape (6,)"),
+        ("w", np.full((2, 3), np.inf, np.float32), "NaN or infinite"),
+        ("w", np.full((2, 3), -1e39), "NaN or infinite"),
+        ("n", np.array([1.0]), "of type float64"),
+        ("n", np.array([1], np.uint64), "of type uint64"),
+    ],
+)
+def test_what_cannot_be_cast_safely_is_refused(name, value, words):
+    arrays = {"w": np.ones((2, 3), np.float32), "n": np.array([1]), name: value}
+    with pytest.raises(UploadError) as error:
+        check_arrays(arrays, REFERENCE)
+    assert words in str(error.value) and name in str(error.value)
+
+
+def test_headers_bound_what_decoding_can_cost():
+    good = {"w": ArrayHeader((2, 3), "float32", 128 + 24), "n": ArrayHeader((1,), "int64", 136)}
+    check_headers(good, REFERENCE)
+    check_headers(good | {"n": ArrayHeader((1,), "int32", 132)}, REFERENCE)
+    for bad in (
+        ArrayHeader((2, 3), "float32", 23),
+        ArrayHeader((2, 3), "float32", 10**9),
+        ArrayHeader((2, 3), "float128", 128 + 96),
+        ArrayHeader((2, 3), "f4,f4", 128 + 48),
+        ArrayHeader((2, 3), "O", 128 + 48),
+        ArrayHeader((-2, -3), "float32", 128 + 24),
+        ArrayHeader((10**9, 10**9), "float32", 128 + 24),
+    ):
+        with pytest.raises(UploadError, match="^w "):
+            check_headers(good | {"w": bad}, REFERENCE)
+
+
+def test_long_lists_of_names_are_shortened():
+    reference = {f"layer{number}": ArraySpec((1,), np.dtype("f4")) for number in range(50)}
+    with pytest.raises(UploadError) as error:
+        check_arrays({"x" * 500: np.zeros(1)}, reference)
+    assert "50 missing (layer0, layer1, layer2, …)" in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("value", [1, 10**12 - 1, 7.0, np.float64(3)])
+def test_good_numbers_of_examples(value):
+    assert check_num_examples(value) == int(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, True, 1.5, float("nan"), float("inf"), 10**12, 10**400, None, "5", [5], np.bool_(True)],
+)
+def test_bad_numbers_of_examples(value):
+    with pytest.raises(UploadError, match="num-examples = "):
+        check_num_examples(value)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"client": ""},
+        {"client": 3},
+        {"client": " a"},
+        {"client": "a\udc80"},
+        {"client": "a" * 201},
+        {"client": "zero\u200bwidth"},
+        {"architecture": [1]},
+        {"architecture": {"num_classes": 3}},
+        {"architecture": {}},
+        {"input_spec": {"size": 8}},
+        {"input_spec": "text"},
+        {"input_spec": {"size": float("inf"), "channels": 1, "mean": [0.5], "std": [0.5]}},
+        {"label_counts": [5, -1, 6]},
+        {"label_counts": [5, True]},
+        {"label_counts": "55"},
+        {"label_counts": [10]},
+        {"label_counts": [4, 5]},
+    ],
+)
+def test_bad_claims(claims):
+    with pytest.raises(UploadError):
+        check_claims(Claims(**{"num_examples": 10, **claims}), Expected(num_classes=2))
+
+
+def test_metrics_that_are_not_finite_numbers_are_left_out():
+    metrics = {"loss": 0.5, "nan": float("nan"), "list": [1], "yes": True, "huge": 10**400, "n": 3}
+    assert check_claims(Claims(10, metrics=metrics)).metrics == {"loss": 0.5, "n": 3.0}
+
+
+def test_the_digest_depends_on_names_types_shapes_and_values_only():
+    base = {"a": np.zeros((2, 2), np.float32), "b": np.ones(1, np.float32)}
+    assert weights_digest(base) == weights_digest(dict(reversed(base.items())))
+    others = [
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"].reshape(4), "b": base["b"]},
+        {"a": base["a"].view(np.int32), "b": base["b"]},
+        {"a": base["a"], "b": base["b"] * 2},
+    ]
+    assert len({weights_digest(other) for other in [base, *others]}) == 5

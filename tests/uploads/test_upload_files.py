@@ -1,0 +1,173 @@
+"""The spool: manifests, file names, integrity, and claims of one key."""
+
+import itertools
+import json
+import string
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedmitr_app.errors import RunFolderError, UploadError
+from fedmitr_app.models import InputSpec
+from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
+from fedmitr_app.uploads.claims import check_claims
+from fedmitr_app.uploads.spool import safe_name
+
+WEIGHTS = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": np.array(1.0, np.float32)}
+keys = st.text(min_size=1, max_size=30).filter(
+    lambda key: key.isprintable() and key.strip() == key
+)
+quick = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def fresh(tmp_path):
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    return Spool(folder / "uploads", folder / "rejected")
+
+
+@quick
+@given(
+    key=keys,
+    examples=st.integers(1, 10**12 - 1),
+    metrics=st.dictionaries(
+        st.text(min_size=1, max_size=10).filter(str.isprintable),
+        st.floats(allow_nan=False, allow_infinity=False),
+        max_size=5,
+    ),
+)
+def test_what_is_spooled_is_read_back(tmp_path, key, examples, metrics):
+    spool = fresh(tmp_path)
+    claims = check_claims(
+        Claims(
+            examples,
+            key,
+            {"depth": 2},
+            InputSpec(8, 1, (0.5,), (0.25,)),
+            [examples, 0],
+            metrics,
+        )
+    )
+    assert spool.add(WEIGHTS, claims) == key
+    (upload,) = read_spool(spool.uploads)
+    assert (upload.client, upload.num_examples, upload.metrics) == (key, examples, metrics)
+    assert upload.label_counts == (examples, 0) and upload.architecture == {"depth": 2}
+    assert upload.input_spec == InputSpec(8, 1, (0.5,), (0.25,))
+    state = upload.load_state()
+    assert torch.equal(state["a"], torch.from_numpy(WEIGHTS["a"])) and state["b"].shape == ()
+    assert {path.parent for path in spool.uploads.rglob("*")} == {spool.uploads}
+
+
+@quick
+@given(st.lists(keys, min_size=2, max_size=8, unique=True))
+def test_different_keys_have_different_harmless_names(many):
+    names = [safe_name(key) for key in many]
+    assert len({name.lower() for name in names}) == len(many)
+    allowed = set(string.ascii_lowercase + string.digits + "_-~")
+    assert all(name and set(name) <= allowed for name in names)
+
+
+@pytest.mark.parametrize("key", ["../../etc/passwd", "a/b", "C:\\x", ".", "..", "~", "A", "a" * 200])
+def test_hostile_keys_stay_in_the_folder(key, tmp_path):
+    spool = fresh(tmp_path)
+    spool.add(WEIGHTS, Claims(1, key))
+    assert len(list(spool.uploads.glob("*.json"))) == 1
+    assert [upload.client for upload in read_spool(spool.uploads)] == [key]
+
+
+def test_uploads_are_sorted_and_keyless_ones_are_named_by_their_weights(tmp_path):
+    spool = fresh(tmp_path)
+    spool.add(WEIGHTS, Claims(1, "zoe"))
+    name = spool.add(WEIGHTS, Claims(1))
+    spool.add(WEIGHTS, Claims(1, "Adam"))
+    assert [upload.client for upload in read_spool(spool.uploads)] == ["Adam", name, "zoe"]
+    assert name.startswith("weights-") and len(name) == 20
+    other = fresh(tmp_path)
+    assert other.add(dict(reversed(WEIGHTS.items())), Claims(7)) == name
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_claims_of_one_key_end_the_same_in_any_order(order, tmp_path):
+    claims = [({"a": np.full(2, value, np.float32)}, Claims(5, "same")) for value in range(3)]
+
+    def settle(order):
+        spool = fresh(tmp_path)
+        for turn in order:
+            spool.add(*claims[turn])
+        (kept,) = read_spool(spool.uploads)
+        return kept.digest, sorted(r.reason for r in spool.rejections)
+
+    assert settle(order) == settle(range(3))
+    assert len(settle(order)[1]) == 2
+
+
+def test_a_repetition_is_dropped_without_a_reason(tmp_path):
+    kept = []
+    for seconds in ((1.0, 2.0), (2.0, 1.0)):
+        spool = fresh(tmp_path)
+        for value in seconds:
+            spool.add(WEIGHTS, Claims(5, "same", metrics={"seconds": value}))
+        assert spool.repeated == 1 and not spool.rejections
+        kept.append(read_spool(spool.uploads)[0].metrics)
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "no weights", "no json", "wrong fields"])
+def test_damage_is_noticed(damage, tmp_path):
+    spool = fresh(tmp_path)
+    spool.add(WEIGHTS, Claims(1, "good"))
+    spool.add(WEIGHTS, Claims(1, "bad"))
+    weights, manifest = (spool.uploads / f"bad.{kind}" for kind in ("safetensors", "json"))
+    if damage == "weights":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:20])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no json":
+        manifest.write_text("[]")
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "more": 1}))
+    with pytest.raises(UploadError, match="bad"):
+        read_spool(spool.uploads)
+    damaged = []
+    assert [upload.client for upload in read_spool(spool.uploads, damaged.append)] == ["good"]
+    assert damaged[0].client == "bad"
+
+
+def test_an_unfinished_upload_does_not_count(tmp_path):
+    spool = fresh(tmp_path)
+    (spool.uploads / "half.safetensors").write_bytes(b"half")
+    (spool.uploads / "half.json.tmp").write_text("{")
+    assert read_spool(spool.uploads) == []
+
+
+@pytest.mark.parametrize("failing", ["save_file", "os.fsync", "os.replace"])
+def test_a_failing_write_leaves_nothing_behind(failing, tmp_path, monkeypatch):
+    spool = fresh(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"fedmitr_app.uploads.spool.{failing}", full)
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        spool.add(WEIGHTS, Claims(1, "x"))
+    assert list(spool.uploads.iterdir()) == []
+
+
+def test_a_used_folder_is_refused(tmp_path):
+    Spool(tmp_path / "u", tmp_path / "r").add(WEIGHTS, Claims(1, "x"))
+    with pytest.raises(RunFolderError, match="already holds uploads"):
+        Spool(tmp_path / "u", tmp_path / "r")
+
+
+def test_an_upload_reads_its_weights_only_when_asked(tmp_path):
+    upload = Upload("x", 1, tmp_path / "absent.safetensors")
+    with pytest.raises(FileNotFoundError):
+        upload.load_state()
