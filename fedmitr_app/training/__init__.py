@@ -1,6 +1,7 @@
 """What a client trains on its own shard."""
 
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.fit import fit, parameter_groups, warmup_cosine
+from fedmitr_app.training.fit import fit, parameter_groups
+from fedmitr_app.training.schedule import warmup_cosine
 
 __all__ = ["augment", "fit", "parameter_groups", "warmup_cosine"]

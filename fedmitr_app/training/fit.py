@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from fedmitr_app.config import ClientConfig
 from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
+from fedmitr_app.training.schedule import warmup_cosine
 
 # Skewed shards of a few images give rare, very steep steps.
 MAX_GRADIENT_NORM = 1.0
@@ -75,7 +75,7 @@ def fit(
     groups = parameter_groups(model, config.weight_decay)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, config.warmup))
+    scheduler = warmup_cosine(optimizer, total, config.warmup)
 
     step = 0
     for epoch in range(config.epochs):
@@ -116,25 +116,7 @@ def parameter_groups(model: PatchViT, weight_decay: float) -> list[dict[str, obj
     decay there pulls towards nothing meaningful.
     """
     vit = model.vit
-    return param_groups_weight_decay(
-        vit, weight_decay, no_weight_decay_list=vit.no_weight_decay()
-    )
-
-
-def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """Return the learning rate's factor in step ``step`` of ``total``, counted from 0.
-
-    Parameters
-    ----------
-    warmup : float
-        Share of the steps in which the factor rises linearly to 1; afterwards it falls
-        to 0 along half a cosine.
-    """
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    falling = max(total - rising, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((step - rising) / falling, 1)))
+    return param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=vit.no_weight_decay())
 
 
 def _require_finite(loss: Tensor, epoch: int, config: ClientConfig) -> None:

@@ -24,7 +24,7 @@ def shifted(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["shift", "shift-flip"])
 def test_each_image_is_one_of_its_own_shifts(kind):
-    batch = images(12)
+    batch = images(8)
     out = augment(batch, kind, torch.Generator().manual_seed(0))
     assert out.shape == batch.shape and out.dtype == torch.uint8
     found = set()
@@ -38,7 +38,7 @@ def test_each_image_is_one_of_its_own_shifts(kind):
         matches = [how for how, option in options.items() if torch.equal(option, after)]
         assert len(matches) == 1
         found.add(matches[0])
-    assert len(found) > 6, "images must not share their draws"
+    assert len(found) > 4, "images must not share their draws"
     assert {flip for _, _, flip in found} == ({False, True} if kind == "shift-flip" else {False})
 
 

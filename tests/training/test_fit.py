@@ -11,7 +11,7 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.randomness import generator
-from fedmitr_app.training import fit, parameter_groups, warmup_cosine
+from fedmitr_app.training import fit, parameter_groups
 
 SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -130,15 +130,3 @@ def test_every_parameter_is_in_one_group():
     model = tiny_vit()
     grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-
-
-@pytest.mark.parametrize("total", [1, 2, 10, 97])
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 1.0])
-def test_the_learning_rate_rises_then_falls(total, warmup):
-    factors = [warmup_cosine(step, total, warmup) for step in range(total + 1)]
-    assert all(0 <= factor <= 1 for factor in factors) and factors[0] > 0
-    peak = factors.index(max(factors))
-    assert factors[peak] == 1
-    assert factors[: peak + 1] == sorted(factors[: peak + 1])
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
-    assert factors[-1] == (0 if round(warmup * total) < total else 1)
