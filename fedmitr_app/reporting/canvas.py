@@ -59,7 +59,7 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         yield figure
         # Without its metadata the same figure is the same file under the same fonts.
-        save = dict(format="png", dpi=DPI, metadata={"Software": None})
+        save = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
         write_atomically(path, lambda temporary: figure.savefig(temporary, **save))
 
 

@@ -92,7 +92,8 @@ class ReportData:
     config : Mapping[str, bool | int | float | str]
         The resolved configuration under its flat run-config keys.
     defaults : Mapping[str, bool | int | float | str]
-        The same keys with the app's defaults: what differs is shown first.
+        The same keys with the app's defaults, the chosen preset's values laid over
+        them: what differs is shown first, and goes into the command to reproduce.
     metrics : Mapping[str, Any]
         As in ``metrics.json``: ``accuracy`` ("student", "teacher", "fedavg",
         "control", "clients"), ``inversion``, ``distillation``, ``seconds``, ...

@@ -1,4 +1,4 @@
-"""Figures of numbers: who holds which labels, accuracies, curves.
+"""Figures of numbers: accuracies, and the curves of inversion and distillation.
 
 Each function draws into a PNG and returns its path, or None when there is nothing
 to draw.
@@ -10,18 +10,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedmitr_app.reporting.canvas import (
     COLOURS,
-    FAINT,
     INK,
     MUTED,
     canvas,
     faint_grid,
     label,
-    some_ticks,
 )
 from fedmitr_app.reporting.data import Curves
 from fedmitr_app.reporting.table import natural_key
@@ -33,87 +30,7 @@ _BAR_NAMES = {
     "student": "student",
 }
 _MOST_CLIENT_BARS = 15
-_MOST_COLUMNS = 250
 _LINE_COLOURS = ("#2a7f8e", "#d9a441", "#7c8798", "#8e6aa8", "#5a9e6f")
-
-
-def label_distribution(
-    matrix: Any,
-    path: Path,
-    *,
-    client_names: Sequence[str] = (),
-    class_names: Sequence[str] = (),
-) -> Path | None:
-    """Draw how many images of each class each client holds.
-
-    Parameters
-    ----------
-    matrix : array-like of int
-        [clients, classes].
-    path : Path
-        The PNG to write.
-    client_names, class_names : Sequence[str]
-        One per row and per column; numbers when they don't fit the matrix.
-    """
-    counts = np.asarray(matrix if matrix is not None else [])
-    if counts.ndim != 2 or 0 in counts.shape or counts.sum() == 0:
-        return None
-    clients, classes = counts.shape
-    rows = list(client_names) if len(client_names) == clients else _numbers(clients)
-    columns = list(class_names) if len(class_names) == classes else _numbers(classes)
-    group = -(-classes // _MOST_COLUMNS)
-    if group > 1:  # a column has to be a pixel wide at least
-        counts = np.add.reduceat(counts, np.arange(0, classes, group), axis=1)
-        columns = columns[::group]
-    in_figures = clients <= 25 and classes <= 20
-    height = 1.1 + (0.34 * clients if in_figures else min(0.34 * clients, 5.5))
-    with canvas(path, 8.0, max(height, 1.9)) as figure:
-        axes, totals = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
-        shades = LinearSegmentedColormap.from_list("label", ["#ffffff", "#9cc5cc", "#1c5f6b"])
-        # The square root lets a handful of images be seen beside thousands.
-        image = axes.imshow(
-            counts, aspect="auto", cmap=shades, norm=PowerNorm(0.5, 0, max(counts.max(), 1))
-        )
-        axes.set_xticks(*some_ticks(columns, 20))
-        axes.set_yticks(*some_ticks(rows, 25))
-        if max(map(len, columns)) > 4 and classes > 4:
-            axes.tick_params(axis="x", rotation=35 if classes <= 20 else 90)
-            axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), ha="right")
-        axes.set_xlabel("class" if group == 1 else f"class, in groups of {group}")
-        axes.spines[:].set_visible(False)
-        if in_figures:
-            _grid_of_numbers(axes, counts)
-        else:
-            figure.colorbar(image, ax=totals, label="images", aspect=30, pad=0.02)
-        _totals(totals, counts.sum(axis=1), in_figures)
-    return path
-
-
-def _grid_of_numbers(axes: Axes, counts: np.ndarray) -> None:
-    clients, classes = counts.shape
-    axes.set_xticks(np.arange(-0.5, classes), minor=True)
-    axes.set_yticks(np.arange(-0.5, clients), minor=True)
-    axes.grid(which="minor", color=FAINT, linewidth=0.8)
-    axes.tick_params(which="minor", length=0)
-    dark = 0.3 * counts.max()
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            colour = "white" if count > dark else INK
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
-
-
-def _totals(axes: Axes, totals: np.ndarray, in_figures: bool) -> None:
-    axes.barh(np.arange(len(totals)), totals, height=0.62, color=COLOURS["client"])
-    axes.tick_params(axis="y", which="both", length=0, labelleft=False)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xlabel("images in all")
-    if not in_figures:
-        axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
-        return
-    axes.set_xticks([])
-    axes.set_xlim(0, totals.max() * 1.55)
-    for row, total in enumerate(totals):
-        axes.text(total + 0.04 * totals.max(), row, f"{total}", va="center", fontsize=8)
 
 
 def accuracy_bars(accuracy: Mapping[str, Any], path: Path) -> Path | None:
@@ -196,10 +113,11 @@ def _curves(curves: Curves | None, path: Path, unit: str, mark: str) -> Path | N
     if curves is None or not len(curves.steps) or not curves.values:
         return None
     losses = {key: values for key, values in curves.values.items() if key != "confidence"}
-    confidence = curves.values.get("confidence")
-    panels = ([losses] if losses else []) + ([{"confidence": confidence}] if confidence else [])
+    confidence = {key: values for key, values in curves.values.items() if key == "confidence"}
+    panels = [panel for panel in (losses, confidence) if panel]
     with canvas(path, 8.0, 2.6) as figure:
-        for axes, lines in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        places = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, lines in zip(places, panels, strict=True):
             for index, (name, values) in enumerate(lines.items()):
                 colour = COLOURS["student"] if index == 0 else _LINE_COLOURS[(index - 1) % 5]
                 colour = COLOURS["teacher"] if name == "confidence" else colour
@@ -211,10 +129,10 @@ def _curves(curves: Curves | None, path: Path, unit: str, mark: str) -> Path | N
                     stop, color=MUTED, linewidth=0.9, ls=(0, (2, 2)), label=mark * (index == 0)
                 )
             axes.set_xlabel(unit)
+            axes.set_ylabel(label(next(iter(lines)), 30) if len(lines) == 1 else "loss")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             faint_grid(axes, "y")
-            axes.set_ylabel(label(next(iter(lines)), 30) if len(lines) == 1 else "loss")
-            if "confidence" in lines:
+            if lines is confidence:
                 axes.set_ylabel("teacher's confidence")
                 axes.set_ylim(0, 1.02)
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -230,7 +148,7 @@ def _line(
     places = np.asarray(steps, dtype=float)[: len(points)]
     points = points[: len(places)]
     if len(points) < 60:
-        marker = "o" if len(points) < 15 else None
+        marker = "o" if len(points) < 15 else None  # a lone point has no line to be seen by
         axes.plot(places, points, color=colour, linewidth=1.8, marker=marker, ms=3, label=name)
         return
     axes.plot(places, points, color=colour, linewidth=0.8, alpha=0.3)
@@ -245,7 +163,3 @@ def _smooth(points: np.ndarray) -> np.ndarray:
     total = np.convolve(np.where(known, points, 0.0), kernel, mode="same")
     count = np.convolve(known.astype(float), kernel, mode="same")
     return np.divide(total, count, out=np.full(len(points), np.nan), where=count > 0)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(index) for index in range(count)]

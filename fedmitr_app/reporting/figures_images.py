@@ -105,7 +105,7 @@ def _pairs(sample: PoolSample, path: Path, companion: _Companion | None) -> Path
     with canvas(path, columns * side * (2.2 if companion else 1.12), height) as figure:
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, hspace=0.02, wspace=0.02)
         places = _places(figure, rows, columns)
-        for axes, index, picture in zip(places, chosen, pictures):
+        for axes, index, picture in zip(places, chosen, pictures, strict=False):
             _show(axes, picture, 0.0)
             width = picture.shape[1]
             right = width

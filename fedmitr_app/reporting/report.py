@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmitr_app.reporting import figures, figures_images, html
+from fedmitr_app.reporting import figures, figures_images, figures_labels, html
 from fedmitr_app.reporting.data import ReportData
 from fedmitr_app.reporting.files import write_text
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME
@@ -85,7 +85,7 @@ def draw_figures(folder: RunFolder, data: ReportData) -> dict[str, Path | None]:
     at.mkdir(exist_ok=True)
     return {
         "accuracy": figures.accuracy_bars(data.accuracy, at / "accuracy.png"),
-        "labels": figures.label_distribution(
+        "labels": figures_labels.label_distribution(
             data.label_matrix,
             at / "label_distribution.png",
             client_names=data.label_matrix_clients,

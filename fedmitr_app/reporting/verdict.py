@@ -1,5 +1,6 @@
 """What the numbers say, in sentences."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -59,9 +60,8 @@ def inversion_worth(data: ReportData) -> Worth | None:
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
-            f"Inversion earned nothing that can be told from noise: {points:.1f} points over "
-            f"{same} ({percent(control)}), where {data.test_images} test images tell "
-            f"differences above {noise:.1f} points.",
+            f"Inversion earned {points:.1f} points over {same} ({percent(control)}), which is "
+            f"within the noise of {data.test_images} test images (±{noise:.1f} points).",
             False,
         )
     return Worth(f"Inversion earned {points:.1f} points over {same} ({percent(control)}).", True)
@@ -115,8 +115,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # Flower takes either quote, and no escapes in between.
-        return f'"{value}"' if "'" in value else f"'{value}'"
+        # A literal string, which TOML takes as it stands, unless it holds the quote itself.
+        return json.dumps(value, ensure_ascii=False) if "'" in value else f"'{value}'"
     return repr(value)
 
 

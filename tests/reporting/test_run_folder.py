@@ -1,0 +1,177 @@
+"""The run folder: claimed once, never half written."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedmitr_app.errors import RunFolderError
+from fedmitr_app.reporting import RunFolder
+from fedmitr_app.reporting.files import write_json
+
+
+def test_a_named_folder_is_made_absolute_and_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.create("deep/down", seed=7)
+    assert folder.path == tmp_path / "deep" / "down"
+    state = json.loads((folder.path / "run.json").read_text())
+    assert state["id"] == folder.run_id
+    assert state["state"] == "running"
+    assert state["seed"] == 7
+    for sub in (folder.uploads, folder.rejected, folder.pool, folder.figures):
+        assert sub.is_dir()
+
+
+def test_an_empty_existing_folder_is_taken(tmp_path: Path) -> None:
+    assert RunFolder.create(str(tmp_path), seed=0).path == tmp_path
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [RunFolder.create("", seed=5) for _ in range(3)]
+    assert len({folder.path for folder in made}) == 3
+    assert all(folder.path.parent == tmp_path / "fedmitr-runs" for folder in made)
+    assert all("-seed5" in folder.path.name for folder in made)
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"), [("run.json", "another run"), ("holiday.jpg", "other files")]
+)
+def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, holds: str, said: str) -> None:
+    (tmp_path / holds).write_text("precious")
+    with pytest.raises(RunFolderError) as refusal:
+        RunFolder.create(str(tmp_path), seed=0)
+    sentence = str(refusal.value)
+    assert "output.run-dir" in sentence
+    assert str(tmp_path) in sentence
+    assert said in sentence
+    assert [path.name for path in tmp_path.iterdir()] == [holds]
+    assert (tmp_path / holds).read_text() == "precious"
+
+
+def test_of_two_runs_that_start_at_once_one_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other run's claim comes between our look at the empty folder and our own.
+    from fedmitr_app.reporting import run_folder
+
+    honest = run_folder._claimable
+
+    def overtaken(path: str) -> Path:
+        target = honest(path)
+        (target / "run.json").write_text("theirs")
+        return target
+
+    monkeypatch.setattr(run_folder, "_claimable", overtaken)
+    with pytest.raises(RunFolderError, match="another run"):
+        RunFolder.create(str(tmp_path), seed=0)
+    assert (tmp_path / "run.json").read_text() == "theirs"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunFolderError, match=r"output\.run-dir.*a file stands there"):
+        RunFolder.create(str(tmp_path / "taken"), seed=0)
+
+
+@pytest.mark.parametrize("path", ["file/below", "null\0byte", "~nobody-by-this-name/x"])
+def test_an_unusable_path_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"^output\.run-dir = .* cannot be used: ") as refusal:
+        RunFolder.create(path, seed=0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    for path in (str(tmp_path / "x"), ""):
+        with pytest.raises(RunFolderError, match=r"output\.run-dir.*permission denied"):
+            RunFolder.create(path, seed=0)
+
+
+def test_json_is_valid_whatever_it_is_given(folder: RunFolder) -> None:
+    values = {
+        "nan": float("nan"),
+        "infinite": torch.tensor(float("inf")),
+        "tensor": torch.arange(4).view(2, 2),
+        "array": np.float32([0.5]),
+        "scalar": np.int64(3),
+        "nested": {1: (True, None, "ü\ud800")},
+        "path": Path("somewhere"),
+    }
+    path = folder.write_json("metrics.json", values)
+    assert path == folder.metrics
+
+    def no_constants(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    assert json.loads(path.read_text(), parse_constant=no_constants) == {
+        "nan": None,
+        "infinite": None,
+        "tensor": [[0, 1], [2, 3]],
+        "array": [0.5],
+        "scalar": 3,
+        "nested": {"1": [True, None, "ü\ud800"]},
+        "path": "somewhere",
+    }
+
+
+@pytest.mark.parametrize("step", ["replace", "fsync"])
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "metrics.json"
+    write_json(path, {"old": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(RunFolderError, match=r"metrics\.json cannot be written: no space left"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_lines_are_on_disk_at_once(folder: RunFolder) -> None:
+    folder.append_metrics("inversion", iteration=1, loss=torch.tensor(0.5))
+    folder.append_metrics("inversion", iteration=2, loss=float("nan"), note="two\nlines")
+    lines = folder.metrics_log.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"stage": "inversion", "iteration": 1, "loss": 0.5},
+        {"stage": "inversion", "iteration": 2, "loss": None, "note": "two\nlines"},
+    ]
+
+
+def test_finishing_records_the_state_and_drops_empty_folders(folder: RunFolder) -> None:
+    (folder.uploads / "client-0.json").write_text("{}")
+    folder.finish("completed")
+    state = json.loads((folder.path / "run.json").read_text())
+    assert state["state"] == "completed"
+    assert state["id"] == folder.run_id
+    assert state["ended"] >= state["started"]
+    assert folder.uploads.is_dir()
+    assert not folder.rejected.exists()
+    folder.append_metrics("after", late=True)  # a folder that has ended can still be added to
+
+
+def test_every_file_is_as_readable_as_any_other(folder: RunFolder) -> None:
+    plain = folder.path / "plain"
+    plain.touch()
+    folder.save_model({"w": torch.zeros(2)}, {"name": "small"}, {}, [])
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.path.iterdir() if path.is_file()}
+    assert modes == {stat.S_IMODE(plain.stat().st_mode)}

@@ -1,0 +1,98 @@
+"""The sentences: what they claim follows from the numbers."""
+
+import shlex
+import tomllib
+
+import pytest
+
+from fedmitr_app.config import default_run_config
+from fedmitr_app.reporting import ClientRow, ReportData
+from fedmitr_app.reporting.verdict import (
+    headline_sentence,
+    inversion_worth,
+    reproduce_command,
+    warnings,
+)
+from tests.reporting.conftest import make_data
+
+
+def with_accuracy(test_images: int = 1000, **accuracy: float) -> ReportData:
+    return ReportData(metrics={"accuracy": accuracy}, test_images=test_images)
+
+
+def test_the_headline_compares_with_teacher_and_fedavg() -> None:
+    assert headline_sentence(make_data()) == (
+        "The student reaches 85.0 % with one upload from each of 2 clients: "
+        "96.2 % of its teacher's 88.4 % and 2.9 times one-round FedAvg's 29.5 %."
+    )
+
+
+def test_the_headline_without_some_or_all_numbers() -> None:
+    assert headline_sentence(with_accuracy(student=0.5)) == "The student reaches 50.0 %."
+    assert headline_sentence(with_accuracy(student=0.5, teacher=0.0, fedavg=0.0)).endswith(
+        "50.0 %."
+    )
+    assert headline_sentence(with_accuracy(fedavg=0.3)) == "Test accuracy: fedavg 30.0 %."
+    assert "no test set" in headline_sentence(ReportData())
+
+
+@pytest.mark.parametrize(
+    ("student", "control", "worth", "words"),
+    [
+        (0.85, 0.79, True, "Inversion earned 6.0 points"),
+        (
+            0.80,
+            0.79,
+            False,
+        (0.80, 0.79, False, "which is within the noise of 1000 test images"),
+        ),
+        (0.79, 0.79, False, "Inversion earned nothing here"),
+        (0.79, 0.80, False, "1.0 points more"),
+    ],
+)
+def test_inversion_is_worth_what_it_adds_to_the_control(
+    student: float, control: float, worth: bool, words: str
+) -> None:
+    verdict = inversion_worth(with_accuracy(student=student, control=control))
+    assert verdict.worth is worth
+    assert words in verdict.sentence
+
+
+def test_more_test_images_tell_smaller_differences() -> None:
+    assert inversion_worth(with_accuracy(100_000, student=0.80, control=0.79)).worth
+    assert inversion_worth(with_accuracy(student=0.8)) is None
+
+
+def test_warnings_name_what_a_reader_would_not_expect() -> None:
+    assert warnings(make_data(clients=[ClientRow("a")])) == []
+    lost, worse, single = warnings(
+        ReportData(
+            metrics={"accuracy": {"student": 0.2, "fedavg": 0.3, "clients": {"a": 0.4}}},
+            clients=[ClientRow("a"), ClientRow("b", status="failed")],
+        )
+    )
+    assert lost.startswith("1 of 2 clients")
+    assert "FedAvg" in worse
+    assert "single client" in single
+
+
+def test_the_command_repeats_what_was_changed() -> None:
+    defaults = default_run_config()
+    assert reproduce_command({**defaults, "output.run-dir": "/x"}, defaults) == (
+        'flwr run . --stream --run-config "seed=0"'
+    )
+    command = reproduce_command(
+        {**defaults, "preset": "quick", "client.share-label-counts": True, "seed": 2},
+        defaults,
+        "num-supernodes=3",
+    )
+    assert command == (
+        "flwr run . --stream --run-config \"seed=2 preset='quick' "
+        'client.share-label-counts=true" --federation-config "num-supernodes=3"'
+    )
+
+
+@pytest.mark.parametrize("path", ["it's here", "$HOME `id` !", "C:\\data", 'say "a"'])
+def test_the_command_survives_shell_and_toml(path: str) -> None:
+    words = shlex.split(reproduce_command({"data.path": path}, {"data.path": ""}))
+    assert tomllib.loads(words[-1]) == {"data": {"path": path}}
