@@ -20,7 +20,13 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.records import METRICS_KEY, UPLOAD_KEY, RecordKeys, to_array_record
+from fedmitr_app.strategies.records import (
+    METRICS_KEY,
+    UPLOAD_KEY,
+    RecordKeys,
+    records_of,
+    to_array_record,
+)
 from fedmitr_app.training import fit
 
 _log = logging.getLogger(__name__)
@@ -91,9 +97,8 @@ def read_client(context: Context) -> Client:
         For an impossible run or node config.
     """
     node = context.node_config
-    overrides = {
-        f"data.{name}": node[f"data-{name}"] for name in ("path", "source") if f"data-{name}" in node
-    }
+    own = [name for name in ("path", "source") if f"data-{name}" in node]
+    overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
     config = parse_config({**context.run_config, **overrides})
     own_data = bool(overrides) and "num-partitions" not in node
     partition_id = _count(node, "partition-id", 0 if own_data and "client-key" in node else None)
@@ -169,7 +174,7 @@ def _load_shard(client: Client, content: RecordDict) -> ImageSet:
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
-    told = content.config_records.get(KEYS.config, {}).get("class-names")
+    told = records_of(content, ConfigRecord).get(KEYS.config, {}).get("class-names")
     return align_labels(shard, tuple(told)) if told else shard
 
 
@@ -199,7 +204,7 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
 
 
 def _load_model(client: Client, content: RecordDict) -> PatchViT:
-    arrays = content.array_records[KEYS.arrays]
+    arrays = records_of(content, ArrayRecord)[KEYS.arrays]
     data = client.config.data
     spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
     # θ₀ comes with the message: a client needs no checkpoint of its own.
@@ -208,8 +213,9 @@ def _load_model(client: Client, content: RecordDict) -> PatchViT:
     try:
         model.vit.load_state_dict(arrays.to_torch_state_dict())
     except RuntimeError as error:
+        name = client.config.model.name
         raise ModelError(
-            f"The server's weights don't fit this client's model.name = {client.config.model.name!r}"
+            f"The server's weights don't fit this client's model.name = {name!r}"
             f" ({str(error).splitlines()[-1].strip()}): give both the same model.* and data.* "
             "settings."
         ) from error

@@ -7,10 +7,24 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import Message
 
 from fedmitr_app.errors import UploadError
-from fedmitr_app.strategies.outcome import RoundOutcome
-from fedmitr_app.strategies.records import CheckedReply, RecordKeys, check_reply, status_of
+from fedmitr_app.strategies.outcome import RoundOutcome, weighted_metrics
+from fedmitr_app.strategies.records import (
+    CheckedReply,
+    RecordKeys,
+    check_reply,
+    metrics_of,
+    status_of,
+)
 from fedmitr_app.strategies.streaming_grid import ReplyStream
-from fedmitr_app.uploads import ArraySpec, Expected, Rejection, Spool, read_spool
+from fedmitr_app.uploads import (
+    ArraySpec,
+    Expected,
+    Rejection,
+    Spool,
+    check_num_examples,
+    read_spool,
+)
+from fedmitr_app.uploads.claims import finite_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +132,8 @@ class Collector:
         for node in stream.undelivered:
             self._reject(f"node-{node}", "the message could not be sent to it.")
         for node, reason in stream.unreadable.items():
-            self._reject(f"node-{node}", f"its reply could not be received ({_first_line(reason)}).")
+            why = f"its reply could not be received ({_first_line(reason)})."
+            self._reject(f"node-{node}", why)
         for node in stream.pending.values():
             _log.warning("node-%d gave no reply in time.", node)
         return len(stream.pending)
@@ -130,6 +145,20 @@ class Collector:
         reason = reason[:500]
         _log.warning("Rejected %s: %s", who, reason)
         self._spool.reject(who, reason)
+
+
+def collect_evaluation(replies: Iterable[Message], keys: RecordKeys) -> dict[str, float]:
+    """Return the mean of each metric weighted by examples; bad replies are left out."""
+    pairs = []
+    for reply in replies:
+        try:
+            metrics = metrics_of(reply.content, keys)
+            examples = check_num_examples(metrics.pop(keys.weighted_by, None))
+        except (UploadError, ValueError) as error:  # ValueError: the reply has no content
+            _log.warning("An evaluation reply is left out: %s", error)
+            continue
+        pairs.append((examples, finite_metrics(metrics)))
+    return weighted_metrics(pairs)
 
 
 def _sender(reply: Message) -> int:

@@ -15,21 +15,15 @@ from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedmitr_app.errors import ConfigError, UploadError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.models.spec import InputSpec
-from fedmitr_app.strategies.collecting import Collector
+from fedmitr_app.strategies.collecting import Collector, collect_evaluation
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.outcome import RoundOutcome, weighted_metrics
-from fedmitr_app.strategies.records import (
-    RecordKeys,
-    metrics_of,
-    reference_of_record,
-    to_array_record,
-)
+from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
 from fedmitr_app.strategies.streaming_grid import StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
-from fedmitr_app.uploads import ArraySpec, Expected, Spool, Upload, check_num_examples
-from fedmitr_app.uploads.claims import finite_metrics
+from fedmitr_app.uploads import ArraySpec, Expected, Spool, Upload
 
 _log = logging.getLogger(__name__)
 
@@ -225,16 +219,8 @@ class OneShotStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Return the mean of each metric weighted by examples; bad replies are left out."""
-        pairs = []
-        for reply in replies:
-            try:
-                metrics = metrics_of(reply.content, self.keys)
-                examples = check_num_examples(metrics.pop(self.keys.weighted_by, None))
-            except (UploadError, ValueError) as error:  # ValueError: the reply has no content
-                _log.warning("An evaluation reply is left out: %s", error)
-                continue
-            pairs.append((examples, finite_metrics(metrics)))
-        return MetricRecord(weighted_metrics(pairs)) if pairs else None
+        metrics = collect_evaluation(replies, self.keys)
+        return MetricRecord(metrics) if metrics else None
 
     def _messages(
         self,

@@ -27,7 +27,7 @@ METRICS_KEY = "metrics"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_JSON_LENGTH = 20_000
 
-Record = TypeVar("Record", ArrayRecord, MetricRecord)
+Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,18 @@ class CheckedReply:
     notes: list[str]
 
 
+def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """Return the records of one kind.
+
+    RecordDict's own views (``content.array_records``) hold themselves and the whole
+    content in a reference cycle: uploads would pile up until the collector runs.
+    """
+    return {name: value for name, value in content.items() if isinstance(value, kind)}
+
+
 def status_of(content: RecordDict) -> tuple[str, str, str]:
     """Return a reply's status ("ok" if it gives none), client key and reason, if any."""
-    upload = content.config_records.get(UPLOAD_KEY, {})
+    upload = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
     words = (upload.get(key, "") for key in ("status", "client-key", "reason"))
     status, client, reason = (word[:1000] if isinstance(word, str) else "" for word in words)
     return status or "ok", client, reason
@@ -68,7 +77,7 @@ def check_reply(
         and only if everything declared about them is right.
     """
     claims = check_claims(_claims(content, keys), expected)
-    arrays = _only(content.array_records, keys.arrays, "arrays")
+    arrays = _only(records_of(content, ArrayRecord), keys.arrays, "arrays")
     check_headers({name: _header(name, array) for name, array in arrays.items()}, reference)
     decoded = {name: decode_npy(array.data, name=name) for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -83,7 +92,8 @@ def check_reply(
 
 def metrics_of(content: RecordDict, keys: RecordKeys) -> dict[str, Any]:
     """Return a reply's metrics, the number of examples among them."""
-    return dict(_only(content.metric_records, METRICS_KEY, "metrics", needed=keys.weighted_by))
+    metrics = records_of(content, MetricRecord)
+    return dict(_only(metrics, METRICS_KEY, "metrics", needed=keys.weighted_by))
 
 
 def reference_of_record(arrays: ArrayRecord) -> dict[str, ArraySpec]:
@@ -109,7 +119,7 @@ def _to_numpy(value: Tensor) -> np.ndarray:
 
 def _claims(content: RecordDict, keys: RecordKeys) -> Claims:
     metrics = metrics_of(content, keys)
-    upload = content.config_records.get(UPLOAD_KEY, ConfigRecord())
+    upload = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
     return Claims(
         num_examples=metrics.pop(keys.weighted_by, None),
         client=upload.get("client-key"),

@@ -49,7 +49,8 @@ def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[st
 def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> list[float]:
     """Return each upload's share of the average; the shares sum to 1."""
     if weights not in WEIGHTINGS:
-        raise ConfigError.bad_value("weights", weights, f"one of {', '.join(map(repr, WEIGHTINGS))}")
+        allowed = f"one of {', '.join(map(repr, WEIGHTINGS))}"
+        raise ConfigError.bad_value("weights", weights, allowed)
     if not uploads:
         raise UploadError("There is no upload to average.")
     counts = [upload.num_examples if weights == "num-examples" else 1 for upload in uploads]

@@ -146,7 +146,9 @@ def _parse_dtype(name: str, text: str) -> np.dtype:
             return np.dtype(text)
     except (TypeError, ValueError):
         pass
-    raise UploadError(f"{name} is of type {text[:40]!r}: send float32 (cast bfloat16 before upload).")
+    raise UploadError(
+        f"{name} is of type {text[:40]!r}: send float32 (cast bfloat16 before upload)."
+    )
 
 
 def _check_castable(name: str, dtype: np.dtype, spec: ArraySpec) -> None:

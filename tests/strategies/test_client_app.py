@@ -199,7 +199,8 @@ def test_a_node_may_bring_its_own_data(tmp_path):
 
 
 def test_labels_are_aligned_by_name():
-    shard = ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([1, 0, 1]), ("a", "b"))
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    shard = ImageSet(images, torch.tensor([1, 0, 1]), ("a", "b"))
     aligned = align_labels(shard, ("b", "x", "a"))
     assert aligned.labels.tolist() == [0, 2, 0] and aligned.class_names == ("b", "x", "a")
     assert align_labels(shard, ("a", "b")) is shard

@@ -1,8 +1,10 @@
 """The round with a fake Grid: every way a reply can go wrong, in every order."""
 
+import gc
 import itertools
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -318,6 +320,32 @@ def test_uploads_reach_the_disk_as_they_arrive(tmp_path):
 
     run(OneShotFedAvg(run_dir=tmp_path, **QUICK), answer)
     assert seen == [0, 1, 2]
+
+
+def test_memory_is_flat_in_the_number_of_uploads():
+    big = np.zeros(300_000, np.float32)
+
+    def answer(message):
+        values = np.full_like(big, message.metadata.dst_node_id)
+        metrics = MetricRecord({"num-examples": 10})
+        return reply(message, RecordDict({"arrays": record({"w": values}), "metrics": metrics}))
+
+    def peak(clients):
+        strategy = OneShotFedAvg(**QUICK)
+        gc.collect()
+        gc.disable()  # nothing may wait for the collector
+        tracemalloc.start()
+        strategy.start(FakeGrid(range(clients), answer), record({"w": big}), timeout=5.0)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        gc.enable()
+        assert len(strategy.outcome.accepted) == clients
+        return most
+
+    few = peak(5)
+    assert peak(20) < 1.2 * few
+    # θ₀, and of one reply: what was sent, its decoded values and what the file takes.
+    assert few < 8 * big.nbytes
 
 
 def test_a_fuse_that_forgets_a_parameter_is_told():

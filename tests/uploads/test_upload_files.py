@@ -71,7 +71,9 @@ def test_different_keys_have_different_harmless_names(many):
     assert all(name and set(name) <= allowed for name in names)
 
 
-@pytest.mark.parametrize("key", ["../../etc/passwd", "a/b", "C:\\x", ".", "..", "~", "A", "a" * 200])
+@pytest.mark.parametrize(
+    "key", ["../../etc/passwd", "a/b", "C:\\x", ".", "..", "~", "A", "a" * 200]
+)
 def test_hostile_keys_stay_in_the_folder(key, tmp_path):
     spool = fresh(tmp_path)
     spool.add(WEIGHTS, Claims(1, key))

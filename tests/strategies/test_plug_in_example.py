@@ -1,0 +1,98 @@
+"""The example project: one line between FedAvg and FedMITR, and both run."""
+
+import difflib
+import importlib.util
+import inspect
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Message
+
+import fedmitr_app.strategies as strategies
+from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from tests.strategies.fake_grid import FakeGrid, context
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plug-in"
+NODES = range(11, 15)
+LANDED = importlib.util.find_spec("fedmitr_app.strategies.fedmitr") is not None
+
+
+def small_fedmitr(model, **settings):
+    """FedMITR as the example calls it, on a budget for tests."""
+    if LANDED:
+        budget = {
+            "teacher": TeacherConfig(probe_images=16),
+            "inversion": InversionConfig(images=32, batch_size=32, iterations=2, stops=(0.5,)),
+            "distillation": DistillationConfig(steps=5, batch_size=16),
+        }
+        strategy = strategies.fedmitr.FedMITR(model, **budget, **settings)
+    else:
+        strategy = strategies.OneShotFedAvg(**settings)
+    strategy.settle_seconds = strategy.poll_seconds = 0.0
+    return strategy
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import a module of the example project, and forget it afterwards."""
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    monkeypatch.setattr(strategies, "FedMITR", small_fedmitr, raising=LANDED)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda name: importlib.import_module(f"plugin_example.{name}")
+    torch.set_num_threads(before)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plugin_example"]:
+        del sys.modules[name]
+
+
+def settings(**changes):
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
+    return {**project["tool"]["flwr"]["app"]["config"], "local-epochs": 2, **changes}
+
+
+def serve(example, server, capsys, **changes):
+    """Run one of the example's servers against its own clients; return its accuracies."""
+    client = example("client_app").app
+    run_config = settings(**changes)
+
+    def answer(message: Message) -> Message:
+        node = {"partition-id": message.metadata.dst_node_id - 11, "num-partitions": len(NODES)}
+        return client(message, context(run_config, node))
+
+    grid = FakeGrid(NODES, answer)
+    grid.turns = dict.fromkeys(NODES, 0)
+    example(server).app(grid, context(run_config))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round")]
+    return [float(line.rpartition(" ")[2]) for line in lines]
+
+
+def test_one_line_makes_the_difference():
+    before, after = (
+        (EXAMPLE / "plugin_example" / name).read_text().splitlines()
+        for name in ("server_app.py", "server_app_fedmitr.py")
+    )
+    changed = [line for line in difflib.ndiff(before, after) if line.startswith(("-", "+"))]
+    assert changed == ["-     strategy = FedAvg()", "+     strategy = FedMITR(model)"]
+    client = (EXAMPLE / "plugin_example" / "client_app.py").read_text()
+    assert "fedmitr" not in client + (EXAMPLE / "plugin_example" / "task.py").read_text()
+
+
+def test_the_fedavg_version_runs(example, capsys):
+    assert len(serve(example, "server_app", capsys)) == 2
+
+
+def test_the_fedmitr_version_runs(example, capsys):
+    assert len(serve(example, "server_app_fedmitr", capsys)) == 2
+
+
+def test_more_rounds_are_refused(example, capsys):
+    with pytest.raises(Exception, match="num_rounds = 2 is not allowed"):
+        serve(example, "server_app_fedmitr", capsys, **{"num-server-rounds": 2})
+
+
+@pytest.mark.skipif(not LANDED, reason="FedMITR is not there yet")
+def test_the_example_calls_fedmitr_with_what_it_takes():
+    assert next(iter(inspect.signature(strategies.fedmitr.FedMITR).parameters)) == "model"
