@@ -41,5 +41,6 @@ def seeded_init(seed: int, *scope: str | int) -> Iterator[None]:
     initialisation in timm; the caller's global state is restored afterwards.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, *scope))
+        # Not torch.manual_seed: it would also seed the GPUs, whose state isn't restored.
+        torch.default_generator.manual_seed(derive_seed(seed, *scope))
         yield

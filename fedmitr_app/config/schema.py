@@ -108,6 +108,9 @@ class ServerConfig:
     wait_for_nodes: float = number(120.0, low=0.0, open_low=True)
     timeout: float = number(3600.0, low=0.0, open_low=True)
     device: str = text("auto")
+    test_set: bool = flag(True)
+    classes: str = text("")
+    control: bool = flag(True)
     eval_batch_size: int = whole(256, low=1)
     federated_evaluation: bool = flag(False)
 

@@ -87,6 +87,12 @@ def _check_inversion(config: Config) -> None:
             shown,
             f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
         )
+    if inversion.loss == "per-teacher" and inversion.disagreement > 0:
+        raise ConfigError.bad_value(
+            "inversion.disagreement",
+            inversion.disagreement,
+            "0, because inversion.loss = 'per-teacher' has no ensemble to disagree with",
+        )
     if len(drop) not in (1, len(stops)):
         raise ConfigError.bad_value(
             "inversion.drop",

@@ -3,6 +3,8 @@
 Per image, so that an image's gradient doesn't depend on which others share its batch.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,7 +53,7 @@ def patch_similarity_entropy(patch_tokens: Tensor, bins: int = 32, width: float 
 def jensen_shannon(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     """Jensen-Shannon divergence of two predictions ``[B, C]``, in nats: ``[B]``, at most log 2."""
     log_a, log_b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)
-    log_mean = torch.logaddexp(log_a, log_b) - torch.tensor(2.0).log()
+    log_mean = torch.logaddexp(log_a, log_b) - math.log(2)
     return 0.5 * (
         (log_a.exp() * (log_a - log_mean)).sum(-1) + (log_b.exp() * (log_b - log_mean)).sum(-1)
     )

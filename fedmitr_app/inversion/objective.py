@@ -91,10 +91,7 @@ class Objective:
 
     def _one_by_one(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
         """The weighted mean of the clients' own cross-entropies: no graph outlives its model."""
-        weights = self.teacher.normalised_weights @ self.targets.T
-        if self.members is not None:
-            weights = weights * self.members
-        weights = weights / weights.sum(0).clamp_min(1e-8)
+        weights = self.teacher.image_weights(self.targets, self.members)
         total, grad, outputs = torch.zeros_like(weights[0]), torch.zeros_like(patches), []
         for k in range(len(self.teacher.models)):
             output = self._run(k, patches, position_idx, attention)

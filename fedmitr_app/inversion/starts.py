@@ -94,9 +94,12 @@ def procedural_images(
         if len(chosen):
             mask[chosen] = make(len(chosen), size, generator).unsqueeze(1)
 
-    ground = uniform(count, channels, 1, 1)
-    step = uniform(count, channels, 1, 1, low=0.4, high=1.0)
-    figure = torch.where(ground < 0.5, ground + step, ground - step).clamp(0, 1)
+    # Arcsine-distributed tones, so that strong contrast is as common as in photographs of
+    # things against a ground; the figure lies on the other side of mid-grey.
+    tone = 0.5 - 0.5 * torch.cos(math.pi * uniform(2, count, channels, 1, 1))
+    dark, light = 0.5 * tone[0], 1 - 0.5 * tone[1]
+    swap = uniform(count, 1, 1, 1) < 0.5
+    ground, figure = torch.where(swap, light, dark), torch.where(swap, dark, light)
     shading = multi_scale_noise(
         (count, channels, size, size), uniform(count, low=0.3, high=1.5), generator
     )

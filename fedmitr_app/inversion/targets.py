@@ -32,7 +32,8 @@ def draw_targets(
         spread = -torch.rand(count, num_classes, generator=generator).clamp_min(1e-12).log()
         return 0.9 * hard + 0.1 * spread / spread.sum(1, keepdim=True)
     if kind == "mixed":
-        other = torch.randint(num_classes, (count,), generator=generator)
+        away = torch.randint(1, max(num_classes, 2), (count,), generator=generator)
+        other = (first + away) % num_classes
         share = torch.rand(count, 1, generator=generator)
         return share * hard + (1 - share) * torch.eye(num_classes)[other]
     return hard

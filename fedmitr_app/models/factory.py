@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models.vision_transformer import VisionTransformer
+from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
@@ -12,6 +14,7 @@ from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.randomness import seeded_init
 
+MLP_RATIO = 2.0  # of the small preset: half of timm's default, for speed on a CPU
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -22,7 +25,8 @@ def build_vit(config: ModelConfig, spec: InputSpec, num_classes: int, seed: int)
     ----------
     config : ModelConfig
         ``name`` is ``"small"`` (from scratch, sized by the other settings) or a timm name;
-        ``weights`` is ``""`` (from scratch), ``"hub"``, or a checkpoint's path.
+        ``weights`` is ``""`` (from scratch), ``"hub"``, or a checkpoint's path; ``"small"``
+        always starts from scratch.
     spec : InputSpec
         Images to take; position embeddings of a checkpoint are resampled to its size.
     num_classes : int
@@ -57,10 +61,16 @@ def architecture_of(model: PatchViT) -> dict[str, Any]:
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
         "num_heads": vit.blocks[0].attn.num_heads,
+        "mlp_ratio": vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
     }
 
 
 def _small(config: ModelConfig, spec: InputSpec, num_classes: int) -> VisionTransformer:
+    if config.weights:
+        raise ModelError(
+            f"model.weights = {config.weights!r} can't be used with model.name = 'small', which "
+            "has no checkpoints: leave it empty, or set model.name to a timm name."
+        )
     return VisionTransformer(
         img_size=spec.size,
         patch_size=config.patch_size,
@@ -69,7 +79,7 @@ def _small(config: ModelConfig, spec: InputSpec, num_classes: int) -> VisionTran
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.heads,
-        mlp_ratio=2.0,
+        mlp_ratio=MLP_RATIO,
     )
 
 
@@ -81,6 +91,7 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
             "timm.list_models('deit_*')."
         )
     overlay: dict[str, Any] = {}
+    path = None
     if config.weights not in ("", "hub"):
         path = Path(config.weights)
         if path.suffix not in WEIGHT_SUFFIXES or not path.is_file():
@@ -88,9 +99,14 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
                 f"model.weights = {config.weights!r} is not a checkpoint: it must be '' (from "
                 f"scratch), 'hub', or the path of a file ending in {', '.join(WEIGHT_SUFFIXES)}."
             )
-        overlay["file"] = str(path)
+    stored: dict[str, Tensor] = {}
     try:
-        return timm.create_model(
+        if path is not None:
+            stored = load_state_dict(str(path))
+            # timm keeps the checkpoint's head only if told that it has as many classes.
+            head = stored.get("head.weight", ())
+            overlay = {"file": str(path), "num_classes": len(head)}
+        vit = timm.create_model(
             config.name,
             pretrained=bool(config.weights),
             pretrained_cfg_overlay=overlay or None,
@@ -98,6 +114,8 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
             img_size=spec.size,
             in_chans=spec.channels,
         )
+        # A new head makes timm skip every key that it doesn't find: look for them here.
+        found = vit.state_dict() if path is None else checkpoint_filter_fn(stored, vit)
     except AssertionError as error:
         raise ModelError(
             f"model.name = {config.name!r} can't take data.image-size = {spec.size}: {error}."
@@ -109,3 +127,11 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
             f"{config.weights!r} ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
             "file, or the network if it is 'hub', or set model.weights to a local path."
         ) from error
+    missing = [key for key in vit.state_dict() if key not in found and not key.startswith("head.")]
+    if missing:
+        raise ModelError(
+            f"model.weights = {config.weights!r} is not a checkpoint of {config.name!r}: it lacks "
+            f"{len(missing)} of the model's tensors, such as {missing[0]!r}; choose the checkpoint "
+            "that belongs to model.name."
+        )
+    return vit

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fedmitr_app.errors import ModelError
@@ -47,12 +47,14 @@ class PatchViT(nn.Module):
     Raises
     ------
     ModelError
-        If ``vit`` is of another kind (distilled DeiT, average-pooled, rotary, ...).
+        If ``vit`` is of another kind (distilled DeiT, average-pooled, rotary, ...), or
+        takes other images than ``spec`` describes.
     """
 
     def __init__(self, vit: VisionTransformer, spec: InputSpec) -> None:
         super().__init__()
         _require_plain(vit)
+        _require_fit(vit, spec)
         self.vit = vit
         self.spec = spec
 
@@ -144,7 +146,7 @@ class PatchViT(nn.Module):
         """Attention of the class token to each patch in ``block``, mean over heads: ``[B, n]``."""
         attn = block.attn
         normed = block.norm1(tokens)
-        width = attn.attn_dim
+        width = attn.num_heads * attn.head_dim
         weight, bias = attn.qkv.weight, attn.qkv.bias
         bias_q, bias_k = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
         query = F.linear(normed[:, :1], weight[:width], bias_q)
@@ -172,11 +174,29 @@ def _require_plain(vit: nn.Module) -> None:
         problem = "its patches aren't square"
     elif vit.patch_embed.grid_size[0] != vit.patch_embed.grid_size[1]:
         problem = "its images aren't square"
-    elif any(type(getattr(block, "attn", None)) is not Attention for block in vit.blocks):
-        problem = "its blocks don't use timm's plain attention"
+    elif any(type(block) is not Block or type(block.attn) is not Attention for block in vit.blocks):
+        problem = "its blocks aren't timm's plain ones"
     if problem:
         raise ModelError(
             f"This model can't be inverted patch by patch because {problem}: choose a plain "
             "timm ViT or DeiT such as 'deit_tiny_patch16_224' or 'vit_small_patch16_224' "
             "(model.name)."
+        )
+
+
+def _require_fit(vit: VisionTransformer, spec: InputSpec) -> None:
+    """Refuse an image size that patches don't divide, or a spec of other images."""
+    size, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    channels = vit.patch_embed.proj.in_channels
+    if size % patch:
+        # timm would leave out the pixels at the border: rolls could not be exact.
+        raise ModelError(
+            f"data.image-size = {size} does not suit a model with patches of {patch} pixels: "
+            f"choose a multiple of {patch}."
+        )
+    if (spec.size, spec.channels) != (size, channels):
+        raise ModelError(
+            f"The model takes images of {size} pixels and {channels} channels, but the input "
+            f"spec says {spec.size} and {spec.channels}: make data.image-size and data.channels "
+            "(the input spec) and the model agree."
         )

@@ -2,7 +2,15 @@
 
 from fedmitr_app.strategies.ensemble import BareEnsemble, split_ensemble
 from fedmitr_app.strategies.fedavg import OneShotFedAvg
+from fedmitr_app.strategies.fedmitr import FedMITR
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.strategies.outcome import RoundOutcome
 
-__all__ = ["BareEnsemble", "OneShotFedAvg", "OneShotStrategy", "RoundOutcome", "split_ensemble"]
+__all__ = [
+    "BareEnsemble",
+    "FedMITR",
+    "OneShotFedAvg",
+    "OneShotStrategy",
+    "RoundOutcome",
+    "split_ensemble",
+]

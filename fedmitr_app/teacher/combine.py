@@ -6,8 +6,11 @@ probabilities are returned as their logarithms.
 
 Two kinds of weights multiply the clients' parts: ``class_weights[k, c]`` says how much
 client k knows of class c, ``members[k, b]`` which clients serve which image (a per-image
-subset of the ensemble; ``None``: all of them).
+subset of the ensemble; ``None``: all of them). Where none of an image's clients knows a
+class, they answer for it alike.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -41,14 +44,26 @@ def combine_logits(
     weights = class_weights.reshape(shape).expand_as(logits)
     if members is not None:
         served = members.reshape(*members.shape, *[1] * (logits.dim() - 2))
-        weights = weights * served
+        weights = share_out(weights, served)
         logits = torch.where(served, logits, torch.zeros((), device=logits.device))
     if how in ("confidence", "prior-confidence"):
         weights = weights * confidence(logits).unsqueeze(-1)
-    weights = weights / weights.sum(0).clamp_min(EPS)
+    weights = weights / weights.sum(0)
     if how in ("mean-logits", "label-aware", "prior-probed"):
         return (weights * logits).sum(0)
     return torch.logsumexp(logits.log_softmax(-1) + weights.clamp_min(EPS).log(), dim=0)
+
+
+def share_out(weights: Tensor, served: Tensor) -> Tensor:
+    """Leave out the clients that don't serve; those that do share alike what none of them has.
+
+    Without the second half a class that no serving client knows would get the logit 0,
+    which is a high one, and an image could be left without any teacher. ``weights`` and
+    ``served`` are ``[K, ...]``, of shapes that broadcast.
+    """
+    weights = weights * served
+    nobody = weights.sum(0, keepdim=True) <= 0
+    return torch.where(nobody, served.to(weights.dtype), weights)
 
 
 def confidence(logits: Tensor, sharpness: float = 4.0) -> Tensor:
@@ -59,4 +74,4 @@ def confidence(logits: Tensor, sharpness: float = 4.0) -> Tensor:
     """
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return torch.exp(-sharpness * entropy / torch.tensor(float(logits.shape[-1])).log())
+    return torch.exp(-sharpness * entropy / math.log(logits.shape[-1]))

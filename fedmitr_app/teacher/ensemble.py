@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
-from fedmitr_app.teacher.combine import combine_logits
+from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import probe_priors
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ class TeacherOutput(NamedTuple):
     """``[B, classes]``"""
     patch_logits: Tensor | None
     """``[B, n, classes]``"""
-    cls_attn: Tensor | None
-    """Density: weighted mean of the clients' class attention, ``[B, n]``."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,26 @@ class Teacher:
         """Combine stacked client logits, see :func:`combine_logits`."""
         return combine_logits(logits, self.combine, self.class_weights, members)
 
+    def image_weights(self, targets: Tensor, members: Tensor | None = None) -> Tensor:
+        """Each client's share in each image, by how well it knows the image's targets.
+
+        Parameters
+        ----------
+        targets : Tensor
+            Class probabilities ``[B, classes]``.
+        members : Tensor, optional
+            ``[K, B]`` bool, the clients that serve each image.
+
+        Returns
+        -------
+        Tensor
+            ``[K, B]``, summing to 1 over the clients.
+        """
+        weights = self.normalised_weights @ targets.T
+        if members is not None:
+            weights = share_out(weights, members)
+        return weights / weights.sum(0)
+
     def density(self, cls_attn: Tensor, targets: Tensor, members: Tensor | None = None) -> Tensor:
         """Mean of the clients' class attention, weighted by who knows the targets.
 
@@ -118,10 +136,7 @@ class Teacher:
         Tensor
             ``[B, n]``
         """
-        weights = self.normalised_weights @ targets.T
-        if members is not None:
-            weights = weights * members
-        weights = weights / weights.sum(0).clamp_min(1e-8)
+        weights = self.image_weights(targets, members)
         return (weights.unsqueeze(-1) * cls_attn).sum(0)
 
     @torch.no_grad()
@@ -134,4 +149,4 @@ class Teacher:
         tokens = None
         if patch_logits:
             tokens = self.combine_logits(torch.stack([output.patch_logits for output in outputs]))
-        return TeacherOutput(combined, tokens, None)
+        return TeacherOutput(combined, tokens)

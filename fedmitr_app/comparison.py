@@ -1,0 +1,83 @@
+"""The accuracies that stand beside the student's, all on one held-out test set.
+
+The test set only measures, after the last step of everything: it chooses nothing.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.evaluation import accuracy
+from fedmitr_app.models import PatchViT
+from fedmitr_app.teacher import ClientModel, Teacher
+
+
+class TestBench:
+    """A test set and how to score on it.
+
+    Parameters
+    ----------
+    images, labels : Tensor
+        uint8 ``[n, C, H, W]`` and int64 ``[n]``.
+    model : PatchViT
+        Its architecture and input spec; its weights don't matter.
+    device : torch.device
+        Where to score.
+    batch_size : int
+        Images per forward pass.
+    """
+
+    __test__ = False  # not a test case, whatever pytest makes of its name
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        model: PatchViT,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.model, self.device, self.batch_size = model, device, batch_size
+
+    def model_accuracy(self, model: PatchViT) -> float:
+        """Score one model."""
+        return self._score(lambda images: model(images).logits)
+
+    def state_accuracy(self, state: Mapping[str, Tensor]) -> float:
+        """Score a state dict under timm's keys."""
+        model = copy.deepcopy(self.model).to(self.device)
+        model.vit.load_state_dict(state)
+        return self.model_accuracy(model.eval())
+
+    def compare(
+        self,
+        clients: Sequence[ClientModel],
+        teacher: Teacher,
+        average: Mapping[str, Tensor],
+        students: Mapping[str, PatchViT | None],
+    ) -> dict[str, Any]:
+        """Return ``metrics.json``'s ``accuracy``: students, teacher, FedAvg, every client."""
+        scored = {
+            name: None if model is None else self.model_accuracy(model)
+            for name, model in students.items()
+        }
+        return {
+            **scored,
+            "teacher": self._score(lambda images: teacher(images).logits),
+            "fedavg": self.state_accuracy(average),
+            "clients": {client.key: self.model_accuracy(client.model) for client in clients},
+        }
+
+    def _score(self, predict: Callable[[Tensor], Tensor]) -> float:
+        return accuracy(
+            predict,
+            self.images,
+            self.labels,
+            self.model.spec,
+            device=self.device,
+            batch_size=self.batch_size,
+        )

@@ -1,0 +1,83 @@
+"""Training batches from the pool: rolls, flips and mixup between synthetic images (choice)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import DistillationConfig
+from fedmitr_app.inversion.geometry import Views, apply_view, draw_views
+from fedmitr_app.inversion.pool import PoolData
+
+
+class Batch(NamedTuple):
+    """Images, and the one or two synthetic images that each was made of."""
+
+    images: Tensor
+    """Model input, ``[B, C, H, W]``."""
+    parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    """For each part: its share ``[B]``, its mask ``[B, N]``, its targets ``[B, classes]``."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The mixed pseudo-labels, ``[B, classes]``."""
+        return sum(share.unsqueeze(1) * targets for share, _, targets in self.parts)
+
+    @property
+    def background(self) -> Tensor:
+        """Patches that survived in no part, ``[B, N]`` bool."""
+        covered = self.parts[0][1]
+        for _, mask, _ in self.parts[1:]:
+            covered = covered | mask
+        return ~covered
+
+
+def draw_batch(pool: PoolData, config: DistillationConfig, rng: torch.Generator) -> Batch:
+    """Draw a batch; the pool may be smaller than the batch (images then repeat).
+
+    Every image is a view of its own; with ``mixup`` above 0 it is blended with another one,
+    with a share drawn from Beta(mixup, mixup).
+    """
+    count = config.batch_size
+    first = torch.randint(len(pool), (count,), generator=rng)
+    images, mask, targets = _viewed(pool, first, config, rng)
+    whole = torch.ones(count, device=images.device)
+    if config.mixup == 0:
+        return Batch(images, ((whole, mask, targets),))
+    other = torch.randint(len(pool), (count,), generator=rng)
+    images_b, mask_b, targets_b = _viewed(pool, other, config, rng)
+    share = _beta(config.mixup, count, rng).to(images.device)
+    weight = share.reshape(-1, 1, 1, 1)
+    mixed = weight * images + (1 - weight) * images_b
+    return Batch(mixed, ((share, mask, targets), (whole - share, mask_b, targets_b)))
+
+
+def _viewed(
+    pool: PoolData, index: Tensor, config: DistillationConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    index = index.to(pool.images.device)
+    images, mask, targets = pool.images[index], pool.mask[index], pool.targets[index]
+    views = draw_views(len(index), images.shape[-1], config.roll, config.flip, rng)
+    views = views.to(images.device)
+    return apply_view(images, views), view_mask(mask, views, images.shape[-1]), targets
+
+
+def view_mask(mask: Tensor, views: Views, size: int) -> Tensor:
+    """Move a patch mask ``[B, N]`` along with its image, to the nearest whole patch."""
+    grid = round(mask.shape[1] ** 0.5)
+    patch = size // grid
+    whole = Views(
+        torch.div(views.down + patch // 2, patch, rounding_mode="floor"),
+        torch.div(views.right + patch // 2, patch, rounding_mode="floor"),
+        views.flip,
+    )
+    return apply_view(mask.reshape(-1, 1, grid, grid), whole).flatten(1)
+
+
+def _beta(alpha: float, count: int, rng: torch.Generator) -> Tensor:
+    """Draw from Beta(alpha, alpha): torch's own sampler takes no generator for alpha != 1."""
+    if alpha == 1:
+        return torch.rand(count, generator=rng)
+    concentration = torch.full((count, 2), float(alpha))
+    gamma = torch._standard_gamma(concentration, generator=rng)
+    return gamma[:, 0] / gamma.sum(1)

@@ -1,0 +1,124 @@
+"""Distil the teacher into one student on the pool of synthetic images.
+
+FedMITR's second half: high-density patches take the pseudo-label, low-density ones are
+relabelled by the ensemble (stated); the student sees all patches (stated).
+"""
+
+from collections.abc import Callable
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from fedmitr_app.config import DistillationConfig
+from fedmitr_app.distillation.batches import Batch, draw_batch
+from fedmitr_app.distillation.losses import class_loss, token_loss
+from fedmitr_app.distillation.students import choose_trainable
+from fedmitr_app.inversion.pool import PoolData
+from fedmitr_app.models import PatchViT
+from fedmitr_app.teacher import Teacher
+from fedmitr_app.training.schedule import warmup_cosine
+
+
+class Distiller:
+    """A student's training, which can be done in several runs over a growing pool.
+
+    Parameters
+    ----------
+    student : PatchViT
+        Trained in place, on its own device.
+    teacher : Teacher
+        Frozen, on the same device.
+    config : DistillationConfig
+        ``steps`` counts all runs together.
+    rng : torch.Generator
+        On the CPU.
+    """
+
+    def __init__(
+        self,
+        student: PatchViT,
+        teacher: Teacher,
+        config: DistillationConfig,
+        rng: torch.Generator,
+    ) -> None:
+        self.student, self.teacher, self.config, self.rng = student, teacher, config, rng
+        choose_trainable(student, config)
+        trained = nn.ModuleList([student.vit])
+        # The auxiliary head (ancestor: LV-ViT) is thrown away with this object.
+        self.token_head: nn.Module = student.vit.head
+        if config.token_head == "auxiliary":
+            self.token_head = nn.Linear(student.vit.embed_dim, student.num_classes)
+            nn.init.zeros_(self.token_head.weight)
+            nn.init.zeros_(self.token_head.bias)
+            self.token_head.to(next(student.parameters()).device)
+            trained.append(self.token_head)
+        self.optimiser = torch.optim.AdamW(
+            param_groups_weight_decay(trained, config.weight_decay), lr=config.learning_rate
+        )
+        self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
+
+    def run(
+        self,
+        pool: PoolData,
+        steps: int,
+        on_step: Callable[[Tensor], None] | None = None,
+    ) -> list[float]:
+        """Take ``steps`` steps on ``pool`` and return each one's loss."""
+        losses = []
+        self.student.train()
+        for _ in range(steps):
+            batch = draw_batch(pool, self.config, self.rng)
+            loss = self.loss(batch).mean()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+            self.optimiser.step()
+            self.scheduler.step()
+            losses.append(loss.detach())
+            if on_step:
+                on_step(losses[-1])
+        self.student.eval()
+        return torch.stack(losses).tolist() if losses else []
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The decoupled loss of a batch, per image ``[B]``."""
+        config = self.config
+        # With no dropped patch there is nothing to relabel, and with no survivor that is
+        # all there is: both happen (dense schedule, "procedural, not inverted").
+        with_tokens = config.relabel != "none" and config.beta > 0
+        by_token = with_tokens and config.relabel == "token"
+        taught = self.teacher(batch.images, patch_logits=by_token)
+        seen = self.student(batch.images)
+        loss = class_loss(
+            seen.logits, taught.logits, batch.targets, config.temperature, config.hard
+        )
+        if not with_tokens:
+            return loss
+        relabels = taught.patch_logits
+        if config.relabel == "image":
+            relabels = taught.logits.unsqueeze(1)
+        elif config.relabel == "background":
+            relabels = self._background_labels(batch, taught.logits).unsqueeze(1)
+        patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
+        for share, mask, targets in batch.parts:
+            term = token_loss(patch_logits, mask, targets, relabels, config.gamma, config.tau)
+            loss = loss + config.beta * share * term
+        return loss
+
+    def _background_labels(self, batch: Batch, logits: Tensor) -> Tensor:
+        """The ensemble's class-token logits when it sees only low-density patches, ``[B, C]``.
+
+        All images of a batch show equally many patches: the number of background patches of
+        the image that has fewest. An image without any keeps its whole-image label.
+        """
+        background = batch.background
+        counts = background.sum(1)
+        some = counts > 0
+        if not some.any():
+            return logits
+        fewest = int(counts[some].min())
+        # True sorts before False, in spatial order  [B, N] -> [B, fewest]
+        order = background.int().argsort(dim=1, descending=True, stable=True)[:, :fewest]
+        seen = self.teacher(batch.images[some], order[some].sort(dim=1).values).logits
+        return logits.clone().index_copy_(0, some.nonzero().flatten(), seen)

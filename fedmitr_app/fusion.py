@@ -1,0 +1,174 @@
+"""The server's work from uploads to global model: teacher, inversion, distillation.
+
+Knows tensors and typed settings only: any process, any device, no Flower.
+"""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.distillation import Distiller, initial_student
+from fedmitr_app.inversion import Pool, PoolRequest, diversity, make_pool, starting_images
+from fedmitr_app.models import PatchViT
+from fedmitr_app.randomness import generator
+from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.uploads import Upload
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """What decides the global model, given the uploads."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    seed: int = 0
+
+    def without_inversion(self) -> "FusionSettings":
+        """The control: the same starting images, not inverted (method note, section 2b)."""
+        return replace(self, inversion=replace(self.inversion, iterations=0))
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The global model and how it came about."""
+
+    student: PatchViT
+    inversion_curves: dict[str, list[float]]
+    distillation_loss: list[float]
+    images: int
+    diversity: float
+    inversion_seconds: float
+    distillation_seconds: float
+
+
+def load_clients(
+    model: PatchViT, uploads: Sequence[Upload], device: torch.device
+) -> list[ClientModel]:
+    """Load every upload into a model of its own, in the uploads' order."""
+    clients = []
+    for upload in uploads:
+        client = copy.deepcopy(model).to(device)
+        client.vit.load_state_dict(upload.load_state())
+        clients.append(ClientModel(upload.client, client, upload.num_examples, upload.label_counts))
+    return clients
+
+
+def build_teacher(clients: Sequence[ClientModel], config: TeacherConfig, seed: int) -> Teacher:
+    """Freeze the clients into a teacher, probing their priors on procedural images."""
+    device = next(clients[0].model.parameters()).device
+    spec = clients[0].model.spec
+    probes = starting_images("procedural", config.probe_images, spec, generator(seed, "probing"))
+    return Teacher.build(clients, config, probes.to(device))
+
+
+def fuse_by_inversion(
+    model: PatchViT,
+    clients: Sequence[ClientModel],
+    average: Mapping[str, Tensor],
+    teacher: Teacher,
+    settings: FusionSettings,
+    pool_folder: Path,
+    *,
+    label: str = "",
+) -> Fusion:
+    """Invert the teacher into a pool, distil a student on it.
+
+    With ``inversion.rounds`` above 1 the two alternate: each round inverts its share of the
+    images (against the student so far, if ``inversion.disagreement`` is above 0) and goes on
+    distilling on the pool so far.
+
+    Parameters
+    ----------
+    model : PatchViT
+        Holds θ₀; not changed.
+    clients : Sequence[ClientModel]
+        In the order of their keys.
+    average : Mapping[str, Tensor]
+        The uploads' weight average, for ``distillation.student = "average"``.
+    teacher : Teacher
+        On the device that does the work.
+    settings : FusionSettings
+        The same settings and uploads give the same model on a CPU.
+    pool_folder : Path
+        Where the pool's shards are written as they are produced.
+    label : str
+        Put before the stages' names in progress lines.
+    """
+    inversion, rounds = settings.inversion, settings.inversion.rounds
+    device = teacher.class_weights.device
+    pool = Pool(pool_folder, model.num_patches)
+    distiller: Distiller | None = None
+    batches, losses, seconds = [], [], {"inversion": 0.0, "distillation": 0.0}
+    for turn in range(rounds):
+        started = time.monotonic()
+        request = PoolRequest(_share(inversion.images, turn, rounds), settings.seed, turn)
+        student = distiller.student if distiller else None
+        batches += _invert(teacher, pool, inversion, request, device, student, label)
+        data = pool.load(device)
+        inverted = time.monotonic()
+        if distiller is None:
+            kind, sample = settings.distillation.student, data.images[:256]
+            first = initial_student(kind, model, clients, average, teacher, sample).to(device)
+            rng = generator(settings.seed, "distillation")
+            distiller = Distiller(first, teacher, settings.distillation, rng)
+        steps = _share(settings.distillation.steps, turn, rounds)
+        with Progress(f"{label}distillation", steps, "steps") as progress:
+            losses += distiller.run(data, steps, lambda loss: progress.advance(loss=loss))
+        seconds["inversion"] += inverted - started
+        seconds["distillation"] += time.monotonic() - inverted
+    return Fusion(
+        student=distiller.student.requires_grad_(True).eval(),
+        inversion_curves=_mean_curves([batch.curves for batch in batches]),
+        distillation_loss=losses,
+        images=len(data),
+        diversity=diversity(teacher, data.images, data.targets.argmax(-1)),
+        inversion_seconds=seconds["inversion"],
+        distillation_seconds=seconds["distillation"],
+    )
+
+
+def _invert(
+    teacher: Teacher,
+    pool: Pool,
+    config: InversionConfig,
+    request: PoolRequest,
+    device: torch.device,
+    student: PatchViT | None,
+    label: str,
+) -> list:
+    # One unit is one image's iteration, so that the time left is right across the batches.
+    work = request.count * max(config.iterations, 1)
+    with Progress(f"{label}inversion", work, "image-iterations") as progress:
+        made = make_pool(
+            teacher,
+            pool,
+            config,
+            request,
+            device=device,
+            student=student,
+            on_step=lambda count, loss: progress.advance(count, loss),
+        )
+        if not config.iterations:
+            progress.advance(request.count)
+    return made
+
+
+def _share(total: int, turn: int, turns: int) -> int:
+    """The turn's part of a whole that is split as evenly as integers allow."""
+    return total * (turn + 1) // turns - total * turn // turns
+
+
+def _mean_curves(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """Average the batches' curves, point by point."""
+    return {
+        name: [sum(points) / len(points) for points in zip(*(curve[name] for curve in curves))]
+        for name in curves[0]
+    }

@@ -1,0 +1,176 @@
+"""The server: θ₀, one round, fusion, evaluation, and the run folder."""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
+
+from fedmitr_app.config import Config, flatten, parse_config
+from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.models import InputSpec, PatchViT, build_vit
+from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
+from fedmitr_app.reporting import RunFolder, describe_environment, resolve_device
+from fedmitr_app.reporting.environment import device_lines
+from fedmitr_app.reporting.table import final_lines
+from fedmitr_app.results import Results, collect_results, write_results
+from fedmitr_app.strategies import BareEnsemble, FedMITR, OneShotFedAvg, OneShotStrategy
+from fedmitr_app.strategies.logs import join_flower_log
+from fedmitr_app.strategies.waiting import await_nodes
+
+_log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the one round and leave the run folder behind."""
+    join_flower_log()
+    try:
+        run(grid, context.run_config)
+    except (FedmitrError, AggregationError) as error:
+        # The run must count as failed, so the error goes on to Flower; but what the user can
+        # mend is a sentence: Flower logs a traceback, which this leaves empty.
+        _log.error("%s", error)
+        sys.tracebacklimit = 0
+        raise error.with_traceback(None) from None
+
+
+def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
+    """Do the whole run on a grid; returns its folder.
+
+    Raises
+    ------
+    FedmitrError
+        For settings, data or folders that can't work, before any training.
+    AggregationError
+        If too few nodes or usable uploads come.
+    """
+    started = time.monotonic()
+    config = parse_config(run_config)
+    device = resolve_device(config.server.device, "server.device")
+    setting = prepare(config)
+    folder = RunFolder.create(config.output.run_dir, config.seed)
+    _log.info("run folder: %s", folder.path)
+    for line in device_lines("server", device, torch.get_num_threads()):
+        _log.info(line)
+    try:
+        folder.write_json("config.json", flatten(config))
+        environment = describe_environment()
+        folder.write_json("environment.json", environment)
+        results = _fused_and_measured(grid, config, setting, folder, device)
+        results = replace(results, total_seconds=time.monotonic() - started)
+        rows, metrics = write_results(folder, results, config, environment)
+        folder.finish("completed")
+    except BaseException:
+        folder.finish("failed")
+        raise
+    for line in final_lines(rows, metrics, folder.path):
+        _log.info(line)
+    return folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the server knows before the round."""
+
+    model: PatchViT
+    class_names: tuple[str, ...]
+    test_set: ImageSet | None
+
+
+def prepare(config: Config) -> Setting:
+    """Build θ₀ and load the test set, if the server has one.
+
+    Raises
+    ------
+    FedmitrError
+        If the data or the model can't be had.
+    """
+    data, server = config.data, config.server
+    names = tuple(name.strip() for name in server.classes.split(",") if name.strip())
+    if not names:
+        if not server.test_set:
+            raise ConfigError.bad_value(
+                "server.classes",
+                "",
+                "the class names, separated by commas, because server.test-set = false means "
+                "that the server has no data to read them from",
+            )
+        names = class_names(data)
+    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    model = build_vit(config.model, spec, len(names), config.seed)
+    test_set = load_test_set(data) if server.test_set else None
+    if test_set is not None and test_set.class_names != names:
+        raise ConfigError.bad_value(
+            "server.classes", server.classes, f"'' or {','.join(test_set.class_names)!r}"
+        )
+    return Setting(model, names, test_set)
+
+
+def build_strategy(config: Config, model: PatchViT, folder: RunFolder) -> OneShotStrategy:
+    """Return the strategy that ``server.method`` names."""
+    server = config.server
+    common: dict[str, Any] = {
+        "min_clients": server.min_clients,
+        "wait_for_nodes": server.wait_for_nodes,
+        "run_dir": folder.path,
+        "federated_evaluation": server.federated_evaluation,
+    }
+    if server.method == "fedavg":
+        return OneShotFedAvg(**common)
+    if server.method == "ensemble":
+        return BareEnsemble(**common)
+    return FedMITR(
+        model,
+        teacher=config.teacher,
+        inversion=config.inversion,
+        distillation=config.distillation,
+        seed=config.seed,
+        device=server.device,
+        **common,
+    )
+
+
+def _fused_and_measured(
+    grid: Grid, config: Config, setting: Setting, folder: RunFolder, device: torch.device
+) -> Results:
+    strategy = build_strategy(config, setting.model, folder)
+    labels = None
+    if setting.test_set is not None:
+        # Dealt once before anyone trains: what can't be dealt is refused here.
+        nodes = await_nodes(
+            grid,
+            at_least=config.server.min_clients,
+            expected=None,
+            seconds=config.server.wait_for_nodes,
+            settle_seconds=strategy.settle_seconds,
+            poll_seconds=strategy.poll_seconds,
+        )
+        strategy.expected_nodes = len(nodes)
+        labels = label_matrix(config.data, config.partition, len(nodes), config.seed)
+    result = strategy.start(
+        grid,
+        ArrayRecord(setting.model.vit.state_dict()),
+        num_rounds=1,
+        timeout=config.server.timeout,
+        train_config=ConfigRecord({"class-names": list(setting.class_names)}),
+    )
+    return collect_results(
+        outcome=strategy.outcome,
+        global_state=result.arrays.to_torch_state_dict(),
+        fusion=strategy.fusion if isinstance(strategy, FedMITR) else None,
+        model=setting.model,
+        names=setting.class_names,
+        test_set=setting.test_set,
+        labels=labels,
+        config=config,
+        folder=folder,
+        device=device,
+    )

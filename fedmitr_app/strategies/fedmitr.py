@@ -1,0 +1,125 @@
+"""FedMITR as a Flower strategy (arXiv 2605.10748)."""
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.fusion import (
+    Fusion,
+    FusionSettings,
+    build_teacher,
+    fuse_by_inversion,
+    load_clients,
+)
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of
+from fedmitr_app.reporting.environment import device_lines, resolve_device
+from fedmitr_app.strategies.one_shot import OneShotStrategy
+from fedmitr_app.teacher import Teacher
+from fedmitr_app.uploads import Upload, average
+
+_log = logging.getLogger(__name__)
+
+
+class FedMITR(OneShotStrategy):
+    """Invert the uploaded models into images and distil them into one.
+
+    In an existing project it stands where ``FedAvg()`` stood: ``FedMITR(model)``.
+
+    Parameters
+    ----------
+    model : PatchViT | VisionTransformer
+        The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
+    input_spec : InputSpec | None
+        What the clients feed their model; None reads size and channels off the model
+        and takes pixels in [-1, 1] (mean and std 0.5).
+    teacher, inversion, distillation : TeacherConfig, InversionConfig, DistillationConfig
+        How the uploads are combined, inverted and distilled.
+    seed : int
+        Run seed: the same uploads and seed give the same model on a CPU.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    **one_shot
+        As in :class:`OneShotStrategy`.
+
+    Attributes
+    ----------
+    fusion : Fusion | None
+        How the global model came about, once there is one.
+    teacher_model : Teacher | None
+        The ensemble it was distilled from.
+    """
+
+    def __init__(
+        self,
+        model: PatchViT | VisionTransformer,
+        *,
+        input_spec: InputSpec | None = None,
+        teacher: TeacherConfig | None = None,
+        inversion: InversionConfig | None = None,
+        distillation: DistillationConfig | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        **one_shot: Any,
+    ) -> None:
+        self.model = model if isinstance(model, PatchViT) else _wrap(model, input_spec)
+        super().__init__(
+            architecture=architecture_of(self.model),
+            input_spec=self.model.spec,
+            num_classes=self.model.num_classes,
+            **one_shot,
+        )
+        self.settings = FusionSettings(
+            teacher or TeacherConfig(),
+            inversion or InversionConfig(),
+            distillation or DistillationConfig(),
+            seed,
+        )
+        self.device = resolve_device(device, "server.device")
+        self.fusion: Fusion | None = None
+        self.teacher_model: Teacher | None = None
+
+    def summary(self) -> None:
+        """Log the strategy's settings and the device."""
+        super().summary()
+        for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
+            words = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(part).items())
+            _log.info("\t    %s: %s", type(part).__name__, words)
+        for line in device_lines("server", self.device, torch.get_num_threads()):
+            _log.info(line)
+
+    def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
+        """Return the distilled student's state dict."""
+        clients = load_clients(self.model, uploads, self.device)
+        self.teacher_model = build_teacher(clients, self.settings.teacher, self.settings.seed)
+        with self._pool_folder() as folder:
+            self.fusion = fuse_by_inversion(
+                self.model,
+                clients,
+                average(uploads),
+                self.teacher_model,
+                self.settings,
+                Path(folder),
+            )
+        return {name: value.cpu() for name, value in self.fusion.student.vit.state_dict().items()}
+
+    def _pool_folder(self) -> contextlib.AbstractContextManager[str | Path]:
+        """The run folder's pool, or a temporary one without a run folder."""
+        if self.run_dir is None:
+            return tempfile.TemporaryDirectory(prefix="fedmitr-pool-")
+        return contextlib.nullcontext(self.run_dir / "pool")
+
+
+def _wrap(vit: VisionTransformer, input_spec: InputSpec | None) -> PatchViT:
+    if input_spec is None:
+        size, channels = vit.patch_embed.img_size[0], vit.patch_embed.proj.in_channels
+        input_spec = InputSpec(size, channels, (0.5,), (0.5,))
+    return PatchViT(vit, input_spec)
