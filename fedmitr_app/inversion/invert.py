@@ -27,7 +27,7 @@ class Inverted(NamedTuple):
     targets: Tensor
     """The class probabilities they were inverted for, ``[B, classes]``."""
     keep_idx: Tensor
-    """Patches that survived, in increasing order, ``[B, n]``."""
+    """Patches that survived, in increasing order, ``[B, n]``; none without an iteration."""
     curves: dict[str, list[float]]
     """Batch means per iteration: ``loss``, ``confidence`` (probability of the target), ``alive``."""
 
@@ -68,7 +68,8 @@ def invert_batch(
     -------
     Inverted
         The last iterate. Patches outside ``keep_idx`` hold, bit for bit, the pixels they
-        had when they were stopped.
+        had when they were stopped. Without any iteration (the control "not inverted") no
+        patch was made to show its target, so that none may be taught it: none survives.
     """
     objective = Objective(teacher, targets, config, members, student)
     schedule = Schedule.build(config)
@@ -116,7 +117,7 @@ def invert_batch(
         "confidence": torch.stack(confidences).tolist() if confidences else [],
         "alive": [float(count) for count in counts],
     }
-    return Inverted(images, targets, alive, curves)
+    return Inverted(images, targets, alive if config.iterations else alive[:, :0], curves)
 
 
 class PatchAdam:

@@ -9,7 +9,7 @@ from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.invert import Inverted, invert_batch
 from fedmitr_app.inversion.pool import Pool
 from fedmitr_app.inversion.starts import starting_images
-from fedmitr_app.inversion.targets import draw_members, draw_targets
+from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_starts
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
@@ -66,6 +66,23 @@ def make_pool(
     return made
 
 
+def _pick_starts(
+    teacher: Teacher,
+    config: InversionConfig,
+    targets: torch.Tensor,
+    rng: torch.Generator,
+    device: torch.device,
+) -> torch.Tensor:
+    """Draw ``candidates`` starts for each target and keep the fittest, ``[B, C, H, W]``."""
+    spec, count = teacher.models[0].spec, len(targets)
+    # In portions of a batch, so that memory doesn't grow with the number of candidates.
+    drawn = [starting_images(config.start, count, spec, rng) for _ in range(config.candidates)]
+    if config.candidates == 1:
+        return drawn[0].to(device)
+    log_probs = [teacher(part.to(device)).logits.log_softmax(-1).cpu() for part in drawn]
+    return torch.cat(drawn)[pick_starts(torch.cat(log_probs), targets)].to(device)
+
+
 def _one_batch(
     teacher: Teacher,
     config: InversionConfig,
@@ -77,8 +94,10 @@ def _one_batch(
 ) -> Inverted:
     spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
     starts = starting_images(config.start, count, spec, rng).to(device)
-    own = teacher(starts).logits.softmax(-1).cpu() if config.targets == "own" else None
-    targets = draw_targets(config.targets, count, classes, rng, own)
+    # An image that is not inverted shows no drawn target: all it has is the teacher's label.
+    kind = config.targets if config.iterations else "own"
+    own = teacher(starts).logits.softmax(-1).cpu() if kind == "own" else None
+    targets = draw_targets(kind, count, classes, rng, own)
     members = draw_members(teacher, targets, config.teachers_per_image, rng)
     return invert_batch(
         teacher,

@@ -60,8 +60,11 @@ class Pool:
             "keep_idx": batch.keep_idx.int().cpu().contiguous(),
         }
         partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"provenance": json.dumps(dict(provenance))})
-        os.replace(partial, path)
+        try:
+            save_file(tensors, partial, metadata={"provenance": json.dumps(dict(provenance))})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     def shards(self) -> list[Path]:

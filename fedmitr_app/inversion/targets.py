@@ -7,7 +7,7 @@ from fedmitr_app.teacher import Teacher
 
 
 def draw_targets(
-    kind: str, count: int, num_classes: int, generator: torch.Generator, own: Tensor | None = None
+    kind: str, count: int, num_classes: int, generator: torch.Generator
 ) -> Tensor:
     """Draw class probabilities ``[count, num_classes]`` on the CPU.
 
@@ -16,14 +16,8 @@ def draw_targets(
     kind : str
         ``balanced``: one class each, all classes alike often. ``soft``: nine tenths on that
         class, the rest spread by a flat Dirichlet draw. ``mixed``: a random share between
-        that class and another. ``own``: the teacher's own label of the starting image.
-    own : Tensor, optional
-        For ``own``, the teacher's probabilities ``[count, num_classes]``.
+        that class and another.
     """
-    if kind == "own":
-        if own is None:
-            raise ValueError("targets 'own' need the teacher's probabilities of the starts")
-        return own
     order = torch.randperm(num_classes, generator=generator)
     first = order[torch.arange(count) % num_classes]
     hard = torch.eye(num_classes)[first]
@@ -37,6 +31,33 @@ def draw_targets(
         share = torch.rand(count, 1, generator=generator)
         return share * hard + (1 - share) * torch.eye(num_classes)[other]
     return hard
+
+
+def pick_starts(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """Choose for each target the candidate that the teacher already reads most like it.
+
+    Greedy in the order of the targets, without repeats (choice): most generic images look
+    like nothing the clients know, and the inversion moves an image only so far.
+
+    Parameters
+    ----------
+    log_probs : Tensor
+        The teacher's log-probabilities of the candidates, ``[M, classes]``, M >= B.
+    targets : Tensor
+        Class probabilities ``[B, classes]``.
+
+    Returns
+    -------
+    Tensor
+        Indices of the chosen candidates, ``[B]``.
+    """
+    scores = targets.to(log_probs) @ log_probs.T
+    chosen = torch.empty(len(targets), dtype=torch.long)
+    for row in range(len(targets)):
+        best = int(scores[row].argmax())
+        chosen[row] = best
+        scores[:, best] = -torch.inf
+    return chosen
 
 
 def draw_members(
