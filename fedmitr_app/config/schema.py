@@ -132,6 +132,7 @@ class InversionConfig:
     batch_size: int = whole(128, low=1)
     iterations: int = whole(100, low=0)
     start: str = choice("procedural", *STARTS)
+    candidates: int = whole(8, low=1, high=1000)
     schedule: str = choice("sparse", *SCHEDULES)
     stops: tuple[float, ...] = numbers((0.0125, 0.025, 0.05, 0.075), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)

@@ -93,11 +93,14 @@ def _one_batch(
     on_step: OnStep | None,
 ) -> Inverted:
     spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
-    starts = starting_images(config.start, count, spec, rng).to(device)
-    # An image that is not inverted shows no drawn target: all it has is the teacher's label.
-    kind = config.targets if config.iterations else "own"
-    own = teacher(starts).logits.softmax(-1).cpu() if kind == "own" else None
-    targets = draw_targets(kind, count, classes, rng, own)
+    if config.targets == "own":
+        starts = starting_images(config.start, count, spec, rng).to(device)
+    else:
+        targets = draw_targets(config.targets, count, classes, rng)
+        starts = _pick_starts(teacher, config, targets, rng, device)
+    if config.targets == "own" or not config.iterations:
+        # An image that is not inverted shows no drawn target: all it has is the teacher's label.
+        targets = teacher(starts).logits.softmax(-1).cpu()
     members = draw_members(teacher, targets, config.teachers_per_image, rng)
     return invert_batch(
         teacher,

@@ -1,0 +1,147 @@
+"""Views of whole images and of patches, against loops over pixels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmitr_app.inversion.geometry import (
+    Views,
+    apply_view,
+    draw_views,
+    patch_pixels,
+    scatter_patches,
+    view_patches,
+)
+
+SIZE, CHANNELS = 8, 2
+OFFSETS = st.integers(-2 * SIZE, 2 * SIZE)
+PATCHES = st.sampled_from([1, 2, 4, 8])
+
+
+def views_of(*triples: tuple[int, int, bool]) -> Views:
+    down, right, flip = zip(*triples)
+    return Views(torch.tensor(down), torch.tensor(right), torch.tensor(flip))
+
+
+def numbered(batch: int) -> torch.Tensor:
+    """Images whose pixels are all different."""
+    count = batch * CHANNELS * SIZE * SIZE
+    return torch.arange(count, dtype=torch.float64).reshape(batch, CHANNELS, SIZE, SIZE)
+
+
+def moved_by_hand(image: torch.Tensor, down: int, right: int, flip: bool) -> torch.Tensor:
+    """Carry each pixel to its new place, one by one."""
+    rolled, result = torch.empty_like(image), torch.empty_like(image)
+    for row in range(SIZE):
+        for col in range(SIZE):
+            rolled[:, (row + down) % SIZE, (col + right) % SIZE] = image[:, row, col]
+    for col in range(SIZE):
+        result[:, :, SIZE - 1 - col if flip else col] = rolled[:, :, col]
+    return result
+
+
+def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
+    return F.unfold(images, patch, stride=patch).transpose(1, 2)
+
+
+@given(OFFSETS, OFFSETS, st.booleans())
+def test_apply_view_against_pixels_moved_by_hand(down, right, flip):
+    images = numbered(2)
+    viewed = apply_view(images, views_of((down, right, flip), (0, 0, False)))
+    assert torch.equal(viewed[0], moved_by_hand(images[0], down, right, flip))
+    assert torch.equal(viewed[1], images[1])
+
+
+@given(PATCHES, OFFSETS, OFFSETS, st.booleans(), st.data())
+def test_a_marker_patch_is_found_where_it_was_moved_to(patch, down, right, flip, data):
+    """Whole-patch moves: the marker's new index is where a search over the image finds it."""
+    grid = SIZE // patch
+    down, right = down * patch, right * patch
+    index = data.draw(st.integers(0, grid**2 - 1))
+    row, col = patch * (index // grid), patch * (index % grid)
+    image = torch.zeros(1, CHANNELS, SIZE, SIZE)
+    image[0, :, row : row + patch, col : col + patch] = 1
+    moved = moved_by_hand(image[0], down, right, flip)
+    found = [i for i, p in enumerate(patchify(moved[None], patch)[0]) if p.min() == 1]
+    patches, positions = view_patches(
+        image, torch.tensor([[index]]), views_of((down, right, flip)), patch
+    )
+    assert positions.tolist() == [found]
+    assert patches.min() == 1
+
+
+@given(PATCHES, st.lists(st.tuples(OFFSETS, OFFSETS, st.booleans()), min_size=1, max_size=3),
+       st.randoms(use_true_random=False))
+def test_patches_of_a_view_are_those_of_the_whole_view(patch, triples, random):
+    images, views, total = numbered(len(triples)), views_of(*triples), (SIZE // patch) ** 2
+    alive = random.randint(1, total)
+    alive_idx = torch.tensor([random.sample(range(total), alive) for _ in triples])
+    patches, positions = view_patches(images, alive_idx, views, patch)
+    whole = patchify(apply_view(images, views), patch)
+    for image in range(len(triples)):
+        assert len(set(positions[image].tolist())) == alive
+        assert torch.equal(patches[image], whole[image][positions[image]])
+
+
+@given(st.sampled_from([2, 4]), OFFSETS, OFFSETS, st.booleans())
+def test_a_patch_moves_to_the_nearest_place(patch, down, right, flip):
+    """At least a quarter of a patch's own pixels are in its window."""
+    grid = SIZE // patch
+    own = torch.zeros(1, 1, SIZE, SIZE)
+    own[..., :patch, :patch] = 1
+    window, _ = view_patches(own, torch.tensor([[0]]), views_of((down, right, flip)), patch)
+    assert window.sum() >= patch**2 / 4
+    assert grid * patch == SIZE
+
+
+def test_the_gradient_flows_to_the_pixels_in_the_window_and_to_no_others():
+    patch, alive_idx = 4, torch.tensor([[0, 3]])
+    views = views_of((1, -5, True))
+    images = numbered(1).requires_grad_()
+    patches, positions = view_patches(images, alive_idx, views, patch)
+    upstream = torch.rand_like(patches)
+    (grad,) = torch.autograd.grad((patches * upstream).sum(), images)
+    # The oracle: where did the pixels of the viewed patches come from?
+    expected = torch.zeros_like(images)
+    source = moved_by_hand(numbered(1)[0], 1, -5, True)
+    shown = patchify(source[None], patch)[0][positions[0]]
+    for values, gradients in zip(shown.flatten().long(), upstream.flatten()):
+        expected.flatten()[values] += gradients
+    torch.testing.assert_close(grad, expected)
+    assert (grad != 0).sum() == patches.numel()
+
+
+@given(PATCHES, st.randoms(use_true_random=False))
+def test_scatter_writes_what_patch_pixels_read(patch, random):
+    total = (SIZE // patch) ** 2
+    chosen = torch.tensor([random.sample(range(total), (total + 1) // 2) for _ in range(2)])
+    images = numbered(2)
+    pixels = patch_pixels(images, chosen, patch)
+    for image in range(2):
+        assert torch.equal(pixels[image], patchify(images, patch)[image][chosen[image]])
+    expected = patchify(images, patch).clone()
+    for image in range(2):
+        expected[image, chosen[image]] = -pixels[image]
+    scatter_patches(images, -pixels, chosen, patch)
+    assert torch.equal(patchify(images, patch), expected)
+
+
+def test_views_stay_within_reach_and_use_it_all():
+    views = draw_views(2000, 16, 0.25, 0.5, torch.Generator().manual_seed(0))
+    for offsets in (views.down, views.right):
+        assert sorted(offsets.unique().tolist()) == list(range(-4, 5))
+    assert views.flip.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    # Per image, not per batch.
+    assert len(set(zip(*(part.tolist() for part in views)))) > 100
+
+
+def test_no_roll_and_no_flip_leave_images_alone():
+    views = draw_views(3, SIZE, 0.0, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(apply_view(numbered(3), views), numbered(3))
+    assert not views.flip.any()
+
+
+def test_certain_flips():
+    assert draw_views(50, SIZE, 0.0, 1.0, torch.Generator()).flip.all()

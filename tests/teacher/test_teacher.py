@@ -1,0 +1,175 @@
+"""Building the teacher: weights of every combination, prior probing, fallbacks, density."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from fedmitr_app.config import TeacherConfig
+from fedmitr_app.config.schema import COMBINATIONS
+from fedmitr_app.models.patch_vit import ViTOutput
+from fedmitr_app.teacher import ClientModel, Teacher, combine_logits, probe_priors
+from tests.inversion.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
+
+PRIORS = ((0.7, 0.2, 0.1), (0.1, 0.1, 0.8))
+SIZES = (10, 40)
+
+
+class Biased(nn.Module):
+    """Answers every image with one fixed prior, give or take what cancels out."""
+
+    num_classes = 3
+
+    def __init__(self, prior) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor(prior).log())
+
+    def forward(self, images, keep_idx=None, *, patch_logits=False, attention=False):
+        logits = self.bias.expand(len(images), -1)
+        return ViTOutput(logits, logits, logits, None, None)
+
+
+def clients(counts=(None, None)) -> list[ClientModel]:
+    return [
+        ClientModel(f"client-{k}", Biased(PRIORS[k]), SIZES[k], counts[k]) for k in range(2)
+    ]
+
+
+def build(combine: str, counts=(None, None), power: float = 1.0) -> Teacher:
+    config = TeacherConfig(combine=combine, probe_images=5, prior_power=power)
+    return Teacher.build(clients(counts), config, torch.zeros(5, 1, 4, 4))
+
+
+def test_probing_reads_a_fabricated_models_prior():
+    models = [Biased(prior) for prior in PRIORS]
+    torch.testing.assert_close(probe_priors(models, torch.zeros(5, 1, 4, 4)), torch.tensor(PRIORS))
+
+
+def test_probing_in_batches_is_one_mean_over_images():
+    models, images = [tiny_vit(0), tiny_vit(1)], random_images(7)
+    expected = [
+        sum(model(image[None]).logits.softmax(-1)[0] for image in images) / 7 for model in models
+    ]
+    torch.testing.assert_close(probe_priors(models, images, batch_size=3), torch.stack(expected))
+
+
+def test_probing_reads_a_real_models_head_bias():
+    model = tiny_vit(0)
+    with torch.no_grad():
+        model.vit.head.weight.zero_()
+        model.vit.head.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15]).log())
+    found = probe_priors([model], random_images(3))[0]
+    assert found.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.25, 0.15])
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected"),
+    [
+        ("mean-logits", [[1, 1, 1], [1, 1, 1]]),
+        ("mean-softmax", [[1, 1, 1], [1, 1, 1]]),
+        ("confidence", [[1, 1, 1], [1, 1, 1]]),
+        ("num-examples", [[10, 10, 10], [40, 40, 40]]),
+        ("prior-probed", [[7, 2, 1], [4, 4, 32]]),
+        ("prior-confidence", [[7, 2, 1], [4, 4, 32]]),
+    ],
+)
+def test_class_weights_by_hand(combine, expected):
+    weights = build(combine).class_weights
+    torch.testing.assert_close(weights, torch.tensor(expected).float())
+
+
+def test_the_power_sharpens_probed_priors():
+    weights = build("prior-probed", power=2.0).class_weights
+    torch.testing.assert_close(weights, torch.tensor([[49.0, 4, 1], [16, 16, 1024]]))
+
+
+def test_label_counts_are_used_as_they_are(caplog):
+    teacher = build("label-aware", counts=((9, 1, 0), (0, 1, 39)))
+    assert teacher.combine == "label-aware" and not caplog.records
+    assert teacher.class_weights.tolist() == [[9, 1, 0], [0, 1, 39]]
+    assert teacher.normalised_weights.tolist() == [[1, 0.5, 0], [0, 0.5, 1]]
+
+
+def test_a_class_that_nobody_knows_is_answered_by_everyone_alike():
+    teacher = build("label-aware", counts=((9, 0, 0), (0, 0, 39)))
+    assert teacher.class_weights.tolist() == [[9, 1, 0], [0, 1, 39]]
+
+
+def test_label_aware_without_everyones_counts_falls_back_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        teacher = build("label-aware", counts=((9, 1, 0), None))
+    assert teacher.combine == "prior-probed"
+    assert torch.equal(teacher.class_weights, build("prior-probed").class_weights)
+    [record] = caplog.records
+    assert "client-1" in record.getMessage() and "client-0" not in record.getMessage()
+    assert "share-label-counts" in record.getMessage()
+
+
+def test_the_teacher_is_frozen_and_evaluating():
+    model = tiny_vit(0).train()
+    config = TeacherConfig(combine="mean-logits", probe_images=2, prior_power=1.0)
+    teacher = Teacher.build([ClientModel("a", model, 3)], config, random_images(2))
+    assert not any(p.requires_grad for p in teacher.models[0].parameters())
+    assert not any(module.training for module in teacher.models[0].modules())
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_calling_it_combines_the_clients_outputs(combine):
+    teacher, images = tiny_teacher(combine), random_images(2)
+    keep_idx = torch.tensor([[3, 7, 1], [0, 15, 8]])
+    output = teacher(images, keep_idx, patch_logits=True)
+    parts = [model(images, keep_idx, patch_logits=True) for model in teacher.models]
+    for found, name in ((output.logits, "logits"), (output.patch_logits, "patch_logits")):
+        stacked = torch.stack([getattr(part, name) for part in parts])
+        torch.testing.assert_close(found, combine_logits(stacked, combine, teacher.class_weights))
+        assert not found.requires_grad
+    assert teacher(images).patch_logits is None
+
+
+# --- density
+
+
+def density_by_hand(teacher, cls_attn, targets, members=None):
+    result = torch.zeros(cls_attn.shape[1:], dtype=cls_attn.dtype)
+    weights, clients = teacher.class_weights, len(teacher.models)
+    for image in range(cls_attn.shape[1]):
+        serving = [k for k in range(clients) if members is None or members[k, image]]
+        knows = {
+            k: sum(
+                float(targets[image, c] * weights[k, c] / weights[:, c].sum())
+                for c in range(CLASSES)
+            )
+            for k in serving
+        }
+        if sum(knows.values()) == 0:
+            knows = dict.fromkeys(serving, 1.0)
+        for k in serving:
+            result[image] += knows[k] / sum(knows.values()) * cls_attn[k, image]
+    return result
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_density_against_loops(subset):
+    teacher = tiny_teacher("prior-probed")
+    rng = torch.Generator().manual_seed(0)
+    cls_attn = torch.rand(3, 2, 7, generator=rng, dtype=torch.float64)
+    targets = torch.rand(2, CLASSES, generator=rng, dtype=torch.float64)
+    targets = targets / targets.sum(1, keepdim=True)
+    members = torch.tensor([[True, False], [True, True], [False, True]]) if subset else None
+    torch.testing.assert_close(
+        teacher.density(cls_attn, targets, members),
+        density_by_hand(teacher, cls_attn, targets, members),
+    )
+
+
+def test_density_when_no_serving_client_knows_the_target_is_their_plain_mean():
+    weights = torch.ones(3, CLASSES, dtype=torch.float64)
+    weights[:2, 0] = 0
+    teacher = Teacher(tiny_teacher().models, "label-aware", weights)
+    cls_attn = torch.rand(3, 1, 7, dtype=torch.float64)
+    targets = torch.eye(CLASSES, dtype=torch.float64)[:1]
+    members = torch.tensor([[True], [True], [False]])
+    torch.testing.assert_close(
+        teacher.density(cls_attn, targets, members), cls_attn[:2].mean(0)
+    )
