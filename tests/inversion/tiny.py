@@ -5,6 +5,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.config import DistillationConfig, InversionConfig
 from fedmitr_app.models import InputSpec, PatchViT
+from fedmitr_app.randomness import seeded_init
 from fedmitr_app.teacher import Teacher
 
 SPEC = InputSpec(size=16, channels=1, mean=(0.4,), std=(0.3,))
@@ -13,16 +14,17 @@ CLASSES = 5
 
 def tiny_vit(seed: int = 0, dtype: torch.dtype = torch.float64, spec: InputSpec = SPEC) -> PatchViT:
     """16 patches of 4x4 pixels; weights large enough for every part to matter."""
-    vit = VisionTransformer(
-        img_size=spec.size,
-        patch_size=4,
-        in_chans=spec.channels,
-        num_classes=CLASSES,
-        embed_dim=16,
-        depth=2,
-        num_heads=2,
-        mlp_ratio=2.0,
-    )
+    with seeded_init(seed, "tiny"):
+        vit = VisionTransformer(
+            img_size=spec.size,
+            patch_size=4,
+            in_chans=spec.channels,
+            num_classes=CLASSES,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            mlp_ratio=2.0,
+        )
     shake(vit, seed)
     return PatchViT(vit.to(dtype), spec).eval()
 

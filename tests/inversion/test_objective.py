@@ -1,0 +1,181 @@
+"""The objective's gradient: three ways to it, and a loop over images and clients as the oracle."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from fedmitr_app.config.schema import COMBINATIONS
+from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
+from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.teacher import combine_logits
+from tests.inversion.tiny import (
+    inversion_config,
+    random_images,
+    random_targets,
+    tiny_teacher,
+    tiny_vit,
+)
+
+BATCH, KEPT = 3, 9
+MEMBERS = torch.tensor([[True, False, True], [True, True, False], [False, True, True]])
+TERMS = [
+    {"members": members, "disagreement": disagreement, "similarity": similarity}
+    for members, disagreement, similarity in product((None, MEMBERS), (0.0, 0.6), (0.0, 0.4))
+]
+
+
+def name(terms: dict) -> str:
+    used = {"members": terms["members"] is not None, "JS": terms["disagreement"] > 0}
+    used["similarity"] = terms["similarity"] > 0
+    return "+".join(key for key, value in used.items() if value) or "plain"
+
+
+def inputs(batch: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches of images at places of their own: ``[B, n, 16]`` and ``[B, n]``."""
+    rng = torch.Generator().manual_seed(4)
+    positions = torch.stack([torch.randperm(16, generator=rng)[:KEPT] for _ in range(batch)])
+    patches = tiny_vit(0).patchify(random_images(batch))
+    return patches.gather(1, positions.unsqueeze(-1).expand(-1, -1, 16)), positions
+
+
+def objective(combine: str, terms: dict, **changes) -> Objective:
+    config = inversion_config(
+        disagreement=terms["disagreement"], similarity=terms["similarity"], **changes
+    )
+    student = tiny_vit(17).requires_grad_(False)
+    return Objective(
+        tiny_teacher(combine), random_targets(BATCH), config, terms["members"], student
+    )
+
+
+def oracle(objective: Objective, patches, positions):
+    """Image by image, running only the clients that serve it: losses and plain autograd."""
+    teacher, config = objective.teacher, objective.config
+    patches = patches.clone().requires_grad_()
+    losses = []
+    for image in range(len(patches)):
+        members = objective.members
+        serving = [k for k in range(3) if members is None or members[k, image]]
+        one = slice(image, image + 1)
+        outputs = [
+            teacher.models[k].forward_patches(patches[one], positions[one]) for k in serving
+        ]
+        target, weights = objective.targets[one], teacher.class_weights[serving]
+        if config.loss == "per-teacher":
+            shares = teacher.class_weights / teacher.class_weights.sum(0)
+            known = [(shares[k] * target[0]).sum() for k in serving]
+            own = [cross_entropy(output.logits, target) for output in outputs]
+            loss = sum(share * part for share, part in zip(known, own)) / sum(known)
+        else:
+            stacked = torch.stack([output.logits for output in outputs])
+            combined = combine_logits(stacked, teacher.combine, weights)
+            loss = cross_entropy(combined, target)
+            if config.disagreement:
+                seen = objective.student.forward_patches(patches[one], positions[one]).logits
+                loss = loss - config.disagreement * jensen_shannon(seen, combined)
+        priors = [patch_similarity_entropy(output.patch_tokens) for output in outputs]
+        loss = loss + config.similarity * sum(priors) / len(priors)
+        losses.append(loss)
+    losses = torch.cat(losses)
+    return losses.detach(), torch.autograd.grad(losses.sum(), patches)[0]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=name)
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_joint_and_frugal_equal_the_oracle(combine, terms):
+    patches, positions = inputs()
+    built = objective(combine, terms, gradient="joint")
+    joint = built.gradient(patches, positions, True)
+    config = replace(built.config, gradient="frugal")
+    frugal = replace(built, config=config).gradient(patches, positions, True)
+    loss, grad = oracle(built, patches, positions)
+    # The mean of probabilities keeps a floor of 1e-8 under each client's weight.
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(joint.loss, loss, **close)
+    torch.testing.assert_close(joint.grad, grad, **close)
+    for found, expected in zip(frugal, joint):
+        torch.testing.assert_close(found, expected)
+    assert not any(part.requires_grad for part in (*joint, *frugal))
+
+
+@pytest.mark.parametrize(
+    "terms", [terms for terms in TERMS if not terms["disagreement"]], ids=name
+)
+def test_per_teacher_equals_the_oracle(terms):
+    patches, positions = inputs()
+    built = objective("prior-probed", terms, loss="per-teacher")
+    found = built.gradient(patches, positions, True)
+    loss, grad = oracle(built, patches, positions)
+    torch.testing.assert_close(found.loss, loss)
+    torch.testing.assert_close(found.grad, grad)
+    joint = objective("prior-probed", terms).gradient(patches, positions, True)
+    torch.testing.assert_close(found.logits, joint.logits)
+    torch.testing.assert_close(found.cls_attn, joint.cls_attn)
+
+
+@pytest.mark.parametrize("gradient", ["joint", "frugal"])
+@pytest.mark.parametrize("loss", ["ensemble", "per-teacher"])
+def test_an_images_loss_and_gradient_do_not_depend_on_its_batch(loss, gradient):
+    terms = {"members": MEMBERS, "disagreement": 0.0, "similarity": 0.4}
+    whole = objective("confidence", terms, loss=loss, gradient=gradient)
+    patches, positions = inputs()
+    together = whole.gradient(patches, positions, True)
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = Objective(
+            whole.teacher, whole.targets[rows], whole.config, MEMBERS[:, rows], whole.student
+        )
+        apart = part.gradient(patches[rows], positions[rows], True)
+        torch.testing.assert_close(apart.loss, together.loss[rows])
+        torch.testing.assert_close(apart.grad, together.grad[rows])
+        torch.testing.assert_close(apart.logits, together.logits[rows])
+        torch.testing.assert_close(apart.cls_attn, together.cls_attn[:, rows])
+
+
+@pytest.mark.parametrize("gradient", ["joint", "frugal"])
+@pytest.mark.parametrize("loss", ["ensemble", "per-teacher"])
+def test_who_does_not_serve_an_image_has_no_influence(loss, gradient):
+    terms = {"members": MEMBERS, "disagreement": 0.0, "similarity": 0.4}
+    built = objective("mean-softmax", terms, loss=loss, gradient=gradient)
+    patches, positions = inputs()
+    before = built.gradient(patches, positions, True)
+    with torch.no_grad():
+        for parameter in built.teacher.models[1].parameters():
+            parameter.mul_(-2)
+    after = built.gradient(patches, positions, True)
+    for image in range(BATCH):
+        same = torch.equal(before.grad[image], after.grad[image])
+        assert same == (not MEMBERS[1, image])
+
+
+def test_a_client_may_serve_no_image_of_a_batch():
+    members = torch.tensor([[True] * BATCH, [False] * BATCH, [True] * BATCH])
+    terms = {"members": members, "disagreement": 0.0, "similarity": 0.4}
+    built = objective("prior-confidence", terms)
+    loss, grad = oracle(built, *inputs())
+    found = built.gradient(*inputs(), attention=True)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.grad, grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_pushed_student_disagrees_more():
+    patches, positions = inputs()
+    terms = {"members": None, "disagreement": 5.0, "similarity": 0.0}
+    built = objective("mean-logits", terms)
+
+    def divergence(at: torch.Tensor) -> float:
+        combined = built.gradient(at, positions).logits
+        student = built.student.forward_patches(at, positions).logits
+        return float(jensen_shannon(student, combined).sum())
+
+    towards = patches - 1e-3 * built.gradient(patches, positions).grad
+    assert divergence(towards) > divergence(patches)
+
+
+def test_attention_comes_only_when_asked_for():
+    terms = {"members": None, "disagreement": 0.0, "similarity": 0.0}
+    for changes in ({"gradient": "joint"}, {"gradient": "frugal"}, {"loss": "per-teacher"}):
+        built = objective("mean-logits", terms, **changes)
+        assert built.gradient(*inputs()).cls_attn is None
+        assert built.gradient(*inputs(), attention=True).cls_attn.shape == (3, BATCH, KEPT)
