@@ -65,6 +65,7 @@ def inversion_config(**changes) -> InversionConfig:
         "batch_size": 4,
         "iterations": 8,
         "start": "procedural",
+        "candidates": 1,
         "schedule": "sparse",
         "stops": (2.0, 5.0),
         "drop": (0.3,),

@@ -1,0 +1,185 @@
+"""The pool on disk, what fills it, and how its variety is measured."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool
+from fedmitr_app.inversion import pool as pool_module
+from tests.inversion.tiny import (
+    CLASSES,
+    inversion_config,
+    random_images,
+    random_targets,
+    tiny_teacher,
+)
+
+
+def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:
+    rng = torch.Generator().manual_seed(seed)
+    keep = [torch.randperm(16, generator=rng)[:kept].sort().values for _ in range(count)]
+    return Inverted(
+        random_images(count, seed, torch.float32),
+        random_targets(count, seed, torch.float32),
+        torch.stack(keep),
+        {},
+    )
+
+
+def test_roundtrip_of_several_shards(tmp_path):
+    pool, parts = Pool(tmp_path / "a" / "pool", 16), [batch(3, 5, 0), batch(2, 9, 1)]
+    paths = [pool.add(part, {"part": index}) for index, part in enumerate(parts)]
+    assert [path.name for path in paths] == ["pool-00000.safetensors", "pool-00001.safetensors"]
+    assert pool.shards() == paths
+    data = pool.load()
+    assert len(data) == 5
+    images = torch.cat([part.images for part in parts])
+    # Half precision: to 11 bits.
+    torch.testing.assert_close(data.images, images, rtol=2**-11, atol=1e-6)
+    assert torch.equal(data.images, images.half().float())
+    assert torch.equal(data.targets, torch.cat([part.targets for part in parts]))
+    kept = [row.nonzero().flatten().tolist() for row in data.mask]
+    assert kept == [row.tolist() for part in parts for row in part.keep_idx]
+
+
+def test_what_is_stored_is_half_precision_and_says_where_it_comes_from(tmp_path):
+    pool, facts = Pool(tmp_path, 16), {"seed": 3, "settings": {"tv": 0.1}}
+    path = pool.add(batch(), facts)
+    with safe_open(path, framework="pt") as file:
+        dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}
+    assert dtypes == {
+        "images": torch.float16,
+        "targets": torch.float32,
+        "keep_idx": torch.int32,
+    }
+    assert pool.provenance() == [facts]
+
+
+def test_no_survivors(tmp_path):
+    pool = Pool(tmp_path, 16)
+    pool.add(batch(kept=0), {})
+    assert not pool.load().mask.any()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    pool = Pool(tmp_path, 16)
+    pool.add(batch(), {})
+
+    def disk_full(tensors, path, metadata):
+        Path(path).write_bytes(b"half a shard")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pool_module, "save_file", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        pool.add(batch(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["pool-00000.safetensors"]
+    assert len(pool.load()) == 3
+
+
+def test_the_digest_tells_pools_apart(tmp_path):
+    def digest(name: str, *parts: Inverted) -> str:
+        pool = Pool(tmp_path / name, 16)
+        for part in parts:
+            pool.add(part, {})
+        return pool.digest()
+
+    one, two = batch(seed=0), batch(seed=1)
+    assert digest("a", one, two) == digest("b", one, two)
+    assert len({digest("c", one), digest("d", two), digest("e", one, two)}) == 3
+
+
+# --- filling it
+
+
+def fill(folder, seed=0, turn=0, count=7, **changes):
+    pool = Pool(folder, 16)
+    config = inversion_config(**{"iterations": 3, "stops": (1.0,), "candidates": 2, **changes})
+    request = PoolRequest(count, seed, turn)
+    teacher = tiny_teacher("prior-probed", dtype=torch.float32)
+    return pool, make_pool(teacher, pool, config, request, device=torch.device("cpu")), config
+
+
+def test_a_pool_is_made_batch_by_batch(tmp_path):
+    pool, made, config = fill(tmp_path)
+    data = pool.load()
+    assert [len(part.targets) for part in made] == [4, 3] and len(pool.shards()) == 2
+    assert len(data) == 7 and data.mask.sum(1).tolist() == [11] * 7
+    assert all(len(part.images) == 0 for part in made)
+    facts = pool.provenance()
+    assert [fact["batch"] for fact in facts] == [0, 1]
+    for fact in facts:
+        assert (fact["seed"], fact["round"], fact["teacher"]) == (0, 0, "prior-probed")
+        assert fact["settings"].keys() == asdict(config).keys()
+        assert fact["settings"]["learning_rate"] == config.learning_rate
+
+
+def test_the_same_seed_makes_the_same_pool(tmp_path):
+    torch.manual_seed(1)
+    first = fill(tmp_path / "a", teachers_per_image=2)[0].digest()
+    torch.manual_seed(2)
+    assert fill(tmp_path / "b", teachers_per_image=2)[0].digest() == first
+    assert fill(tmp_path / "c", seed=1)[0].digest() != first
+    assert fill(tmp_path / "d", turn=1)[0].digest() != first
+
+
+def test_a_batch_does_not_depend_on_those_before_it(tmp_path):
+    whole, part = fill(tmp_path / "a", count=8)[0], fill(tmp_path / "b", count=4)[0]
+    assert torch.equal(whole.load().images[:4], part.load().images)
+
+
+@pytest.mark.parametrize("targets", ["balanced", "soft", "mixed", "own"])
+def test_images_that_are_not_inverted_carry_the_teachers_own_labels(tmp_path, targets):
+    """The control: the same starts; a label that was only drawn would be taught as noise."""
+    pool, made, _ = fill(tmp_path / "a", iterations=0, targets=targets)
+    data, teacher = pool.load(), tiny_teacher("prior-probed", dtype=torch.float32)
+    labels = teacher(data.images).logits.softmax(-1)
+    torch.testing.assert_close(data.targets, labels, rtol=0.05, atol=0.02)
+    assert not data.mask.any()
+
+
+def test_an_inversion_begins_at_the_controls_images(tmp_path):
+    # One step moves each pixel by no more than the learning rate.
+    control = fill(tmp_path / "a", iterations=0)[0].load()
+    inverted = fill(tmp_path / "b", iterations=1, stops=(), learning_rate=0.01)[0].load()
+    assert (inverted.images - control.images).abs().max() < 0.02
+
+
+def test_each_image_is_reported_once_per_iteration(tmp_path):
+    news, config = [], inversion_config(iterations=3, stops=(), candidates=1)
+    make_pool(
+        tiny_teacher(dtype=torch.float32),
+        Pool(tmp_path, 16),
+        config,
+        PoolRequest(7, 0),
+        device=torch.device("cpu"),
+        on_step=lambda count, loss: news.append(count),
+    )
+    assert news == [4, 4, 4, 3, 3, 3]
+
+
+# --- diversity
+
+
+def test_diversity_against_all_pairs():
+    teacher, images = tiny_teacher(clients=2), random_images(9)
+    labels = torch.tensor([0, 1, 0, 2, 0, 1, 3, 3, 3])
+    distances = []
+    for model in teacher.models:
+        features = model(images).features
+        for label in range(CLASSES):
+            rows = [features[i] for i in range(9) if labels[i] == label]
+            pairs = [(a, b) for i, a in enumerate(rows) for b in rows[:i]]
+            if pairs:
+                cosines = [float(a @ b / a.norm() / b.norm()) for a, b in pairs]
+                distances.append(1 - sum(cosines) / len(pairs))
+    found = diversity(teacher, images, labels, batch_size=4)
+    assert found == pytest.approx(sum(distances) / len(distances))
+
+
+def test_diversity_of_copies_and_of_single_images():
+    teacher, images = tiny_teacher(), random_images(1).expand(4, -1, -1, -1)
+    assert diversity(teacher, images, torch.zeros(4).long()) == pytest.approx(0, abs=1e-9)
+    assert diversity(teacher, images, torch.arange(4)) == 0.0
