@@ -78,23 +78,23 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
-    patch_size: int = whole(4, low=1)
-    width: int = whole(96, low=8)
+    patch_size: int = whole(7, low=1)
+    width: int = whole(64, low=8)
     depth: int = whole(4, low=1)
-    heads: int = whole(3, low=1)
+    heads: int = whole(4, low=1)
 
 
 @dataclass(frozen=True)
 class ClientConfig:
     """A client's training on its own shard."""
 
-    epochs: int = whole(30, low=1)
+    epochs: int = whole(40, low=1)
     batch_size: int = whole(32, low=1)
     learning_rate: float = number(1e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
     label_smoothing: float = number(0.1, low=0.0, high=0.9)
-    augment: str = choice("shift", "none", "shift", "shift-flip")
+    augment: str = choice("affine", "none", "shift", "shift-flip", "affine")
     share_label_counts: bool = flag(False)
     device: str = text("auto")
 
@@ -120,8 +120,7 @@ class TeacherConfig:
     """How the uploads' outputs are combined."""
 
     combine: str = choice("prior-probed", *COMBINATIONS)
-    probe_images: int = whole(256, low=1)
-    prior_power: float = number(1.0, low=0.0, high=4.0)
+    probe_images: int = whole(2048, low=1)
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,6 @@ class Distiller:
     def loss(self, batch: Batch) -> Tensor:
         """The decoupled loss of a batch, per image ``[B]``."""
         config = self.config
-        # With no dropped patch there is nothing to relabel, and with no survivor that is
-        # all there is: both happen (dense schedule, "procedural, not inverted").
         with_tokens = config.relabel != "none" and config.beta > 0
         by_token = with_tokens and config.relabel == "token"
         taught = self.teacher(batch.images, patch_logits=by_token)
@@ -100,6 +98,8 @@ class Distiller:
             relabels = taught.logits.unsqueeze(1)
         elif config.relabel == "background":
             relabels = self._background_labels(batch, taught.logits).unsqueeze(1)
+        # With no dropped patch there is nothing to relabel, and with no survivor that is
+        # all there is: both happen (dense schedule; "procedural, not inverted").
         patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
         for share, mask, targets in batch.parts:
             term = token_loss(patch_logits, mask, targets, relabels, config.gamma, config.tau)
@@ -110,7 +110,8 @@ class Distiller:
         """The ensemble's class-token logits when it sees only low-density patches, ``[B, C]``.
 
         All images of a batch show equally many patches: the number of background patches of
-        the image that has fewest. An image without any keeps its whole-image label.
+        the image that has fewest; where an image has more, they are spread evenly over its
+        own. An image without any keeps its whole-image label.
         """
         background = batch.background
         counts = background.sum(1)
@@ -118,7 +119,9 @@ class Distiller:
         if not some.any():
             return logits
         fewest = int(counts[some].min())
-        # True sorts before False, in spatial order  [B, N] -> [B, fewest]
-        order = background.int().argsort(dim=1, descending=True, stable=True)[:, :fewest]
-        seen = self.teacher(batch.images[some], order[some].sort(dim=1).values).logits
+        # True sorts before False, in spatial order; then every (count/fewest)-th of them
+        # [B, N] -> [B, fewest]
+        order = background[some].int().argsort(dim=1, descending=True, stable=True)
+        steps = torch.arange(fewest, device=order.device) * counts[some].unsqueeze(1) // fewest
+        seen = self.teacher(batch.images[some], order.gather(1, steps)).logits
         return logits.clone().index_copy_(0, some.nonzero().flatten(), seen)

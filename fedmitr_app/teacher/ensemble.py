@@ -80,8 +80,7 @@ class Teacher:
             counts = [client.label_counts for client in clients]
             weights = probe_images.new_tensor(counts).float()
         elif combine in ("prior-probed", "prior-confidence"):
-            priors = probe_priors(models, probe_images)
-            weights = (sizes * priors) ** config.prior_power
+            weights = sizes * probe_priors(models, probe_images)
         elif combine == "num-examples":
             weights = sizes.expand(-1, classes)
         else:

@@ -1,10 +1,15 @@
-"""Random shifts and flips of training images, one draw per image, one gather per axis."""
+"""Random views of training images, one draw per image, the whole batch at once."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # The customary 4 pixels of a 32-pixel image; 3 of a 28-pixel digit.
 SHIFT_SHARE = 1 / 8
+# Handwriting and scans vary this much without becoming something else (choice).
+TURN_DEGREES, ZOOM_SHARE, SLIDE_SHARE = 15.0, 0.15, 0.1
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -18,8 +23,9 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     images : Tensor
         Any dtype and device, ``[B, C, H, W]``.
     kind : str
-        ``"none"``, ``"shift"`` (up to an eighth of the side, both axes) or
-        ``"shift-flip"`` (also left-right, every other image).
+        ``"none"``, ``"shift"`` (up to an eighth of the side, both axes),
+        ``"shift-flip"`` (also left-right, every other image) or ``"affine"`` (turned up to
+        15°, zoomed up to 15 %, slid up to a tenth of the side, resampled bilinearly).
     generator : torch.Generator
         On the CPU, so that every device sees the same draws.
 
@@ -30,6 +36,8 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """
     if kind == "none":
         return images
+    if kind == "affine":
+        return _affine(images, generator)
     count, channels, height, width = images.shape
     rows = _shifted(count, height, generator)
     columns = _shifted(count, width, generator)
@@ -46,3 +54,21 @@ def _shifted(count: int, side: int, generator: torch.Generator) -> Tensor:
     most = int(side * SHIFT_SHARE)
     offset = torch.randint(-most, most + 1, (count, 1), generator=generator)
     return (torch.arange(side) + offset).clamp(0, side - 1)
+
+
+def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    turn, zoom, down, right = torch.rand(4, len(images), generator=generator) * 2 - 1
+    angle, scale = turn * math.radians(TURN_DEGREES), 1 + zoom * ZOOM_SHARE
+    # In units of half a side, as grid_sample counts.
+    slide = 2 * SLIDE_SHARE
+    matrix = torch.stack(
+        [
+            torch.stack([scale * angle.cos(), -scale * angle.sin(), right * slide], dim=1),
+            torch.stack([scale * angle.sin(), scale * angle.cos(), down * slide], dim=1),
+        ],
+        dim=1,
+    ).to(images.device)
+    pixels = images.float()
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    seen = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return seen if images.is_floating_point() else seen.round().to(images.dtype)

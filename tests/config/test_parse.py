@@ -143,7 +143,7 @@ def test_every_setting_refuses_another_type_by_name(key):
         ("partition.kind", PARTITIONERS),
         ("server.method", METHODS),
         ("teacher.combine", COMBINATIONS),
-        ("client.augment", ("none", "shift", "shift-flip")),
+        ("client.augment", ("none", "shift", "shift-flip", "affine")),
         ("inversion.start", ("white", "multi-scale", "procedural")),
         ("inversion.schedule", ("dense", "sparse", "random")),
         ("inversion.gradient", ("joint", "frugal")),

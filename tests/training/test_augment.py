@@ -64,3 +64,20 @@ def test_images_too_small_to_shift_stay(side):
 def test_float_images_and_single_channels():
     batch = images()[:, :1].float()
     assert augment(batch, "shift", torch.Generator().manual_seed(0)).dtype == torch.float32
+
+
+def test_affine_views_are_turned_images_of_their_own():
+    # A bright half: however it is turned a little, it stays bright on its side.
+    images = torch.zeros(32, 1, 16, 16, dtype=torch.uint8)
+    images[..., 8:] = 200
+    seen = augment(images, "affine", torch.Generator().manual_seed(0))
+    assert seen.shape == images.shape and seen.dtype == torch.uint8
+    assert (seen[:, 0, 8, 13:] == 200).all() and (seen[:, 0, 8, :3] == 0).all()
+    assert len({tuple(view.flatten().tolist()) for view in seen}) == 32
+    again = augment(images, "affine", torch.Generator().manual_seed(0))
+    assert torch.equal(seen, again)
+
+
+def test_affine_edges_repeat_and_bring_in_no_black():
+    images = torch.full((8, 3, 12, 12), 90, dtype=torch.uint8)
+    assert (augment(images, "affine", torch.Generator().manual_seed(1)) == 90).all()

@@ -1,0 +1,218 @@
+"""The whole loss on a batch against an oracle, and the student's training."""
+
+import copy
+
+import pytest
+import torch
+
+from fedmitr_app.distillation import Distiller
+from fedmitr_app.distillation.batches import Batch
+from fedmitr_app.distillation.losses import class_loss, token_loss
+from fedmitr_app.inversion.pool import PoolData
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
+from tests.inversion.tiny import (
+    CLASSES,
+    distillation_config,
+    random_images,
+    random_targets,
+    tiny_teacher,
+    tiny_vit,
+)
+
+BATCH, PATCHES = 4, 16
+
+
+def batch_of(parts: int, kept: tuple[int, ...] = (5, 9, 16, 2)) -> Batch:
+    rng = torch.Generator().manual_seed(8)
+    share = torch.rand(BATCH, generator=rng, dtype=torch.float64)
+    shares = [share, 1 - share] if parts == 2 else [torch.ones(BATCH, dtype=torch.float64)]
+    made = []
+    for number, part in enumerate(shares):
+        mask = torch.zeros(BATCH, PATCHES, dtype=torch.bool)
+        for image, count in enumerate(kept):
+            mask[image, torch.randperm(PATCHES, generator=rng)[:count]] = True
+        made.append((part, mask, random_targets(BATCH, seed=number)))
+    return Batch(random_images(BATCH), tuple(made))
+
+
+def distiller(seed: int = 40, teacher: Teacher | None = None, **changes) -> Distiller:
+    teacher = teacher or tiny_teacher("prior-confidence")
+    student = tiny_vit(seed, teacher.class_weights.dtype)
+    return Distiller(student, teacher, distillation_config(**changes), generator(0, "distil"))
+
+
+def background_patches(batch: Batch) -> list[list[int]]:
+    """For each image, the low-density patches that are shown: as many for each, spread evenly."""
+    free = []
+    for image in range(BATCH):
+        kept = {n for _, mask, _ in batch.parts for n in range(PATCHES) if mask[image, n]}
+        free.append([n for n in range(PATCHES) if n not in kept])
+    fewest = min((len(patches) for patches in free if patches), default=0)
+    return [[p[step * len(p) // fewest] for step in range(fewest)] if p else [] for p in free]
+
+
+def loss_by_hand(made: Distiller, batch: Batch) -> torch.Tensor:
+    """Image by image, part by part."""
+    config, vit, shown = made.config, made.student.vit, background_patches(batch)
+    losses = []
+    for image in range(BATCH):
+        one = batch.images[image : image + 1]
+        taught = made.teacher(one, patch_logits=True)
+        tokens = vit.forward_features(one)
+        targets = sum(share[image] * part[image] for share, _, part in batch.parts)[None]
+        loss = class_loss(
+            vit.forward_head(tokens), taught.logits, targets, config.temperature, config.hard
+        )
+        if config.relabel != "none":
+            relabels = {
+                "token": taught.patch_logits,
+                "image": taught.logits[:, None],
+                "background": taught.logits[:, None],
+            }[config.relabel]
+            if config.relabel == "background" and shown[image]:
+                relabels = made.teacher(one, torch.tensor([shown[image]])).logits[:, None]
+            for share, mask, part in batch.parts:
+                rows = slice(image, image + 1)
+                term = token_loss(
+                    vit.head(tokens[:, 1:]), mask[rows], part[rows], relabels,
+                    config.gamma, config.tau,
+                )
+                loss = loss + config.beta * share[image] * term
+        losses.append(loss)
+    return torch.cat(losses)
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["plain", "mixup"])
+@pytest.mark.parametrize("relabel", ["none", "token", "image", "background"])
+def test_the_loss_of_every_reading(relabel, parts):
+    made, batch = distiller(relabel=relabel), batch_of(parts)
+    torch.testing.assert_close(made.loss(batch), loss_by_hand(made, batch))
+
+
+@pytest.mark.parametrize("kept", [0, PATCHES])
+@pytest.mark.parametrize("relabel", ["token", "image", "background"])
+def test_no_survivor_and_nothing_but_survivors(relabel, kept):
+    made, batch = distiller(relabel=relabel, hard=0.0), batch_of(1, (kept,) * BATCH)
+    torch.testing.assert_close(made.loss(batch), loss_by_hand(made, batch))
+    other = batch._replace(parts=((*batch.parts[0][:2], random_targets(BATCH, seed=9)),))
+    assert torch.equal(made.loss(batch), made.loss(other)) == (kept == 0)
+
+
+def test_the_three_readings_differ_where_patches_were_dropped():
+    batch = batch_of(1)
+    losses = torch.stack(
+        [distiller(relabel=name).loss(batch) for name in ("token", "image", "background")]
+    )
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        differs = (losses[one] - losses[other]).abs() > 1e-9
+        assert differs.tolist() == [True, True, False, True]
+
+
+def test_the_readings_agree_when_nothing_was_dropped():
+    batch = batch_of(2, (PATCHES,) * BATCH)
+    losses = [distiller(relabel=name).loss(batch) for name in ("token", "image", "background")]
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[2])
+
+
+def test_beta_nought_leaves_the_class_loss():
+    batch = batch_of(2)
+    torch.testing.assert_close(
+        distiller(beta=0.0).loss(batch), distiller(relabel="none").loss(batch)
+    )
+
+
+# --- training
+
+
+def pool_of(count: int = 12) -> PoolData:
+    rng = torch.Generator().manual_seed(3)
+    return PoolData(
+        random_images(count, dtype=torch.float32),
+        random_targets(count, dtype=torch.float32),
+        torch.rand(count, PATCHES, generator=rng) < 0.4,
+    )
+
+
+def trainee(**changes) -> Distiller:
+    return distiller(teacher=tiny_teacher("prior-probed", dtype=torch.float32), **changes)
+
+
+def test_training_brings_the_student_to_the_teacher():
+    # Without hard labels the loss is a divergence, which can go to nought.
+    made = trainee(steps=60, hard=0.0, beta=0.0)
+    losses = made.run(pool_of(), 60)
+    assert len(losses) == 60 and sum(losses[-5:]) < 0.1 * sum(losses[:5])
+    assert not made.student.training
+
+
+@pytest.mark.parametrize("relabel", ["token", "background"])
+def test_two_runs_equal_one_of_as_many_steps(relabel):
+    one, two = trainee(relabel=relabel), trainee(relabel=relabel)
+    whole = one.run(pool_of(), 6)
+    assert two.run(pool_of(), 2) + two.run(pool_of(), 4) == whole
+    states = one.student.state_dict(), two.student.state_dict()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_seed_alone_decides():
+    torch.manual_seed(1)
+    losses = trainee(mixup=0.4).run(pool_of(), 3)
+    torch.manual_seed(2)
+    assert trainee(mixup=0.4).run(pool_of(), 3) == losses
+
+
+@pytest.mark.parametrize("token_head", ["shared", "auxiliary"])
+def test_only_the_head_moves_if_only_the_head_trains(token_head):
+    made = trainee(train="head", token_head=token_head)
+    before = copy.deepcopy(made.student.vit.state_dict())
+    made.run(pool_of(), 3)
+    after = made.student.vit.state_dict()
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_the_last_blocks_alone():
+    made = trainee(train="last-blocks", last_blocks=1)
+    before = copy.deepcopy(made.student.vit.state_dict())
+    made.run(pool_of(), 3)
+    after = made.student.vit.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    still = [key for key in before if key.startswith("blocks.0.")]
+    assert moved == {"blocks", "norm", "head"}
+    assert all(torch.equal(before[key], after[key]) for key in still)
+
+
+def test_an_auxiliary_head_learns_and_is_not_left_in_the_student():
+    made = trainee(token_head="auxiliary")
+    keys = set(tiny_vit(0).state_dict())
+    made.run(pool_of(), 3)
+    assert made.token_head.weight.abs().sum() > 0
+    assert set(made.student.state_dict()) == keys
+    assert made.token_head is not made.student.vit.head
+    assert made.token_head.weight.shape == (CLASSES, 16)
+
+
+def test_an_auxiliary_head_takes_the_token_term_off_the_head():
+    made = trainee(token_head="auxiliary", hard=0.0, gamma=0.0)
+    batch = batch_of(1)._replace(images=random_images(BATCH, dtype=torch.float32))
+    share, mask, targets = batch.parts[0]
+    batch = batch._replace(parts=((share.float(), mask, targets.float()),))
+    with_tokens = torch.autograd.grad(made.loss(batch).sum(), made.student.vit.head.weight)[0]
+    plain = trainee(relabel="none", hard=0.0)
+    without = torch.autograd.grad(plain.loss(batch).sum(), plain.student.vit.head.weight)[0]
+    torch.testing.assert_close(with_tokens, without)
+
+
+def test_the_teacher_is_left_alone():
+    made = trainee()
+    before = [p.clone() for model in made.teacher.models for p in model.parameters()]
+    made.run(pool_of(), 3)
+    after = [p for model in made.teacher.models for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert all(p.grad is None for p in after)
+
+
+def test_a_pool_smaller_than_the_batch():
+    assert len(trainee(batch_size=9).run(pool_of(2), 2)) == 2

@@ -1,0 +1,60 @@
+"""A tiny run from teacher to student, with the numbers it gave when it was last looked at.
+
+Everything is drawn from fixed seeds and every setting stands here, so that a changed number
+means changed mathematics. If the change is meant, print the new numbers with
+``python -m tests.distillation.test_golden`` and say in the commit why they moved.
+"""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmitr_app.config import TeacherConfig
+from fedmitr_app.distillation import Distiller
+from fedmitr_app.inversion import Pool, PoolRequest, make_pool, starting_images
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import ClientModel, Teacher
+from tests.inversion.tiny import SPEC, distillation_config, inversion_config, tiny_vit
+
+GOLDEN = {
+}
+
+
+def golden_run(folder: Path) -> dict[str, list[float]]:
+    """Three clients, two batches of four images with two stops, six distillation steps."""
+    clients = [
+        ClientModel(f"c{k}", tiny_vit(k, torch.float32), 10 * (k + 1)) for k in range(3)
+    ]
+    settings = TeacherConfig(combine="num-examples")
+    probes = starting_images("procedural", 4, SPEC, generator(0, "probing"))
+    teacher = Teacher.build(clients, settings, probes)
+    config = inversion_config(iterations=6, stops=(2.0, 4.0), candidates=2, similarity=0.01)
+    pool = Pool(folder, 16)
+    made = make_pool(teacher, pool, config, PoolRequest(8, seed=0), device=torch.device("cpu"))
+    student = tiny_vit(40, torch.float32)
+    distiller = Distiller(student, teacher, distillation_config(), generator(0, "distillation"))
+    data = pool.load()
+    losses = distiller.run(data, 6)
+    return {
+        "inversion loss": made[0].curves["loss"],
+        "target probability": made[1].curves["confidence"],
+        "survivors of the first image": [float(index) for index in made[0].keep_idx[0]],
+        "pixels": [float(data.images.mean()), float(data.images.std())],
+        "distillation loss": losses,
+        "student": student(data.images[:1]).logits[0].tolist(),
+    }
+
+
+def test_the_numbers_are_those_of_last_time(tmp_path):
+    found = golden_run(tmp_path)
+    assert found.keys() == GOLDEN.keys()
+    for name, numbers in GOLDEN.items():
+        assert found[name] == pytest.approx(numbers, rel=1e-3, abs=1e-4), name
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, numbers in golden_run(Path(scratch)).items():
+            print(f'    "{name}": [{", ".join(f"{number:.6g}" for number in numbers)}],')
