@@ -19,6 +19,14 @@ from fedmitr_app.teacher import ClientModel, Teacher
 from tests.inversion.tiny import SPEC, distillation_config, inversion_config, tiny_vit
 
 GOLDEN = {
+    "inversion loss": [2.06625, 1.93033, 2.17494, 1.63388, 1.94218, 1.9564, 2.07767, 1.84424],
+    "target probability": [
+        0.234929, 0.248817, 0.225502, 0.213435, 0.189712, 0.275272, 0.291976, 0.210041,
+    ],
+    "survivors of the first image": [1, 6, 7, 11, 12, 14, 15],
+    "pixels": [0.672336, 0.901328],
+    "distillation loss": [1.76233, 1.22234, 1.28057, 0.940706, 0.875018, 0.894482],
+    "student": [0.26833, 0.873971, 0.837061, -0.292512, 1.03903],
 }
 
 
@@ -30,7 +38,16 @@ def golden_run(folder: Path) -> dict[str, list[float]]:
     settings = TeacherConfig(combine="num-examples")
     probes = starting_images("procedural", 4, SPEC, generator(0, "probing"))
     teacher = Teacher.build(clients, settings, probes)
-    config = inversion_config(iterations=6, stops=(2.0, 4.0), candidates=2, similarity=0.01)
+    config = inversion_config(
+        iterations=8,
+        stops=(2.0, 4.0),
+        candidates=2,
+        similarity=0.01,
+        tv=1e-4,
+        learning_rate=0.2,
+        roll=0.0625,
+        flip=0.0,
+    )
     pool = Pool(folder, 16)
     made = make_pool(teacher, pool, config, PoolRequest(8, seed=0), device=torch.device("cpu"))
     student = tiny_vit(40, torch.float32)

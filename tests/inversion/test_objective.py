@@ -6,7 +6,9 @@ from itertools import product
 import pytest
 import torch
 
+from fedmitr_app.config import parse_config
 from fedmitr_app.config.schema import COMBINATIONS
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.teacher import combine_logits
@@ -179,3 +181,9 @@ def test_attention_comes_only_when_asked_for():
         built = objective("mean-logits", terms, **changes)
         assert built.gradient(*inputs()).cls_attn is None
         assert built.gradient(*inputs(), attention=True).cls_attn.shape == (3, BATCH, KEPT)
+
+
+def test_a_term_that_per_teacher_losses_cannot_have_is_refused():
+    # It needs the ensemble's answer, which one model at a time doesn't give.
+    with pytest.raises(ConfigError, match="inversion.disagreement = 0.5 .* 'per-teacher'"):
+        parse_config({"inversion.loss": "per-teacher", "inversion.disagreement": 0.5})
