@@ -75,7 +75,7 @@ def _pick_starts(
 ) -> torch.Tensor:
     """Draw ``candidates`` starts for each target and keep the fittest, ``[B, C, H, W]``."""
     spec, count = teacher.models[0].spec, len(targets)
-    # In portions of a batch, so that memory doesn't grow with the number of candidates.
+    # The teacher reads them a batch at a time: only the images themselves pile up, off the device.
     drawn = [starting_images(config.start, count, spec, rng) for _ in range(config.candidates)]
     if config.candidates == 1:
         return drawn[0].to(device)
