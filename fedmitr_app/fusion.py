@@ -4,6 +4,7 @@ Knows tensors and typed settings only: any process, any device, no Flower.
 """
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
 from fedmitr_app.distillation import Distiller, initial_student
-from fedmitr_app.inversion import Pool, PoolRequest, diversity, make_pool, starting_images
+from fedmitr_app.errors import TrainingError
+from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool, starting_images
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.progress import Progress
@@ -101,6 +103,11 @@ def fuse_by_inversion(
         Where the pool's shards are written as they are produced.
     label : str
         Put before the stages' names in progress lines.
+
+    Raises
+    ------
+    TrainingError
+        If inversion or distillation leaves the finite numbers.
     """
     inversion, rounds = settings.inversion, settings.inversion.rounds
     device = teacher.class_weights.device
@@ -113,6 +120,8 @@ def fuse_by_inversion(
         student = distiller.student if distiller else None
         batches += _invert(teacher, pool, inversion, request, device, student, label)
         data = pool.load(device)
+        if not data.images.isfinite().all():
+            raise _diverged("inversion", inversion.learning_rate)
         inverted = time.monotonic()
         if distiller is None:
             kind, sample = settings.distillation.student, data.images[:256]
@@ -122,6 +131,8 @@ def fuse_by_inversion(
         steps = _share(settings.distillation.steps, turn, rounds)
         with Progress(f"{label}distillation", steps, "steps") as progress:
             losses += distiller.run(data, steps, lambda loss: progress.advance(loss=loss))
+        if not all(math.isfinite(loss) for loss in losses):
+            raise _diverged("distillation", settings.distillation.learning_rate)
         seconds["inversion"] += inverted - started
         seconds["distillation"] += time.monotonic() - inverted
     return Fusion(
@@ -143,10 +154,10 @@ def _invert(
     device: torch.device,
     student: PatchViT | None,
     label: str,
-) -> list:
+) -> list[Inverted]:
     # One unit is one image's iteration, so that the time left is right across the batches.
-    work = request.count * max(config.iterations, 1)
-    with Progress(f"{label}inversion", work, "image-iterations") as progress:
+    stage, units = ("inversion", "image-iterations") if config.iterations else ("starts", "images")
+    with Progress(f"{label}{stage}", request.count * max(config.iterations, 1), units) as progress:
         made = make_pool(
             teacher,
             pool,
@@ -159,6 +170,12 @@ def _invert(
         if not config.iterations:
             progress.advance(request.count)
     return made
+
+
+def _diverged(stage: str, learning_rate: float) -> TrainingError:
+    return TrainingError(
+        f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: lower it."
+    )
 
 
 def _share(total: int, turn: int, turns: int) -> int:

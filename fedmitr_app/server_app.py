@@ -1,15 +1,17 @@
 """The server: θ₀, one round, fusion, evaluation, and the run folder."""
 
+import contextlib
 import logging
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.exception import AggregationError
+from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError, FedmitrError
@@ -18,7 +20,7 @@ from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_tes
 from fedmitr_app.reporting import RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
-from fedmitr_app.results import Results, collect_results, write_results
+from fedmitr_app.results import Results, measure, write_results
 from fedmitr_app.strategies import BareEnsemble, FedMITR, OneShotFedAvg, OneShotStrategy
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.waiting import await_nodes
@@ -35,20 +37,19 @@ def main(grid: Grid, context: Context) -> None:
     try:
         run(grid, context.run_config)
     except (FedmitrError, AggregationError) as error:
-        # The run must count as failed, so the error goes on to Flower; but what the user can
-        # mend is a sentence: Flower logs a traceback, which this leaves empty.
+        # What the user can mend is a sentence; only an error that goes on makes the run fail.
         _log.error("%s", error)
-        sys.tracebacklimit = 0
-        raise error.with_traceback(None) from None
+        raise
 
 
 def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
-    """Do the whole run on a grid; returns its folder.
+    """Do the whole run on a grid and return its folder.
 
     Raises
     ------
     FedmitrError
-        For settings, data or folders that can't work, before any training.
+        For settings, data or folders that can't work, before any training; for a fusion
+        that diverges, after it.
     AggregationError
         If too few nodes or usable uploads come.
     """
@@ -64,12 +65,13 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
         folder.write_json("config.json", flatten(config))
         environment = describe_environment()
         folder.write_json("environment.json", environment)
-        results = _fused_and_measured(grid, config, setting, folder, device)
+        results = fuse_and_measure(grid, config, setting, folder, device)
         results = replace(results, total_seconds=time.monotonic() - started)
         rows, metrics = write_results(folder, results, config, environment)
         folder.finish("completed")
     except BaseException:
-        folder.finish("failed")
+        with contextlib.suppress(FedmitrError, OSError):  # the first error is the one to tell
+            folder.finish("failed")
         raise
     for line in final_lines(rows, metrics, folder.path):
         _log.info(line)
@@ -95,6 +97,8 @@ def prepare(config: Config) -> Setting:
     """
     data, server = config.data, config.server
     names = tuple(name.strip() for name in server.classes.split(",") if name.strip())
+    if len(set(names)) < len(names):
+        raise ConfigError.bad_value("server.classes", server.classes, "names that all differ")
     if not names:
         if not server.test_set:
             raise ConfigError.bad_value(
@@ -138,23 +142,13 @@ def build_strategy(config: Config, model: PatchViT, folder: RunFolder) -> OneSho
     )
 
 
-def _fused_and_measured(
+def fuse_and_measure(
     grid: Grid, config: Config, setting: Setting, folder: RunFolder, device: torch.device
 ) -> Results:
+    """Run the strategy's one round and measure what it gave."""
     strategy = build_strategy(config, setting.model, folder)
-    labels = None
-    if setting.test_set is not None:
-        # Dealt once before anyone trains: what can't be dealt is refused here.
-        nodes = await_nodes(
-            grid,
-            at_least=config.server.min_clients,
-            expected=None,
-            seconds=config.server.wait_for_nodes,
-            settle_seconds=strategy.settle_seconds,
-            poll_seconds=strategy.poll_seconds,
-        )
-        strategy.expected_nodes = len(nodes)
-        labels = label_matrix(config.data, config.partition, len(nodes), config.seed)
+    # Without a test set the data are only where the clients are: there is nothing to deal.
+    labels = None if setting.test_set is None else deal_labels(grid, config, strategy)
     result = strategy.start(
         grid,
         ArrayRecord(setting.model.vit.state_dict()),
@@ -162,15 +156,45 @@ def _fused_and_measured(
         timeout=config.server.timeout,
         train_config=ConfigRecord({"class-names": list(setting.class_names)}),
     )
-    return collect_results(
+    fusion = ensemble = None
+    if isinstance(strategy, FedMITR):
+        fusion, ensemble = strategy.fusion, (strategy.clients, strategy.teacher_model)
+    return measure(
         outcome=strategy.outcome,
         global_state=result.arrays.to_torch_state_dict(),
-        fusion=strategy.fusion if isinstance(strategy, FedMITR) else None,
+        fusion=fusion,
+        ensemble=ensemble,
         model=setting.model,
         names=setting.class_names,
         test_set=setting.test_set,
         labels=labels,
+        on_shards=dict(result.evaluate_metrics_clientapp.get(1, {})),
         config=config,
         folder=folder,
         device=device,
     )
+
+
+def deal_labels(grid: Grid, config: Config, strategy: OneShotStrategy) -> NDArray[np.int64]:
+    """Deal the data to the nodes that are there, as the clients will, for the report.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Images of each class that each client gets, ``[clients, classes]``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the data can't be dealt to so many: nobody has trained yet.
+    """
+    nodes = await_nodes(
+        grid,
+        at_least=config.server.min_clients,
+        expected=None,
+        seconds=config.server.wait_for_nodes,
+        settle_seconds=strategy.settle_seconds,
+        poll_seconds=strategy.poll_seconds,
+    )
+    strategy.expected_nodes = len(nodes)
+    return label_matrix(config.data, config.partition, len(nodes), config.seed)

@@ -87,6 +87,14 @@ def _check_inversion(config: Config) -> None:
             shown,
             f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
         )
+    most = min(inversion.images, config.distillation.steps)
+    if inversion.rounds > most:
+        raise ConfigError.bad_value(
+            "inversion.rounds",
+            inversion.rounds,
+            f"at most {most}, so that each round has an image of inversion.images and one of the "
+            "distillation.steps",
+        )
     if inversion.loss == "per-teacher" and inversion.disagreement > 0:
         raise ConfigError.bad_value(
             "inversion.disagreement",

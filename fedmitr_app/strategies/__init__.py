@@ -4,7 +4,7 @@ from fedmitr_app.strategies.ensemble import BareEnsemble, split_ensemble
 from fedmitr_app.strategies.fedavg import OneShotFedAvg
 from fedmitr_app.strategies.fedmitr import FedMITR
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.strategies.outcome import RoundOutcome
+from fedmitr_app.uploads import RoundOutcome
 
 __all__ = [
     "BareEnsemble",

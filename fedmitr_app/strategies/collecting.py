@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import Message
 
 from fedmitr_app.errors import UploadError
-from fedmitr_app.strategies.outcome import RoundOutcome, weighted_metrics
 from fedmitr_app.strategies.records import (
     CheckedReply,
     RecordKeys,
@@ -25,6 +24,7 @@ from fedmitr_app.uploads import (
     read_spool,
 )
 from fedmitr_app.uploads.claims import finite_metrics
+from fedmitr_app.uploads.outcome import RoundOutcome, weighted_metrics
 
 _log = logging.getLogger(__name__)
 

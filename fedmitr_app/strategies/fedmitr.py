@@ -20,10 +20,11 @@ from fedmitr_app.fusion import (
     fuse_by_inversion,
     load_clients,
 )
+from fedmitr_app.errors import ModelError
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.teacher import Teacher
+from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload, average
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,17 @@ class FedMITR(OneShotStrategy):
     ----------
     fusion : Fusion | None
         How the global model came about, once there is one.
+    clients : list[ClientModel]
+        The uploads as models, in the order of their keys.
     teacher_model : Teacher | None
-        The ensemble it was distilled from.
+        The ensemble that they are, which the global model was distilled from.
+
+    Raises
+    ------
+    ModelError
+        If ``model`` is no plain ViT or DeiT, or takes other images than ``input_spec`` says.
+    ConfigError
+        If ``device`` isn't there.
     """
 
     def __init__(
@@ -70,7 +80,7 @@ class FedMITR(OneShotStrategy):
         device: str = "auto",
         **one_shot: Any,
     ) -> None:
-        self.model = model if isinstance(model, PatchViT) else _wrap(model, input_spec)
+        self.model = _wrap(model, input_spec)
         super().__init__(
             architecture=architecture_of(self.model),
             input_spec=self.model.spec,
@@ -85,6 +95,7 @@ class FedMITR(OneShotStrategy):
         )
         self.device = resolve_device(device, "server.device")
         self.fusion: Fusion | None = None
+        self.clients: list[ClientModel] = []
         self.teacher_model: Teacher | None = None
 
     def summary(self) -> None:
@@ -94,16 +105,16 @@ class FedMITR(OneShotStrategy):
             words = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(part).items())
             _log.info("\t    %s: %s", type(part).__name__, words)
         for line in device_lines("server", self.device, torch.get_num_threads()):
-            _log.info(line)
+            _log.info("\t    %s", line)
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the distilled student's state dict."""
-        clients = load_clients(self.model, uploads, self.device)
-        self.teacher_model = build_teacher(clients, self.settings.teacher, self.settings.seed)
+        self.clients = load_clients(self.model, uploads, self.device)
+        self.teacher_model = build_teacher(self.clients, self.settings.teacher, self.settings.seed)
         with self._pool_folder() as folder:
             self.fusion = fuse_by_inversion(
                 self.model,
-                clients,
+                self.clients,
                 average(uploads),
                 self.teacher_model,
                 self.settings,
@@ -118,7 +129,19 @@ class FedMITR(OneShotStrategy):
         return contextlib.nullcontext(self.run_dir / "pool")
 
 
-def _wrap(vit: VisionTransformer, input_spec: InputSpec | None) -> PatchViT:
+def _wrap(vit: PatchViT | VisionTransformer, input_spec: InputSpec | None) -> PatchViT:
+    if isinstance(vit, PatchViT):
+        if input_spec not in (None, vit.spec):
+            raise ModelError(
+                f"input_spec = {input_spec} is not what the PatchViT takes ({vit.spec}): leave it "
+                "out, or pass the timm model."
+            )
+        return vit
+    if not isinstance(vit, VisionTransformer):
+        raise ModelError(
+            f"FedMITR inverts Vision Transformers, not a {type(vit).__name__}: pass a plain timm "
+            "ViT or DeiT."
+        )
     if input_spec is None:
         size, channels = vit.patch_embed.img_size[0], vit.patch_embed.proj.in_channels
         input_spec = InputSpec(size, channels, (0.5,), (0.5,))

@@ -19,11 +19,11 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.strategies.collecting import Collector, collect_evaluation
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.outcome import RoundOutcome, weighted_metrics
 from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
 from fedmitr_app.strategies.streaming_grid import StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
-from fedmitr_app.uploads import ArraySpec, Expected, Spool, Upload
+from fedmitr_app.uploads import ArraySpec, Expected, RoundOutcome, Spool, Upload
+from fedmitr_app.uploads.outcome import weighted_metrics
 
 _log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from fedmitr_app.uploads.averaging import average
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
 from fedmitr_app.uploads.npy import decode_npy
+from fedmitr_app.uploads.outcome import RoundOutcome
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (
@@ -20,6 +21,7 @@ __all__ = [
     "Claims",
     "Expected",
     "Rejection",
+    "RoundOutcome",
     "Spool",
     "Upload",
     "average",

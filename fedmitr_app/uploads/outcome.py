@@ -1,9 +1,11 @@
 """What became of a round's replies."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedmitr_app.uploads import Rejection, Upload
+from fedmitr_app.uploads.spool import Rejection
+from fedmitr_app.uploads.upload import Upload
 
 _SHOWN_REASONS = 5
 
@@ -64,10 +66,11 @@ class RoundOutcome:
 
 def weighted_metrics(pairs: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """Return the weighted mean of each metric over those that report it."""
-    sums: dict[str, float] = {}
+    terms: dict[str, list[float]] = {}
     weights: dict[str, int] = {}
     for weight, metrics in pairs:
         for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + weight * value
+            terms.setdefault(name, []).append(weight * value)
             weights[name] = weights.get(name, 0) + weight
-    return {name: sums[name] / weights[name] for name in sorted(sums)}
+    # fsum rounds once, so that the order of arrival can't show in the last digit.
+    return {name: math.fsum(terms[name]) / weights[name] for name in sorted(terms)}

@@ -1,0 +1,175 @@
+"""Measure the global model, and beside it everything that it is compared with."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmitr_app.comparison import TestBench
+from fedmitr_app.config import Config
+from fedmitr_app.fusion import (
+    Fusion,
+    FusionSettings,
+    build_teacher,
+    fuse_by_inversion,
+    load_clients,
+)
+from fedmitr_app.inversion import Pool, Schedule
+from fedmitr_app.inversion.flops import flop_ratio
+from fedmitr_app.models import PatchViT
+from fedmitr_app.partitions import ImageSet
+from fedmitr_app.reporting import PoolSample, RunFolder
+from fedmitr_app.reporting.progress import headline
+from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.uploads import RoundOutcome, average
+
+SHOWN_IMAGES = 30
+
+Ensemble = tuple[Sequence[ClientModel], Teacher]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything measured, before it is written."""
+
+    outcome: RoundOutcome
+    global_state: Mapping[str, Tensor]
+    """Of the global model, or of all models side by side for ``server.method = "ensemble"``."""
+    model: PatchViT
+    """The architecture and input spec; its weights are θ₀."""
+    class_names: tuple[str, ...]
+    accuracy: Mapping[str, Any]
+    """As in ``metrics.json``; empty without a test set."""
+    test_images: int
+    labels: NDArray[Any] | None
+    """int ``[clients, classes]``: what each client holds, where the server knows it."""
+    on_shards: Mapping[str, float]
+    """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
+    fusion: Fusion | None = None
+    """None if the method inverts nothing; then there is no schedule, pool or control."""
+    control: Fusion | None = None
+    schedule: Schedule | None = None
+    flop_ratio: float = 1.0
+    pool: PoolSample | None = None
+    total_seconds: float = 0.0
+
+
+def measure(
+    *,
+    outcome: RoundOutcome,
+    global_state: Mapping[str, Tensor],
+    fusion: Fusion | None,
+    ensemble: Ensemble | None,
+    model: PatchViT,
+    names: tuple[str, ...],
+    test_set: ImageSet | None,
+    labels: NDArray[Any] | None,
+    on_shards: Mapping[str, float],
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+) -> Results:
+    """Score the global model and everything beside it, and pick images to show.
+
+    The comparators (each client, FedAvg, the ensemble, the control) are made from the same
+    uploads, whatever ``server.method`` made the global model. ``ensemble`` is what the
+    method loaded already; with None it is loaded here.
+    """
+    averaged = average(outcome.accepted)
+    if ensemble is None:
+        loaded = load_clients(model, outcome.accepted, device)
+        ensemble = loaded, build_teacher(loaded, config.teacher, config.seed)
+    clients, teacher = ensemble
+    results = Results(
+        outcome=outcome,
+        global_state=global_state,
+        model=model,
+        class_names=names,
+        accuracy={},
+        test_images=0 if test_set is None else len(test_set),
+        labels=_confirmed(labels, outcome),
+        on_shards=on_shards,
+    )
+    control = None
+    if fusion is not None:
+        if test_set is not None and config.server.control:
+            control = _control(model, clients, averaged, teacher, config, folder.path)
+        schedule = Schedule.build(config.inversion)
+        results = replace(
+            results,
+            fusion=fusion,
+            control=control,
+            schedule=schedule,
+            flop_ratio=flop_ratio(teacher.models[0], schedule, config.inversion.iterations),
+            pool=_sample(Pool(folder.pool, model.num_patches), teacher, model, names, schedule),
+        )
+    if test_set is None:
+        return results
+    headline(f"evaluation on {len(test_set)} held-out images")
+    bench = TestBench(
+        test_set.images, test_set.labels, model, device, config.server.eval_batch_size
+    )
+    students = {"control": None if control is None else control.student}
+    accuracy = bench.compare(clients, teacher, averaged, students)
+    # The bare ensemble has no single model: its accuracy is the teacher's.
+    single = config.server.method != "ensemble"
+    accuracy["student"] = bench.state_accuracy(global_state) if single else None
+    return replace(results, accuracy=accuracy)
+
+
+def _control(
+    model: PatchViT,
+    clients: Sequence[ClientModel],
+    averaged: Mapping[str, Tensor],
+    teacher: Teacher,
+    config: Config,
+    folder: Path,
+) -> Fusion:
+    """Distil once more on the same starting images, not inverted; their pool is not kept."""
+    headline("control: the same starting images, not inverted")
+    settings = FusionSettings(config.teacher, config.inversion, config.distillation, config.seed)
+    with tempfile.TemporaryDirectory(prefix="control-", dir=folder) as pool:
+        return fuse_by_inversion(
+            model,
+            clients,
+            averaged,
+            teacher,
+            settings.without_inversion(),
+            Path(pool),
+            label="control: ",
+        )
+
+
+def _confirmed(labels: NDArray[Any] | None, outcome: RoundOutcome) -> NDArray[Any] | None:
+    """Return what the server believes was dealt, unless an upload says otherwise.
+
+    Nodes may hold data of their own: then nothing was dealt, and the figure would lie.
+    """
+    if labels is None:
+        return None
+    dealt = {f"client-{number:03d}": int(row.sum()) for number, row in enumerate(labels)}
+    agree = all(dealt.get(upload.client) == upload.num_examples for upload in outcome.accepted)
+    return labels if agree else None
+
+
+@torch.no_grad()
+def _sample(
+    pool: Pool, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule
+) -> PoolSample:
+    data = pool.load(teacher.class_weights.device)
+    images, targets, mask = (part[:SHOWN_IMAGES] for part in (data.images, data.targets, data.mask))
+    # [K, n, N] -> [n, grid, grid]
+    maps = torch.stack([member(images, attention=True).cls_attn for member in teacher.models])
+    attention = teacher.density(maps, targets).unflatten(1, (model.grid, model.grid))
+    return PoolSample(
+        images=model.spec.denormalise(images).cpu(),
+        patch_size=model.patch_size,
+        titles=[names[label] for label in targets.argmax(-1).tolist()],
+        kept=[row.nonzero().flatten().cpu() for row in mask] if schedule.stops else None,
+        attention=attention.cpu(),
+    )

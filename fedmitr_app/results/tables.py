@@ -1,0 +1,86 @@
+"""A run's results as a row for each client and as ``metrics.json``."""
+
+from typing import Any
+
+from fedmitr_app.fusion import Fusion
+from fedmitr_app.reporting import ClientRow
+from fedmitr_app.results.measure import Results
+
+
+def client_rows(results: Results) -> list[ClientRow]:
+    """One row for each client that was heard of: the accepted first, each group by key."""
+    outcome = results.outcome
+    scored = results.accuracy.get("clients") or {}
+    rows = [
+        ClientRow(
+            client=upload.client,
+            num_examples=upload.num_examples,
+            train_loss=upload.metrics.get("train-loss"),
+            train_accuracy=upload.metrics.get("train-accuracy"),
+            accuracy=scored.get(upload.client),
+        )
+        for upload in outcome.accepted
+    ]
+    rows += [
+        ClientRow(client=refused.client, status="rejected", reason=refused.reason)
+        for refused in outcome.rejected
+    ]
+    rows += [
+        ClientRow(client=key, num_examples=0, status="no data", reason="its shard is empty")
+        for key in outcome.no_data
+    ]
+    return rows
+
+
+def metrics_of(results: Results, seed: int) -> dict[str, Any]:
+    """Return ``metrics.json``; what varies by itself is under seconds and throughput."""
+    outcome, fusion = results.outcome, results.fusion
+    metrics: dict[str, Any] = {
+        "seed": seed,
+        "accuracy": dict(results.accuracy),
+        "test_images": results.test_images,
+        "uploads": {
+            "asked": outcome.asked,
+            "accepted": len(outcome.accepted),
+            "rejected": len(outcome.rejected),
+            "no_data": len(outcome.no_data),
+            "missing": outcome.missing,
+        },
+    }
+    if results.on_shards:
+        metrics["federated_evaluation"] = dict(results.on_shards)
+    seconds: dict[str, float] = {"training": outcome.collect_seconds}
+    throughput: dict[str, float] = {}
+    if fusion is not None:
+        metrics |= _of_fusion(fusion, results.flop_ratio)
+        seconds["inversion"] = fusion.inversion_seconds
+        seconds["distillation"] = fusion.distillation_seconds
+        throughput["inverted_images_per_second"] = _rate(fusion.images, fusion.inversion_seconds)
+        throughput["distillation_steps_per_second"] = _rate(
+            len(fusion.distillation_loss), fusion.distillation_seconds
+        )
+    if results.control is not None:
+        control = results.control
+        seconds["control"] = control.inversion_seconds + control.distillation_seconds
+    seconds["total"] = results.total_seconds
+    return {**metrics, "seconds": seconds, "throughput": throughput}
+
+
+def _of_fusion(fusion: Fusion, flop_ratio: float) -> dict[str, Any]:
+    confidence = fusion.inversion_curves.get("confidence") or [None]
+    return {
+        "inversion": {
+            "flop_ratio": flop_ratio,
+            "images": fusion.images,
+            "diversity": fusion.diversity,
+            "confidence": confidence[-1],
+        },
+        "distillation": {
+            "steps": len(fusion.distillation_loss),
+            "loss": fusion.distillation_loss[-1],
+        },
+    }
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / max(seconds, 1e-9)

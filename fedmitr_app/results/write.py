@@ -1,0 +1,93 @@
+"""Write a run's results: tables, metrics, the model, figures and the report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedmitr_app.config import Config, default_run_config, flatten
+from fedmitr_app.config.presets import PRESETS
+from fedmitr_app.models import architecture_of
+from fedmitr_app.reporting import ClientRow, Curves, ReportData, RunFolder
+from fedmitr_app.reporting.report import write_report
+from fedmitr_app.reporting.table import write_clients_csv
+from fedmitr_app.results.measure import Results
+from fedmitr_app.results.tables import client_rows, metrics_of
+
+
+def write_results(
+    folder: RunFolder, results: Results, config: Config, environment: Mapping[str, Any]
+) -> tuple[list[ClientRow], dict[str, Any]]:
+    """Fill the run folder; return the clients' rows and ``metrics.json``.
+
+    Raises
+    ------
+    RunFolderError
+        If a file can't be written.
+    """
+    rows = client_rows(results)
+    metrics = metrics_of(results, config.seed)
+    write_clients_csv(rows, folder.clients)
+    _write_log(folder, results)
+    folder.write_json("metrics.json", metrics)
+    if config.server.method != "ensemble":
+        spec = results.model.spec.to_dict()
+        architecture = architecture_of(results.model)
+        folder.save_model(results.global_state, architecture, spec, results.class_names)
+    write_report(folder, report_data(results, rows, metrics, config, environment))
+    return rows, metrics
+
+
+def report_data(
+    results: Results,
+    rows: Sequence[ClientRow],
+    metrics: Mapping[str, Any],
+    config: Config,
+    environment: Mapping[str, Any],
+) -> ReportData:
+    """Return what the report shows."""
+    inversion, distillation = _curves(results)
+    labels, asked = results.labels, results.outcome.asked
+    return ReportData(
+        config=flatten(config),
+        # A preset's own values are no change: naming the preset brings them back.
+        defaults={**default_run_config(), **PRESETS[config.preset], "preset": "default"},
+        metrics=metrics,
+        environment=environment,
+        clients=rows,
+        class_names=results.class_names,
+        label_matrix=labels,
+        label_matrix_clients=[
+            f"client-{number:03d}" for number in range(0 if labels is None else len(labels))
+        ],
+        pool=results.pool,
+        inversion=inversion,
+        distillation=distillation,
+        test_images=results.test_images,
+        federation=f"num-supernodes={asked} client-resources-num-cpus=1",
+    )
+
+
+def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
+    fusion, schedule = results.fusion, results.schedule
+    if fusion is None or schedule is None:
+        return None, None
+    curves = {name: curve for name, curve in fusion.inversion_curves.items() if name != "alive"}
+    steps = range(len(curves["loss"]))
+    loss = fusion.distillation_loss
+    return (
+        Curves(steps, curves, sorted(schedule.stops)) if steps else None,
+        Curves(range(len(loss)), {"loss": loss}),
+    )
+
+
+def _write_log(folder: RunFolder, results: Results) -> None:
+    for upload in results.outcome.accepted:
+        values = {name.replace("-", "_"): value for name, value in upload.metrics.items()}
+        folder.append_metrics("training", **{**values, "client": upload.client})
+    if results.fusion is not None:
+        curves = results.fusion.inversion_curves
+        for step, values in enumerate(zip(*curves.values())):
+            folder.append_metrics("inversion", iteration=step, **dict(zip(curves, values)))
+        for step, loss in enumerate(results.fusion.distillation_loss):
+            folder.append_metrics("distillation", step=step, loss=loss)
+    if results.accuracy:
+        folder.append_metrics("evaluation", **results.accuracy)
