@@ -155,6 +155,7 @@ class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
     steps: int = whole(600, low=1)
+    repeats: int = whole(4, low=1)
     batch_size: int = whole(128, low=1)
     learning_rate: float = number(1e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)

@@ -4,10 +4,11 @@ FedMITR's second half: high-density patches take the pseudo-label, low-density o
 relabelled by the ensemble (stated); the student sees all patches (stated).
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from fedmitr_app.config import DistillationConfig
@@ -17,7 +18,17 @@ from fedmitr_app.distillation.students import choose_trainable
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.training import parameter_groups
 from fedmitr_app.training.schedule import warmup_cosine
+
+
+class Taught(NamedTuple):
+    """The ensemble's answers to a batch."""
+
+    logits: Tensor
+    """Class-token logits, ``[B, C]``."""
+    relabels: Tensor | None
+    """The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image."""
 
 
 class Distiller:
@@ -44,18 +55,17 @@ class Distiller:
     ) -> None:
         self.student, self.teacher, self.config, self.rng = student, teacher, config, rng
         choose_trainable(student, config)
-        trained = nn.ModuleList([student.vit])
+        groups = parameter_groups(student, config.weight_decay)
         # The auxiliary head (ancestor: LV-ViT) is thrown away with this object.
         self.token_head: nn.Module = student.vit.head
         if config.token_head == "auxiliary":
-            self.token_head = nn.Linear(student.vit.embed_dim, student.num_classes)
+            device = next(student.parameters()).device
+            self.token_head = nn.Linear(student.vit.embed_dim, student.num_classes, device=device)
             nn.init.zeros_(self.token_head.weight)
             nn.init.zeros_(self.token_head.bias)
-            self.token_head.to(next(student.parameters()).device)
-            trained.append(self.token_head)
-        self.optimiser = torch.optim.AdamW(
-            param_groups_weight_decay(trained, config.weight_decay), lr=config.learning_rate
-        )
+            groups.append({"params": list(self.token_head.parameters())})
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
         self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
 
     def run(
@@ -64,15 +74,29 @@ class Distiller:
         steps: int,
         on_step: Callable[[Tensor], None] | None = None,
     ) -> list[float]:
-        """Take ``steps`` steps on ``pool`` and return each one's loss."""
+        """Take ``steps`` steps on ``pool`` and return each one's loss.
+
+        The first ``steps / repeats`` batches are drawn and shown to the teacher; then they are
+        gone through again in new orders, with the teacher's answers kept.
+        """
+        fresh = math.ceil(steps / self.config.repeats)
+        kept: list[tuple[Batch, Taught]] = []
+        order: list[int] = []
         losses = []
         self.student.train()
-        for _ in range(steps):
-            batch = draw_batch(pool, self.config, self.rng)
-            loss = self.loss(batch).mean()
+        for step in range(steps):
+            if step < fresh:
+                batch = draw_batch(pool, self.config, self.rng)
+                lesson = (batch, self.teach(batch))
+                if fresh < steps:
+                    kept.append(lesson)
+            else:
+                order = order or torch.randperm(fresh, generator=self.rng).tolist()
+                lesson = kept[order.pop()]
+            loss = self.loss(*lesson).mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
             self.scheduler.step()
             losses.append(loss.detach())
@@ -81,28 +105,39 @@ class Distiller:
         self.student.eval()
         return torch.stack(losses).tolist() if losses else []
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The decoupled loss of a batch, per image ``[B]``."""
+    @property
+    def with_tokens(self) -> bool:
+        """Whether the loss has a token term."""
+        return self.config.relabel != "none" and self.config.beta > 0
+
+    def teach(self, batch: Batch) -> Taught:
+        """Ask the ensemble about a batch."""
+        by_token = self.with_tokens and self.config.relabel == "token"
+        answer = self.teacher(batch.images, patch_logits=by_token)
+        relabels = answer.patch_logits
+        if self.with_tokens and self.config.relabel == "image":
+            relabels = answer.logits.unsqueeze(1)
+        elif self.with_tokens and self.config.relabel == "background":
+            relabels = self._background_labels(batch, answer.logits).unsqueeze(1)
+        return Taught(answer.logits, relabels)
+
+    def loss(self, batch: Batch, taught: Taught | None = None) -> Tensor:
+        """The decoupled loss of a batch, per image ``[B]``; asks the teacher if need be."""
         config = self.config
-        with_tokens = config.relabel != "none" and config.beta > 0
-        by_token = with_tokens and config.relabel == "token"
-        taught = self.teacher(batch.images, patch_logits=by_token)
+        taught = taught or self.teach(batch)
         seen = self.student(batch.images)
         loss = class_loss(
             seen.logits, taught.logits, batch.targets, config.temperature, config.hard
         )
-        if not with_tokens:
+        if not self.with_tokens:
             return loss
-        relabels = taught.patch_logits
-        if config.relabel == "image":
-            relabels = taught.logits.unsqueeze(1)
-        elif config.relabel == "background":
-            relabels = self._background_labels(batch, taught.logits).unsqueeze(1)
         # With no dropped patch there is nothing to relabel, and with no survivor that is
         # all there is: both happen (dense schedule; "procedural, not inverted").
         patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
         for share, mask, targets in batch.parts:
-            term = token_loss(patch_logits, mask, targets, relabels, config.gamma, config.tau)
+            term = token_loss(
+                patch_logits, mask, targets, taught.relabels, config.gamma, config.tau
+            )
             loss = loss + config.beta * share * term
         return loss
 

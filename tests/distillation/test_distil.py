@@ -156,6 +156,25 @@ def test_two_runs_equal_one_of_as_many_steps(relabel):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def test_repeated_batches_ask_the_teacher_once(monkeypatch):
+    made = trainee(relabel="token", repeats=3)
+    asked, seen = [], []
+    teach, loss = made.teach, made.loss
+    monkeypatch.setattr(made, "teach", lambda batch: asked.append(batch) or teach(batch))
+    monkeypatch.setattr(
+        made, "loss", lambda batch, taught: seen.append(id(batch)) or loss(batch, taught)
+    )
+    made.run(pool_of(), 12)
+    assert len(asked) == 4
+    assert [seen.count(key) for key in set(seen)] == [3] * 4
+    # Every pass goes through all of them before any comes again.
+    assert all(len(set(seen[first : first + 4])) == 4 for first in (0, 4, 8))
+
+
+def test_the_first_pass_is_the_same_however_often_batches_repeat():
+    assert trainee(repeats=2).run(pool_of(), 6)[:3] == trainee(repeats=1).run(pool_of(), 6)[:3]
+
+
 def test_the_seed_alone_decides():
     torch.manual_seed(1)
     losses = trainee(mixup=0.4).run(pool_of(), 3)

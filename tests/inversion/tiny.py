@@ -89,6 +89,7 @@ def inversion_config(**changes) -> InversionConfig:
 def distillation_config(**changes) -> DistillationConfig:
     values = {
         "steps": 6,
+        "repeats": 1,
         "batch_size": 8,
         "learning_rate": 1e-2,
         "weight_decay": 0.05,
