@@ -1,0 +1,156 @@
+"""From uploads to global model, without Flower: rounds, pool, θ₀, determinism."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
+from fedmitr_app.errors import ConfigError, ModelError, TrainingError
+from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion, load_clients
+from fedmitr_app.inversion import Pool
+from fedmitr_app.models import InputSpec
+from fedmitr_app.strategies import FedMITR
+from fedmitr_app.uploads import Upload, average
+from tests.inversion.tiny import SPEC, tiny_vit
+
+CPU = torch.device("cpu")
+
+
+def settings(rounds=1, seed=0, distillation=None, **inversion):
+    small = {"images": 11, "batch_size": 4, "iterations": 4, "stops": (0.5,), "candidates": 2}
+    return FusionSettings(
+        TeacherConfig(probe_images=8),
+        InversionConfig(**{**small, "rounds": rounds, **inversion}),
+        DistillationConfig(**{"steps": 7, "batch_size": 4, **(distillation or {})}),
+        seed,
+    )
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    found = []
+    for number in range(3):
+        path = tmp_path / f"client-{number:03d}.safetensors"
+        save_file(tiny_vit(number, torch.float32).vit.state_dict(), path)
+        found.append(Upload(path.stem, 10 * (number + 1), path))
+    return found
+
+
+@pytest.fixture
+def theta0():
+    return tiny_vit(40, torch.float32)
+
+
+def fuse(theta0, uploads, chosen, folder):
+    clients = load_clients(theta0, uploads, CPU)
+    teacher = build_teacher(clients, chosen.teacher, chosen.seed)
+    return fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, folder)
+
+
+def test_uploads_become_models_in_their_order(theta0, uploads):
+    clients = load_clients(theta0, uploads, CPU)
+    assert [(c.key, c.num_examples) for c in clients] == [
+        ("client-000", 10),
+        ("client-001", 20),
+        ("client-002", 30),
+    ]
+    for number, client in enumerate(clients):
+        for name, value in tiny_vit(number, torch.float32).vit.state_dict().items():
+            assert torch.equal(client.model.vit.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rounds_split_images_and_steps_without_losing_any(theta0, uploads, tmp_path, rounds):
+    before = {name: value.clone() for name, value in theta0.state_dict().items()}
+    fusion = fuse(theta0, uploads, settings(rounds), tmp_path / "pool")
+    pool = Pool(tmp_path / "pool", theta0.num_patches)
+    assert fusion.images == len(pool.load()) == 11
+    assert len(fusion.distillation_loss) == 7
+    made = [facts["round"] for facts in pool.provenance()]
+    assert made == ([0, 0, 0] if rounds == 1 else [0, 1, 2])
+    assert {len(curve) for curve in fusion.inversion_curves.values()} == {4}
+    assert fusion.diversity > 0.0
+    assert fusion.inversion_seconds > 0.0 and fusion.distillation_seconds > 0.0
+    assert not fusion.student.training
+    # θ₀ gave its shape only; the student is a model of its own.
+    assert all(torch.equal(value, before[name]) for name, value in theta0.state_dict().items())
+    assert any(
+        not torch.equal(value, before[name]) for name, value in fusion.student.state_dict().items()
+    )
+
+
+def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):
+    clients = load_clients(theta0, uploads, CPU)
+    chosen = settings(distillation={"student": "best-client"})
+    teacher = build_teacher(clients, chosen.teacher, 0)
+    fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, tmp_path / "pool")
+    for client, upload in zip(clients, uploads, strict=True):
+        for name, value in upload.load_state().items():
+            assert torch.equal(client.model.vit.state_dict()[name], value)
+
+
+def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path):
+    def bits(name, seed):
+        chosen = settings(rounds=2, seed=seed, disagreement=0.5)
+        fusion = fuse(theta0, uploads, chosen, tmp_path / name)
+        flat = torch.cat([value.flatten() for value in fusion.student.state_dict().values()])
+        return Pool(tmp_path / name, theta0.num_patches).digest(), flat
+
+    (one, first), (two, second) = bits("a", 0), bits("b", 0)
+    assert one == two and torch.equal(first, second)
+    other, third = bits("c", 1)
+    assert one != other and not torch.equal(first, third)
+
+
+def test_the_control_keeps_everything_but_inversion(theta0, uploads, tmp_path):
+    chosen = settings(stops=(1.0, 3.0), drop=(0.2, 0.3))
+    control = chosen.without_inversion()
+    assert control.inversion.iterations == 0
+    assert (control.teacher, control.distillation, control.seed) == (
+        chosen.teacher,
+        chosen.distillation,
+        chosen.seed,
+    )
+    plain = fuse(theta0, uploads, control, tmp_path / "control")
+    inverted = fuse(theta0, uploads, chosen, tmp_path / "pool")
+    assert plain.images == inverted.images and plain.inversion_curves["loss"] == []
+    states = plain.student.state_dict(), inverted.student.state_dict()
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    pool = Pool(tmp_path / "control", theta0.num_patches).load()
+    assert not pool.mask.any()
+
+
+@pytest.mark.parametrize("stage", ["inversion", "distillation"])
+def test_leaving_the_finite_numbers_is_one_sentence(theta0, uploads, tmp_path, stage):
+    chosen = settings(distillation={"learning_rate": 1e30 if stage == "distillation" else 1e-3})
+    clients = load_clients(theta0, uploads, CPU)
+    if stage == "inversion":
+        torch.nn.init.constant_(clients[0].model.vit.head.weight, float("nan"))
+    teacher = build_teacher(clients, TeacherConfig("mean-logits", 8), 0)
+    with pytest.raises(TrainingError, match=f"{stage}.learning-rate = .* lower it"):
+        fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, tmp_path / "pool")
+
+
+def test_more_rounds_than_images_or_steps_are_refused():
+    for run_config in ({"inversion.images": 3}, {"distillation.steps": 3}):
+        with pytest.raises(ConfigError, match="inversion.rounds = 4 is not allowed"):
+            parse_config({"inversion.rounds": 4, **run_config})
+
+
+def test_the_strategy_fuses_the_same_with_and_without_a_run_folder(theta0, uploads, tmp_path):
+    chosen = settings()
+    parts = {name: getattr(chosen, name) for name in ("teacher", "inversion", "distillation")}
+    within = FedMITR(theta0, device="cpu", run_dir=tmp_path, **parts)
+    without = FedMITR(theta0.vit, input_spec=SPEC, device="cpu", **parts)
+    first, second = within.fuse(uploads), without.fuse(uploads)
+    assert all(torch.equal(first[name], second[name]) for name in theta0.vit.state_dict())
+    assert len(list((tmp_path / "pool").iterdir())) == 3
+    assert [client.key for client in within.clients] == [upload.client for upload in uploads]
+
+
+def test_the_strategy_refuses_what_it_cannot_invert(theta0):
+    with pytest.raises(ModelError, match="not a Linear: pass a plain timm ViT"):
+        FedMITR(torch.nn.Linear(2, 2))
+    other = InputSpec(SPEC.size, SPEC.channels, (0.1,), (0.9,))
+    with pytest.raises(ModelError, match="is not what the PatchViT takes"):
+        FedMITR(theta0, input_spec=other)

@@ -1,0 +1,116 @@
+"""The repository as a whole: pins, seams, sizes, and a core that needs no Flower."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from fedmitr_app.config.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fedmitr_app"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+KNOW_FLOWER = ("client_app.py", "server_app.py", "strategies")
+MOST_LINES = 300
+# Tests of one room may be longer: a table of cases is no program.
+MOST_LINES_OF_TESTS = 450
+CORE = ("fusion", "inversion", "distillation", "teacher", "models", "training", "uploads")
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"[0-9]+", text.split("+")[0]))
+
+
+def test_the_pins_satisfy_the_ranges():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            name, _, pinned = line.partition("==")
+            pins[name.strip().lower().replace("_", "-")] = version(pinned)
+    ranges = [
+        *PROJECT["project"]["dependencies"],
+        *(PROJECT["project"]["optional-dependencies"]["dev"]),
+    ]
+    for requirement in ranges:
+        name = re.match(r"[A-Za-z0-9-]+", requirement).group()
+        pinned = pins.get(name)
+        assert pinned, f"constraints.txt doesn't pin {name}"
+        for operator, bound in re.findall(r"(>=|<)([0-9.]+)", requirement):
+            length = max(len(pinned), len(version(bound)))
+            have, limit = (v + (0,) * (length - len(v)) for v in (pinned, version(bound)))
+            held = have >= limit if operator == ">=" else have < limit
+            assert held, f"constraints.txt pins {name} outside {requirement}"
+
+
+def test_only_the_edge_knows_flower():
+    for path in sources(PACKAGE):
+        if path.relative_to(PACKAGE).parts[0] in KNOW_FLOWER:
+            continue
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert "flwr" not in roots, path
+        assert "flwr_datasets" not in roots or path.parent.name == "partitions", path
+        edge = [f"fedmitr_app.{name.removesuffix('.py')}" for name in KNOW_FLOWER]
+        assert not any(name.startswith(tuple(edge)) for name in imported(path)), path
+
+
+def test_the_core_works_where_flower_is_not_installed():
+    blocked = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('flwr', 'ray'):\n"
+        "            raise ModuleNotFoundError(f'blocked: {name}')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        f"import {', '.join(f'fedmitr_app.{room}' for room in CORE)}\n"
+        "assert 'flwr' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_files_are_about_one_idea():
+    folders = {PACKAGE: MOST_LINES, ROOT / "benchmarks": MOST_LINES, ROOT / "examples": MOST_LINES}
+    for folder, most in {**folders, ROOT / "tests": MOST_LINES_OF_TESTS}.items():
+        for path in sources(folder):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert len(lines) <= most, f"{path} has {len(lines)} lines"
+            longest = max((len(line) for line in lines), default=0)
+            assert longest <= 100, f"{path} has a line of {longest} characters"
+
+
+def test_nothing_is_pickled():
+    for path in sources(PACKAGE):
+        assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle"}, path
+
+
+def test_the_readme_names_every_preset():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in PRESETS:
+        assert f"`{name}`" in readme, name
+
+
+def test_the_bundle_holds_the_package_and_the_licence():
+    app = PROJECT["tool"]["flwr"]["app"]
+    assert app["fab-include"] == ["fedmitr_app/**/*.py", "LICENSE"]
+    for part, target in app["components"].items():
+        module, _, name = target.partition(":")
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file() and name == "app", part

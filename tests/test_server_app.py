@@ -1,0 +1,359 @@
+"""The real ServerApp and ClientApp on a fake Grid: a whole run in this process."""
+
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Message
+from flwr.serverapp.exception import AggregationError
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import load_file
+
+from fedmitr_app import server_app
+from fedmitr_app.client_app import app as client_app
+from fedmitr_app.config import default_run_config, flatten, parse_config
+from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
+from fedmitr_app.reporting.verdict import reproduce_command
+from fedmitr_app.results.write import report_data
+from fedmitr_app.strategies import OneShotStrategy
+from tests.strategies.fake_grid import FakeGrid, context, failure
+
+CLIENTS = 3
+TINY = {
+    "preset": "quick",
+    "partition.alpha": 1.0,
+    "data.max-train": 120,
+    "data.max-test": 60,
+    "model.depth": 1,
+    "client.epochs": 2,
+    "client.device": "cpu",
+    "server.device": "cpu",
+    "server.wait-for-nodes": 1.0,
+    "server.timeout": 60.0,
+    "teacher.probe-images": 16,
+    "inversion.images": 16,
+    "inversion.batch-size": 8,
+    "inversion.iterations": 6,
+    "distillation.steps": 4,
+    "distillation.batch-size": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch):
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    made = OneShotStrategy.__init__
+
+    def without_waiting(self, **settings):
+        made(self, **settings, settle_seconds=0.0, poll_seconds=0.0)
+
+    monkeypatch.setattr(OneShotStrategy, "__init__", without_waiting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass
+class Federation:
+    """Three clients; ``spoil`` may change a client's reply."""
+
+    folder: Path
+    spoil: Callable[[int, Message, Message], Message] | None = None
+    order: Callable[[list[int]], list[int]] = list
+    clients: int = CLIENTS
+    grid: FakeGrid | None = field(default=None, init=False)
+
+    def run(self, **changes: Any) -> dict[str, Any]:
+        """Do a run, return its metrics."""
+        run_config = self.settings(**changes)
+
+        def answer(message: Message) -> Message:
+            number = message.metadata.dst_node_id - 11
+            node = {"partition-id": number, "num-partitions": self.clients}
+            reply = client_app(message, context(run_config, node))
+            return self.spoil(number, message, reply) if self.spoil else reply
+
+        self.grid = FakeGrid(range(11, 11 + self.clients), answer, self.order)
+        server_app.app(self.grid, context(run_config))
+        return self.metrics()
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return {**default_run_config(), **TINY, "output.run-dir": str(self.folder), **changes}
+
+    def metrics(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    def state(self) -> str:
+        return json.loads((self.folder / "run.json").read_text())["state"]
+
+
+@pytest.fixture
+def federation(tmp_path):
+    return Federation(tmp_path / "run")
+
+
+def steady(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What must not vary by itself."""
+    return {key: value for key, value in metrics.items() if key not in ("seconds", "throughput")}
+
+
+def test_a_run_leaves_everything_behind(federation, caplog):
+    caplog.set_level(logging.INFO, logger="fedmitr_app")
+    metrics = federation.run()
+    folder = federation.folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clients.csv",
+        "config.json",
+        "environment.json",
+        "figures",
+        "global_model.json",
+        "global_model.safetensors",
+        "metrics.json",
+        "metrics.jsonl",
+        "pool",
+        "report.html",
+        "run.json",
+        "uploads",
+    ]
+    assert len(list((folder / "pool").glob("pool-*.safetensors"))) == 2
+    assert len(list((folder / "figures").glob("*.png"))) == 6
+    assert federation.state() == "completed"
+    stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").open()]
+    counts = {stage: stages.count(stage) for stage in stages}
+    assert counts == {"training": 3, "inversion": 6, "distillation": 4, "evaluation": 1}
+    config = json.loads((folder / "config.json").read_text())
+    assert config == flatten(parse_config(federation.settings()))
+
+    # What is asked of metrics.json by name.
+    assert metrics["seed"] == 0 and metrics["test_images"] == 60
+    accuracy = metrics["accuracy"]
+    assert set(accuracy) == {"student", "teacher", "fedavg", "control", "clients"}
+    assert set(accuracy["clients"]) == {"client-000", "client-001", "client-002"}
+    shares = [accuracy[name] for name in ("student", "teacher", "fedavg", "control")]
+    for share in [*shares, *accuracy["clients"].values()]:
+        assert 0.0 <= share <= 1.0
+    assert metrics["inversion"]["images"] == 16
+    assert 0.0 < metrics["inversion"]["flop_ratio"] < 1.0
+    assert metrics["inversion"]["diversity"] > 0.0
+    assert metrics["uploads"]["accepted"] == 3 and metrics["uploads"]["rejected"] == 0
+    seconds = metrics["seconds"]
+    assert set(seconds) == {"training", "inversion", "distillation", "control", "total"}
+    assert all(value > 0.0 for value in seconds.values())
+    assert seconds["total"] >= seconds["training"] + seconds["inversion"]
+
+    # The folder is logged first and last, with the table before.
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("fedmitr_app")]
+    assert lines[0] == lines[-1] == f"run folder: {folder}"
+    assert lines[1].startswith("server: device cpu, 1 thread")
+    assert lines[-2] == f"report: {folder / 'report.html'}"
+    table = "\n".join(lines[-16:])
+    for words in ("client-002", "student (global model)", "teacher (ensemble)", "best single"):
+        assert words in table
+    page = (folder / "report.html").read_text()
+    assert "preset=&#x27;quick&#x27;" in page and "num-supernodes=3" in page
+
+
+def test_the_saved_model_is_the_student_that_was_measured(federation):
+    metrics = federation.run()
+    config = parse_config(federation.settings())
+    setting = server_app.prepare(config)
+    start = setting.model.vit.state_dict()
+    saved = load_file(federation.folder / "global_model.safetensors")
+    assert any(not torch.equal(start[name], saved[name]) for name in start)
+    setting.model.vit.load_state_dict(saved)
+    images = setting.model.spec.normalise(setting.test_set.images)
+    with torch.no_grad():
+        hits = setting.model.eval()(images).logits.argmax(-1) == setting.test_set.labels
+    assert metrics["accuracy"]["student"] == pytest.approx(hits.double().mean().item())
+
+
+def test_the_same_seed_gives_the_same_numbers_in_any_order_of_arrival(tmp_path):
+    def shuffled(nodes):
+        return random.Random(3).sample(nodes, len(nodes))
+
+    changes = {"server.federated-evaluation": True}
+    first = Federation(tmp_path / "a").run(**changes)
+    assert steady(Federation(tmp_path / "b").run(**changes)) == steady(first)
+    assert steady(Federation(tmp_path / "c", order=shuffled).run(**changes)) == steady(first)
+    assert "accuracy-on-training-shard" in first["federated_evaluation"]
+    weights = [(tmp_path / name / "global_model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] == weights[2]
+    other = Federation(tmp_path / "d").run(seed=1, **changes)
+    assert steady(other) != steady(first)
+
+
+def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
+    metrics = federation.run(**{"server.method": "fedavg"})
+    accuracy = metrics["accuracy"]
+    assert accuracy["student"] == accuracy["fedavg"] and accuracy["control"] is None
+    assert "inversion" not in metrics and set(metrics["seconds"]) == {"training", "total"}
+    assert not (federation.folder / "pool").exists()
+    stages = [json.loads(line)["stage"] for line in (federation.folder / "metrics.jsonl").open()]
+    assert stages == ["training"] * 3 + ["evaluation"]
+
+
+def test_the_bare_ensemble_has_a_teacher_and_no_model(federation):
+    metrics = federation.run(**{"server.method": "ensemble"})
+    assert metrics["accuracy"]["student"] is None and metrics["accuracy"]["teacher"] > 0.0
+    assert not (federation.folder / "global_model.safetensors").exists()
+    assert (federation.folder / "report.html").exists()
+
+
+def test_a_server_without_data_makes_the_same_model(tmp_path):
+    names = ",".join(str(digit) for digit in range(10))
+    blind = Federation(tmp_path / "blind")
+    metrics = blind.run(**{"server.test-set": False, "server.classes": names})
+    assert metrics["accuracy"] == {} and metrics["test_images"] == 0
+    assert metrics["inversion"]["images"] == 16 and "control" not in metrics["seconds"]
+    assert not (blind.folder / "figures" / "label_distribution.png").exists()
+    seeing = Federation(tmp_path / "seeing")
+    seeing.run(**{"server.control": False})
+    files = [run.folder / "global_model.safetensors" for run in (blind, seeing)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert seeing.metrics()["accuracy"]["control"] is None
+
+
+def test_the_control_is_another_student(federation):
+    # Enough steps for the two students to differ on sixty images.
+    settings = {"distillation.steps": 30, "inversion.learning-rate": 0.3, "client.epochs": 6}
+    accuracy = federation.run(**settings)["accuracy"]
+    assert accuracy["control"] != accuracy["student"]
+    assert not list(federation.folder.glob("control-*"))
+
+
+@pytest.mark.parametrize("kind", ["nan", "failed"])
+def test_one_bad_client_costs_neither_the_round_nor_the_report(federation, kind):
+    def spoil(number, message, reply):
+        if number != 1:
+            return reply
+        if kind == "failed":
+            return failure(message, "Traceback ...\nRuntimeError: no space left")
+        arrays = reply.content["arrays"]
+        arrays["head.bias"] = Array(np.full(10, np.nan, np.float32))
+        return reply
+
+    federation.spoil = spoil
+    metrics = federation.run()
+    assert metrics["uploads"] == {
+        "asked": 3,
+        "accepted": 2,
+        "rejected": 1,
+        "no_data": 0,
+        "missing": 0,
+    }
+    assert set(metrics["accuracy"]["clients"]) == {"client-000", "client-002"}
+    page = (federation.folder / "report.html").read_text()
+    assert "1 of 3 clients took no part" in page
+    assert ("no space left" if kind == "failed" else "head.bias") in page
+    assert "rejected" in (federation.folder / "clients.csv").read_text()
+
+
+def test_too_few_uploads_fail_the_run(federation):
+    federation.spoil = lambda number, message, reply: failure(message, "boom")
+    with pytest.raises(AggregationError, match="Only 0 usable upload"):
+        federation.run()
+    assert federation.state() == "failed"
+    assert not (federation.folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"inversion.typo": 1}, ConfigError, "inversion.typo is not a setting"),
+        ({"server.method": "magic"}, ConfigError, "server.method = 'magic' is not allowed"),
+        ({"client.epochs": 0}, ConfigError, "client.epochs = 0 is not allowed"),
+        ({"inversion.rounds": 5}, ConfigError, "inversion.rounds = 5 is not allowed"),
+        ({"model.weights": "nowhere.bin"}, FedmitrError, "model.weights = 'nowhere.bin'"),
+        ({"server.test-set": False}, ConfigError, "server.classes = '' is not allowed"),
+        ({"server.classes": "a,b"}, ConfigError, "server.classes = 'a,b' is not allowed"),
+        ({"server.classes": "a,a"}, ConfigError, "names that all differ"),
+        ({"server.device": "cuda:99"}, ConfigError, "server.device = 'cuda:99' is not allowed"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_happens(federation, changes, error, words):
+    with pytest.raises(error, match=words) as raised:
+        federation.run(**changes)
+    assert "\n" not in str(raised.value)
+    assert not federation.grid.pushed and not federation.folder.exists()
+
+
+def test_more_clients_than_samples_are_refused_before_training(federation):
+    federation.clients = 130
+    with pytest.raises((ConfigError, DataError), match="130"):
+        federation.run()
+    assert not federation.grid.pushed and federation.state() == "failed"
+
+
+def test_another_runs_folder_is_never_touched(federation):
+    federation.run(**{"server.method": "fedavg"})
+    before = federation.metrics()
+    with pytest.raises(RunFolderError, match="already holds another run"):
+        federation.run()
+    assert federation.metrics() == before and federation.state() == "completed"
+
+
+def test_a_fusion_that_diverges_says_which_setting(federation):
+    with pytest.raises(FedmitrError, match="distillation.learning-rate = 1e[+]30 made"):
+        federation.run(**{"distillation.learning-rate": 1e30, "distillation.steps": 30})
+    assert federation.state() == "failed"
+
+
+def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.emit = lambda record: shown.append(handler.format(record))
+    flower = logging.getLogger("flwr")
+    flower.addHandler(handler)
+    try:
+        with pytest.raises(ConfigError) as raised:
+            federation.run(**{"server.method": "magic"})
+        flower.error("ServerApp raised an exception", exc_info=raised.value)
+        flower.error("surprise", exc_info=ValueError("no sentence of ours"))
+    finally:
+        flower.removeHandler(handler)
+    assert "ServerApp raised an exception" in shown
+    assert any("no sentence of ours" in line for line in shown)
+
+
+def test_the_command_to_reproduce_names_the_preset_and_what_was_changed(federation):
+    config = parse_config({"preset": "quick", "seed": 2, "partition.alpha": 0.7})
+    data = report_data(_NoResults(), [], {}, config, {})
+    command = reproduce_command(data.config, data.defaults, data.federation)
+    assert command == (
+        "flwr run . --stream --run-config \"seed=2 preset='quick' partition.alpha=0.7\" "
+        '--federation-config "num-supernodes=4 client-resources-num-cpus=1"'
+    )
+
+
+class _NoResults:
+    """As much of Results as the command needs."""
+
+    fusion = schedule = labels = pool = None
+    class_names: tuple[str, ...] = ()
+    test_images = 0
+
+    class outcome:
+        asked = 4
+
+
+def test_a_label_figure_needs_uploads_that_agree(federation):
+    def other_size(number, message, reply):
+        reply.content["metrics"]["num-examples"] = 7 + number
+        reply.content["metrics"]["stage"] = 1.0  # a name that the log of metrics uses itself
+        return reply
+
+    federation.spoil = other_size
+    metrics = federation.run(**{"server.method": "fedavg"})
+    assert not math.isnan(metrics["accuracy"]["student"])
+    assert not (federation.folder / "figures" / "label_distribution.png").exists()
