@@ -1,7 +1,7 @@
 """The example project: one line between FedAvg and FedMITR, and both run."""
 
 import difflib
-import importlib.util
+import importlib
 import inspect
 import sys
 import tomllib
@@ -13,24 +13,21 @@ from flwr.app import Message
 
 import fedmitr_app.strategies as strategies
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.strategies import FedMITR
 from tests.strategies.fake_grid import FakeGrid, context
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plug-in"
 NODES = range(11, 15)
-LANDED = importlib.util.find_spec("fedmitr_app.strategies.fedmitr") is not None
 
 
 def small_fedmitr(model, **settings):
     """FedMITR as the example calls it, on a budget for tests."""
-    if LANDED:
-        budget = {
-            "teacher": TeacherConfig(probe_images=16),
-            "inversion": InversionConfig(images=32, batch_size=32, iterations=2, stops=(0.5,)),
-            "distillation": DistillationConfig(steps=5, batch_size=16),
-        }
-        strategy = strategies.fedmitr.FedMITR(model, **budget, **settings)
-    else:
-        strategy = strategies.OneShotFedAvg(**settings)
+    budget = {
+        "teacher": TeacherConfig(probe_images=16),
+        "inversion": InversionConfig(images=32, batch_size=32, iterations=2, stops=(0.5,)),
+        "distillation": DistillationConfig(steps=5, batch_size=16),
+    }
+    strategy = FedMITR(model, **budget, **settings)
     strategy.settle_seconds = strategy.poll_seconds = 0.0
     return strategy
 
@@ -39,7 +36,7 @@ def small_fedmitr(model, **settings):
 def example(monkeypatch):
     """Import a module of the example project, and forget it afterwards."""
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    monkeypatch.setattr(strategies, "FedMITR", small_fedmitr, raising=LANDED)
+    monkeypatch.setattr(strategies, "FedMITR", small_fedmitr)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield lambda name: importlib.import_module(f"plugin_example.{name}")
@@ -93,6 +90,5 @@ def test_more_rounds_are_refused(example, capsys):
         serve(example, "server_app_fedmitr", capsys, **{"num-server-rounds": 2})
 
 
-@pytest.mark.skipif(not LANDED, reason="FedMITR is not there yet")
 def test_the_example_calls_fedmitr_with_what_it_takes():
-    assert next(iter(inspect.signature(strategies.fedmitr.FedMITR).parameters)) == "model"
+    assert next(iter(inspect.signature(FedMITR).parameters)) == "model"
