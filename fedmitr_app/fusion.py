@@ -174,7 +174,8 @@ def _invert(
 
 def _diverged(stage: str, learning_rate: float) -> TrainingError:
     return TrainingError(
-        f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: lower it."
+        f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: "
+        "lower it."
     )
 
 

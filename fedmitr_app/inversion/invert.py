@@ -29,7 +29,7 @@ class Inverted(NamedTuple):
     keep_idx: Tensor
     """Patches that survived, in increasing order, ``[B, n]``; none without an iteration."""
     curves: dict[str, list[float]]
-    """Batch means per iteration: ``loss``, ``confidence`` (probability of the target), ``alive``."""
+    """Batch means per iteration: ``loss``, ``confidence`` (the target's probability), ``alive``."""
 
 
 def invert_batch(

@@ -81,8 +81,8 @@ def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
 
 def _write_log(folder: RunFolder, results: Results) -> None:
     for upload in results.outcome.accepted:
-        values = {name.replace("-", "_"): value for name, value in upload.metrics.items()}
-        folder.append_metrics("training", **{**values, "client": upload.client})
+        # Their names come from the client: kept apart, they can't stand for another field.
+        folder.append_metrics("training", client=upload.client, metrics=upload.metrics)
     if results.fusion is not None:
         curves = results.fusion.inversion_curves
         for step, values in enumerate(zip(*curves.values())):

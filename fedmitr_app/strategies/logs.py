@@ -2,7 +2,7 @@
 
 import logging
 
-from flwr.app.exception import AppExitException
+from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import FedmitrError
 
@@ -25,6 +25,6 @@ def join_flower_log() -> None:
 def _without_stack(record: logging.LogRecord) -> bool:
     """Take the stack trace from a record of a foreseen error: its sentence says everything."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if isinstance(error, (FedmitrError, AppExitException)):
+    if isinstance(error, (FedmitrError, AggregationError)):
         record.exc_info = None
     return True
