@@ -34,8 +34,13 @@ class FusionSettings:
     seed: int = 0
 
     def without_inversion(self) -> "FusionSettings":
-        """The control: the same starting images, not inverted (method note, section 2b)."""
-        return replace(self, inversion=replace(self.inversion, iterations=0))
+        """The control: procedural images as they come, not inverted (method note, section 2b).
+
+        Nor chosen: picking the starts that the teacher reads most like a class is already
+        part of the inversion, and the control must do without it.
+        """
+        plain = replace(self.inversion, start="procedural", iterations=0, candidates=1, rounds=1)
+        return replace(self, inversion=plain)
 
 
 @dataclass(frozen=True)

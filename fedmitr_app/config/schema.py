@@ -136,6 +136,7 @@ class InversionConfig:
     stops: tuple[float, ...] = numbers((0.0125, 0.025, 0.05, 0.075), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
     learning_rate: float = number(0.05, low=0.0, open_low=True)
+    step_scale: str = choice("pixel", "pixel", "image")
     beta1: float = number(0.5, low=0.0, high=0.9999)
     beta2: float = number(0.99, low=0.0, high=0.9999)
     tv: float = number(1e-4, low=0.0)

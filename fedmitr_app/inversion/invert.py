@@ -132,6 +132,7 @@ class PatchAdam:
         self.mean = torch.zeros_like(pixels)
         self.square = torch.zeros_like(pixels)
         self.rate, self.betas, self.count = config.learning_rate, (config.beta1, config.beta2), 0
+        self.per_image = config.step_scale == "image"
 
     def keep(self, keep: Tensor) -> None:
         """Drop all patches but the positions ``keep`` ``[B, m]``."""
@@ -146,7 +147,8 @@ class PatchAdam:
         self.count += 1
         self.mean.lerp_(grad, 1 - beta1)
         self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        scale = (self.square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
+        square = self.square.mean((1, 2), keepdim=True) if self.per_image else self.square
+        scale = (square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
         self.pixels.addcdiv_(self.mean, scale, value=-self.rate / (1 - beta1**self.count))
         return self.pixels
 

@@ -49,22 +49,22 @@ def inversion_worth(data: ReportData) -> Worth | None:
         return None
     student, control = known["student"], known["control"]
     points = 100 * (student - control)
-    same = "the same procedural images without inversion"
+    same = "procedural images as they come"
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
-            f"Inversion earned nothing here: a student of {same} reaches {percent(control)}, "
+            f"Choosing and inverting images earned nothing here: a student of {same} reaches {percent(control)}, "
             f"{more}.",
             False,
         )
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
-            f"Inversion earned {points:.1f} points over {same} ({percent(control)}), which is "
+            f"Choosing and inverting images earned {points:.1f} points over {same} ({percent(control)}), which is "
             f"within the noise of {data.test_images} test images (±{noise:.1f} points).",
             False,
         )
-    return Worth(f"Inversion earned {points:.1f} points over {same} ({percent(control)}).", True)
+    return Worth(f"Choosing and inverting images earned {points:.1f} points over {same} ({percent(control)}).", True)
 
 
 def warnings(data: ReportData) -> list[str]:

@@ -130,8 +130,8 @@ def _control(
     config: Config,
     folder: Path,
 ) -> Fusion:
-    """Distil once more on the same starting images, not inverted; their pool is not kept."""
-    headline("control: the same starting images, not inverted")
+    """Distil once more on procedural images as they come; their pool is not kept."""
+    headline("control: procedural images, neither chosen nor inverted")
     settings = FusionSettings(config.teacher, config.inversion, config.distillation, config.seed)
     with tempfile.TemporaryDirectory(prefix="control-", dir=folder) as pool:
         return fuse_by_inversion(

@@ -93,7 +93,7 @@ def test_a_reader_finds_what_matters(full: tuple[RunFolder, Page]) -> None:
     folder, page = full
     for words in (
         "The student reaches 85.0 %",
-        "Inversion earned 5.4 points",
+        "Choosing and inverting images earned 5.4 points",
         "1 of 3 clients took no part",
         "rejected: its weights hold NaN",
         'flwr run . --stream --run-config "seed=3 partition.alpha=0.5"',

@@ -39,9 +39,9 @@ def test_the_headline_without_some_or_all_numbers() -> None:
 @pytest.mark.parametrize(
     ("student", "control", "worth", "words"),
     [
-        (0.85, 0.79, True, "Inversion earned 6.0 points"),
+        (0.85, 0.79, True, "Choosing and inverting images earned 6.0 points"),
         (0.80, 0.79, False, "which is within the noise of 1000 test images"),
-        (0.79, 0.79, False, "Inversion earned nothing here"),
+        (0.79, 0.79, False, "Choosing and inverting images earned nothing here"),
         (0.79, 0.80, False, "1.0 points more"),
     ],
 )
