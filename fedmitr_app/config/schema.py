@@ -88,7 +88,7 @@ class ModelConfig:
 class ClientConfig:
     """A client's training on its own shard."""
 
-    epochs: int = whole(40, low=1)
+    epochs: int = whole(30, low=1)
     batch_size: int = whole(32, low=1)
     learning_rate: float = number(1e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
@@ -127,15 +127,15 @@ class TeacherConfig:
 class InversionConfig:
     """Synthetic images from the teacher."""
 
-    images: int = whole(512, low=1)
-    batch_size: int = whole(128, low=1)
-    iterations: int = whole(100, low=0)
+    images: int = whole(1024, low=1)
+    batch_size: int = whole(256, low=1)
+    iterations: int = whole(30, low=0)
     start: str = choice("procedural", *STARTS)
     candidates: int = whole(8, low=1, high=1000)
     schedule: str = choice("sparse", *SCHEDULES)
-    stops: tuple[float, ...] = numbers((0.0125, 0.025, 0.05, 0.075), low=0.0)
+    stops: tuple[float, ...] = numbers((0.1, 0.2, 0.3, 0.4), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
-    learning_rate: float = number(0.05, low=0.0, open_low=True)
+    learning_rate: float = number(0.03, low=0.0, open_low=True)
     step_scale: str = choice("pixel", "pixel", "image")
     beta1: float = number(0.5, low=0.0, high=0.9999)
     beta2: float = number(0.99, low=0.0, high=0.9999)
@@ -144,8 +144,8 @@ class InversionConfig:
     disagreement: float = number(0.0, low=0.0)
     roll: float = number(0.125, low=0.0, high=0.5)
     flip: float = number(0.0, low=0.0, high=1.0)
-    targets: str = choice("balanced", "balanced", "soft", "mixed", "own")
-    teachers_per_image: int = whole(0, low=0)
+    targets: str = choice("mixed", "balanced", "soft", "mixed", "own")
+    teachers_per_image: int = whole(2, low=0)
     loss: str = choice("ensemble", "ensemble", "per-teacher")
     gradient: str = choice("joint", "joint", "frugal")
     rounds: int = whole(1, low=1, high=100)
@@ -155,15 +155,15 @@ class InversionConfig:
 class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
-    steps: int = whole(600, low=1)
-    repeats: int = whole(4, low=1)
-    batch_size: int = whole(128, low=1)
-    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    steps: int = whole(2000, low=1)
+    repeats: int = whole(8, low=1)
+    batch_size: int = whole(64, low=1)
+    learning_rate: float = number(2e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
     temperature: float = number(1.0, low=0.0, open_low=True)
     hard: float = number(0.0, low=0.0, high=1.0)
-    beta: float = number(0.5, low=0.0)
+    beta: float = number(0.1, low=0.0)
     gamma: float = number(1.0, low=0.0)
     tau: float = number(1.0, low=0.0, open_low=True)
     relabel: str = choice("image", *RELABELS)

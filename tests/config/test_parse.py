@@ -214,8 +214,8 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"model.name": "resnet18"}, ["model.name = 'resnet18'", "'vit_'", "'deit_'"]),
         ({"inversion.stops": "0.2,0.1"}, ["inversion.stops = '0.2,0.1'", "increasing"]),
         ({"inversion.stops": "0.2,0.2"}, ["inversion.stops", "increasing"]),
-        ({"inversion.stops": "0.5,20"}, ["inversion.stops = '0.5,20'", "increasing"]),
-        ({"inversion.stops": "100"}, ["inversion.stops = '100'", "inversion.iterations = 100"]),
+        ({"inversion.stops": "0.8,20"}, ["inversion.stops = '0.8,20'", "increasing"]),
+        ({"inversion.stops": "100"}, ["inversion.stops = '100'", "inversion.iterations = 30"]),
         ({"inversion.drop": "0.1,0.2"}, ["inversion.drop = '0.1,0.2'", "4 inversion.stops"]),
     ],
 )
@@ -238,7 +238,7 @@ def test_devices_that_are_none(key, device):
         {**PHOTOS, "model.name": "vit_tiny_patch16_224", "data.image-size": 96},
         {"inversion.stops": ""},
         {"inversion.iterations": 0},
-        {"inversion.stops": "0.1,20,50", "inversion.drop": "0.1,0.2,0.3"},
+        {"inversion.iterations": 60, "inversion.stops": "0.1,20,50", "inversion.drop": "0.1,0.2,0.3"},
         {"partition.alpha": 1},
     ],
 )
