@@ -166,7 +166,7 @@ class DistillationConfig:
     beta: float = number(0.1, low=0.0)
     gamma: float = number(1.0, low=0.0)
     tau: float = number(1.0, low=0.0, open_low=True)
-    relabel: str = choice("image", *RELABELS)
+    relabel: str = choice("token", *RELABELS)
     token_head: str = choice("shared", "shared", "auxiliary")
     student: str = choice("average", *STUDENT_INITS)
     train: str = choice("all", *TRAINABLE)
