@@ -61,4 +61,6 @@ def print_hardware() -> None:
     print(f"hardware: {facts['cpu']}, {facts['cores']} cores, GPUs: {facts['gpus'] or 'none'}")
     print(f"threads: {torch.get_num_threads()}, {platform.system()}, Python {facts['python']}")
     print(f"versions: torch {packages.get('torch')}, timm {packages.get('timm')}")
-    print(f"commit: {facts['commit']}", flush=True)
+    commit = facts["commit"] or {"id": "unknown", "dirty": False}
+    changed = " with uncommitted changes" if commit["dirty"] else ""
+    print(f"commit: {commit['id'][:12]}{changed}", flush=True)

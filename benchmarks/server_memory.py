@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.common import print_hardware
 from fedmitr_app.config import ModelConfig
@@ -48,6 +49,8 @@ def replies(count: int, states: dict[str, torch.Tensor]) -> Iterator[Message]:
 
 def collect(count: int) -> None:
     """Spool and average ``count`` uploads, then print this process's peak memory in MiB."""
+    for name in ("_run_id", "_node_id", "_task_id"):  # messages can't be built outside a run
+        setattr(TaskIdentity, name, 1)
     model = build_vit(
         ModelConfig(name="deit_tiny_patch16_224"), InputSpec(224, 3, (0.5,), (0.5,)), 10, 0
     )

@@ -1,14 +1,19 @@
 """Sparse against dense inversion at equal iterations: time, FLOPs, and the student's accuracy.
 
-    python -m benchmarks.sparse_inversion --seeds 0 1 2
+    python -m benchmarks.sparse_inversion --seeds 0 1 2 --uploads runs/main
 
 Both schedules run in turn, in one process, on the same uploads; the figure to quote is the
-ratio of their times, beside the FLOP ratio that the schedule predicts.
+ratio of their times, beside the FLOP ratio that the schedule predicts. The students show
+what the schedules are worth, beside one distilled on the same chosen starting images without
+any inversion. ``--uploads`` takes them from the runs of ``benchmarks.main_table``; without it
+the clients are trained here.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,65 +21,106 @@ import torch
 
 from benchmarks.common import initial_model, print_hardware, train_uploads, without_counts
 from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import Config, parse_config
+from fedmitr_app.config import Config, InversionConfig, parse_config
 from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion, load_clients
-from fedmitr_app.inversion import Schedule
+from fedmitr_app.inversion import Pool, PoolRequest, Schedule, make_pool
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.partitions import load_test_set
-from fedmitr_app.uploads import average
+from fedmitr_app.teacher import Teacher
+from fedmitr_app.uploads import Upload, average, read_spool
 
-SCHEDULES = ("dense", "sparse")
+CPU = torch.device("cpu")
 
 
-def measure(config: Config, clients: int) -> dict[str, dict[str, float]]:
-    """Return seconds, accuracy and FLOP ratio of each schedule on one seed's uploads."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = initial_model(config)
-        uploads = without_counts(train_uploads(config, clients, folder / "uploads"))
-        members = load_clients(model, uploads, torch.device("cpu"))
-        teacher = build_teacher(members, config.teacher, config.seed)
-        test = load_test_set(config.data)
-        bench = TestBench(test.images, test.labels, model, torch.device("cpu"), 256)
-        results = {}
-        for schedule in SCHEDULES:
-            inversion = replace(config.inversion, schedule=schedule)
-            settings = FusionSettings(config.teacher, inversion, config.distillation, config.seed)
+def variants(inversion: InversionConfig) -> dict[str, InversionConfig]:
+    """The pools that are compared; all start from the same chosen images."""
+    return {
+        "dense": replace(inversion, schedule="dense"),
+        "sparse": replace(inversion, schedule="sparse"),
+        "chosen, not inverted": replace(inversion, iterations=0),
+    }
+
+
+def iteration_seconds(teacher: Teacher, inversion: InversionConfig, seed: int) -> float:
+    """Time the iterations of one batch, the choice of its starts not counted."""
+    seconds = []
+    one_batch = replace(inversion, images=inversion.batch_size)
+    for iterations in (0, inversion.iterations):
+        config = replace(one_batch, iterations=iterations)
+        with tempfile.TemporaryDirectory() as folder:
+            pool = Pool(Path(folder), teacher.models[0].num_patches)
+            started = time.perf_counter()
+            make_pool(teacher, pool, config, PoolRequest(config.images, seed), device=CPU)
+            seconds.append(time.perf_counter() - started)
+    return seconds[1] - seconds[0]
+
+
+def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
+    """Time dense and sparse in turn and print the median ratio beside the predicted one."""
+    dense, sparse, _ = variants(config.inversion).values()
+    iteration_seconds(teacher, sparse, config.seed)  # warm-up
+    ratios = []
+    for _ in range(repeats):
+        times = [iteration_seconds(teacher, each, config.seed) for each in (dense, sparse)]
+        ratios.append(times[0] / times[1])
+        print(f"dense {times[0]:.2f} s, sparse {times[1]:.2f} s: {ratios[-1]:.2f} times", flush=True)
+    schedule = Schedule.build(sparse)
+    share = flop_ratio(teacher.models[0], schedule, sparse.iterations)
+    measured = statistics.median(ratios)
+    print(f"FLOPs sparse/dense {share:.3f}: {1 / share:.2f} times faster predicted")
+    print(f"measured (median of {repeats}) {measured:.2f} times: {measured * share:.0%} of that")
+
+
+def compare_students(
+    config: Config, uploads: Sequence[Upload], teacher: Teacher, names: Sequence[str]
+) -> dict[str, float]:
+    """Return each variant's student accuracy, in percent."""
+    model = initial_model(config)
+    clients = load_clients(model, uploads, CPU)
+    test = load_test_set(config.data)
+    bench = TestBench(test.images, test.labels, model, CPU, config.server.eval_batch_size)
+    found = {}
+    for name in names:
+        inversion = variants(config.inversion)[name]
+        settings = FusionSettings(config.teacher, inversion, config.distillation, config.seed)
+        with tempfile.TemporaryDirectory() as folder:
             fusion = fuse_by_inversion(
-                model, members, average(uploads), teacher, settings, folder / schedule
+                model, clients, average(uploads), teacher, settings, Path(folder)
             )
-            results[schedule] = {
-                "seconds": fusion.inversion_seconds,
-                "accuracy": bench.model_accuracy(fusion.student),
-                "flop_ratio": flop_ratio(
-                    teacher.models[0], Schedule.build(inversion), inversion.iterations
-                ),
-            }
-            print(f"seed {config.seed} {schedule}: {results[schedule]}", flush=True)
-    return results
+        found[name] = 100 * bench.model_accuracy(fusion.student)
+        print(f"seed {config.seed}, {name}: {found[name]:.1f} %", flush=True)
+    return found
 
 
 def main() -> None:
-    """Measure each seed, then print ratios and means."""
+    """Time the schedules on the first seed's uploads, then make every seed's students."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clients", type=int, default=5)
     parser.add_argument("--preset", default="default")
+    parser.add_argument("--uploads", type=Path, help="folder that holds seed<seed>/uploads")
+    parser.add_argument("--repeats", type=int, default=5, help="of the timing; 0 leaves it out")
+    parser.add_argument("--students", nargs="*", default=["dense", "sparse", "chosen, not inverted"])
     arguments = parser.parse_args()
     print_hardware()
-    runs = [
-        measure(parse_config({"seed": seed, "preset": arguments.preset}), arguments.clients)
-        for seed in arguments.seeds
-    ]
-    speedups = [run["dense"]["seconds"] / run["sparse"]["seconds"] for run in runs]
-    predicted = 1 / runs[0]["sparse"]["flop_ratio"]
-    speedup = statistics.mean(speedups)
-    print(f"FLOP ratio sparse/dense {1 / predicted:.3f}, so {predicted:.2f} times faster predicted")
-    print(f"measured {speedup:.2f} times faster: {speedup / predicted:.0%} of the prediction")
-    for schedule in SCHEDULES:
-        values = [100 * run[schedule]["accuracy"] for run in runs]
+    found: dict[str, list[float]] = {}
+    for seed in arguments.seeds:
+        config = parse_config({"seed": seed, "preset": arguments.preset})
+        with tempfile.TemporaryDirectory() as folder:
+            if arguments.uploads:
+                uploads = read_spool(arguments.uploads / f"seed{seed}" / "uploads")
+            else:
+                uploads = without_counts(train_uploads(config, arguments.clients, Path(folder)))
+            clients = load_clients(initial_model(config), uploads, CPU)
+            teacher = build_teacher(clients, config.teacher, config.seed)
+            if seed == arguments.seeds[0] and arguments.repeats:
+                compare_times(teacher, config, arguments.repeats)
+            students = compare_students(config, uploads, teacher, arguments.students)
+        for name, value in students.items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{schedule}: student {statistics.mean(values):.1f} ± {spread:.1f} %")
+        print(f"{name}: student {statistics.mean(values):.1f} ± {spread:.1f} %")
 
 
 if __name__ == "__main__":

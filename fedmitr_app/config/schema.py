@@ -81,7 +81,7 @@ class ModelConfig:
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(4, low=1)
-    heads: int = whole(4, low=1)
+    heads: int = whole(2, low=1)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Distiller:
             nn.init.zeros_(self.token_head.bias)
             groups.append({"params": list(self.token_head.parameters())})
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
 
     def run(
