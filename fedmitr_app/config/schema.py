@@ -81,7 +81,7 @@ class ModelConfig:
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(4, low=1)
-    heads: int = whole(2, low=1)
+    heads: int = whole(4, low=1)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class InversionConfig:
 class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
-    steps: int = whole(1600, low=1)
-    repeats: int = whole(8, low=1)
+    steps: int = whole(1800, low=1)
+    repeats: int = whole(16, low=1)
     batch_size: int = whole(64, low=1)
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
