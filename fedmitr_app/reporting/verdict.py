@@ -32,14 +32,14 @@ def headline_sentence(data: ReportData) -> str:
 
 
 class Worth(NamedTuple):
-    """What inversion earned, and whether that is more than nothing."""
+    """What choosing and inverting earned, and whether that is more than noise."""
 
     sentence: str
     worth: bool
 
 
 def inversion_worth(data: ReportData) -> Worth | None:
-    """Return what inversion earned over images that were not inverted, None if unknown.
+    """Return what choosing and inverting images earned over the control, None if unknown.
 
     Whether a gap is more than noise is judged by two standard errors of a difference
     of two accuracies, each a share of the same number of test images.
@@ -49,22 +49,23 @@ def inversion_worth(data: ReportData) -> Worth | None:
         return None
     student, control = known["student"], known["control"]
     points = 100 * (student - control)
-    same = "procedural images as they come"
+    what = "Choosing and inverting images earned"
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
-            f"Choosing and inverting images earned nothing here: a student of {same} reaches {percent(control)}, "
-            f"{more}.",
+            f"{what} nothing here: a student taught with procedural images as they come reaches "
+            f"{percent(control)}, {more}.",
             False,
         )
+    gain = f"{what} {points:.1f} points over procedural images as they come ({percent(control)})"
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
-            f"Choosing and inverting images earned {points:.1f} points over {same} ({percent(control)}), which is "
-            f"within the noise of {data.test_images} test images (±{noise:.1f} points).",
+            f"{gain}, which is within the noise of {data.test_images} test images "
+            f"(±{noise:.1f} points).",
             False,
         )
-    return Worth(f"Choosing and inverting images earned {points:.1f} points over {same} ({percent(control)}).", True)
+    return Worth(f"{gain}.", True)
 
 
 def warnings(data: ReportData) -> list[str]:

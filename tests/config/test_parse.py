@@ -238,7 +238,11 @@ def test_devices_that_are_none(key, device):
         {**PHOTOS, "model.name": "vit_tiny_patch16_224", "data.image-size": 96},
         {"inversion.stops": ""},
         {"inversion.iterations": 0},
-        {"inversion.iterations": 60, "inversion.stops": "0.1,20,50", "inversion.drop": "0.1,0.2,0.3"},
+        {
+            "inversion.iterations": 60,
+            "inversion.stops": "0.1,20,50",
+            "inversion.drop": "0.1,0.2,0.3",
+        },
         {"partition.alpha": 1},
     ],
 )
