@@ -77,7 +77,10 @@ class Distiller:
         """Take ``steps`` steps on ``pool`` and return each one's loss.
 
         The first ``steps / repeats`` batches are drawn and shown to the teacher; then they are
-        gone through again in new orders, with the teacher's answers kept.
+        gone through again in new orders, with the teacher's answers kept (choice: more steps
+        for the same teacher's work). With ``repeats`` above 1 those batches stay in memory on
+        the device, which large images feel: raise ``repeats`` or lower ``steps`` or
+        ``batch_size`` to hold fewer.
         """
         fresh = math.ceil(steps / self.config.repeats)
         kept: list[tuple[Batch, Taught]] = []
@@ -132,7 +135,7 @@ class Distiller:
         if not self.with_tokens:
             return loss
         # With no dropped patch there is nothing to relabel, and with no survivor that is
-        # all there is: both happen (dense schedule; "procedural, not inverted").
+        # all there is: both happen (dense schedule; the control).
         patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
         for share, mask, targets in batch.parts:
             term = token_loss(

@@ -18,7 +18,7 @@ def diversity(
     images : Tensor
         Model input ``[n, C, H, W]`` on the models' device.
     labels : Tensor
-        int64 ``[n]``, the class each image was made for.
+        int64 ``[n]``, the likeliest class of each image's target.
 
     Returns
     -------

@@ -29,7 +29,8 @@ class Inverted(NamedTuple):
     keep_idx: Tensor
     """Patches that survived, in increasing order, ``[B, n]``; none without an iteration."""
     curves: dict[str, list[float]]
-    """Batch means per iteration: ``loss``, ``confidence`` (the target's probability), ``alive``."""
+    """Batch means per iteration: ``loss``, ``confidence`` (the target's probability; a mixed
+    target's two, weighted by their shares), ``alive``."""
 
 
 def invert_batch(
@@ -68,8 +69,8 @@ def invert_batch(
     -------
     Inverted
         The last iterate. Patches outside ``keep_idx`` hold, bit for bit, the pixels they
-        had when they were stopped. Without any iteration (the control "not inverted") no
-        patch was made to show its target, so that none may be taught it: none survives.
+        had when they were stopped. Without any iteration (as in the control) no patch was
+        made to show its target, so that none may be taught it: none survives.
     """
     objective = Objective(teacher, targets, config, members, student)
     schedule = Schedule.build(config)
@@ -124,7 +125,10 @@ class PatchAdam:
     """Adam (Kingma & Ba, 2015) on the alive patches only, ``[B, n, C*p*p]``.
 
     Its state shrinks with them, so that a stopped patch has neither gradient nor momentum.
-    torch's own Adam can't drop rows of a parameter without losing its state.
+    torch's own Adam can't drop rows of a parameter without losing its state. With
+    ``inversion.step_scale = "image"`` the second moment is averaged over an image's alive
+    pixels (choice): a pixel with a small gradient then moves little, where plain Adam moves
+    every pixel about as far.
     """
 
     def __init__(self, pixels: Tensor, config: InversionConfig) -> None:

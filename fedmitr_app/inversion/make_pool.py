@@ -1,4 +1,4 @@
-"""Fill the pool: starts, targets, teachers per image, inversion, batch by batch."""
+"""Fill the pool: targets, chosen starts, teachers per image, inversion, batch by batch."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -48,7 +48,7 @@ class Objective:
     members : Tensor, optional
         ``[K, B]`` bool: which clients serve which image.
     student : PatchViT, optional
-        Frozen; needed when ``disagreement`` is above 0.
+        What ``disagreement`` pulls away from; without one it does nothing (first round).
     """
 
     teacher: Teacher

@@ -16,7 +16,8 @@ def draw_targets(
     kind : str
         ``balanced``: one class each, all classes alike often. ``soft``: nine tenths on that
         class, the rest spread by a flat Dirichlet draw. ``mixed``: a random share between
-        that class and another.
+        that class and another. (``own`` needs no draw: the target is the teacher's label of
+        the start.)
     """
     order = torch.randperm(num_classes, generator=generator)
     first = order[torch.arange(count) % num_classes]

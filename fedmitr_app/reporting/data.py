@@ -104,7 +104,7 @@ class ReportData:
     class_names : Sequence[str]
         In label order.
     label_matrix : Any
-        int [clients, classes], when label counts are known (simulation, or shared).
+        int [clients, classes], when it is known who holds what (the server deals the data).
     label_matrix_clients : Sequence[str]
         The client of each row of ``label_matrix``.
     pool : PoolSample | None
@@ -114,7 +114,7 @@ class ReportData:
     test_images : int
         Size of the test set; 0 when unknown. Says how much noise is in an accuracy.
     federation : str
-        What ``--federation-config`` was given, for the command to reproduce.
+        A ``--federation-config`` for the command to reproduce, with as many clients.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)

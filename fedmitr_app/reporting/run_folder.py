@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def metrics_log(self) -> Path:
-        """The numbers of every stage as they came, one JSON object a line."""
+        """The numbers of every stage, step by step, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property

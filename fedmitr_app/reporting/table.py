@@ -55,7 +55,7 @@ def client_table(rows: Sequence[ClientRow], most: int = _MOST_LINES) -> str:
 
 
 def result_table(metrics: Mapping[str, Any]) -> str:
-    """Return the accuracies of ``metrics["accuracy"]`` as aligned text, best teacher first."""
+    """Return the accuracies of ``metrics["accuracy"]`` as aligned text, the student first."""
     accuracy = metrics.get("accuracy") or {}
     student = accuracy.get("student")
     lines = []

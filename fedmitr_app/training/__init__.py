@@ -1,4 +1,4 @@
-"""What a client trains on its own shard."""
+"""A client's training on its own shard, and what the server's distillation shares of it."""
 
 from fedmitr_app.training.augment import augment
 from fedmitr_app.training.fit import fit, parameter_groups

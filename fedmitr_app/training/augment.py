@@ -13,9 +13,9 @@ TURN_DEGREES, ZOOM_SHARE, SLIDE_SHARE = 15.0, 0.15, 0.1
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Shift, and perhaps flip, every image by its own random amount.
+    """Move every image by its own random amount: slide, flip, turn or zoom, as ``kind`` says.
 
-    Pixels that a shift brings in repeat the edge: black around a digit, more of the same
+    Pixels that come in from outside repeat the edge: black around a digit, more of the same
     in a photograph, where a black bar would be a mark that no test image has.
 
     Parameters
