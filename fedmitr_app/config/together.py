@@ -95,6 +95,12 @@ def _check_inversion(config: Config) -> None:
             f"at most {most}, so that each round has an image of inversion.images and one of the "
             "distillation.steps",
         )
+    if inversion.disagreement > 0 and inversion.rounds == 1:
+        raise ConfigError.bad_value(
+            "inversion.disagreement",
+            inversion.disagreement,
+            "0 while inversion.rounds = 1, because the first round has no student to disagree with",
+        )
     if inversion.loss == "per-teacher" and inversion.disagreement > 0:
         raise ConfigError.bad_value(
             "inversion.disagreement",

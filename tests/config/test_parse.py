@@ -217,6 +217,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"inversion.stops": "0.8,20"}, ["inversion.stops = '0.8,20'", "increasing"]),
         ({"inversion.stops": "100"}, ["inversion.stops = '100'", "inversion.iterations = 30"]),
         ({"inversion.drop": "0.1,0.2"}, ["inversion.drop = '0.1,0.2'", "4 inversion.stops"]),
+        ({"inversion.disagreement": 0.5}, ["inversion.disagreement = 0.5", "rounds = 1"]),
     ],
 )
 def test_settings_that_do_not_go_together(run_config, parts):
