@@ -130,7 +130,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
             settings,
             generator=generator(client.config.seed, client.key, "training"),
             device=client.device,
-            on_step=lambda done, total, loss: progress.advance(loss=loss),
+            on_step=lambda loss: progress.advance(loss=loss),
         )
     metrics = {name.replace("_", "-"): value for name, value in measured.items()}
     upload = {

@@ -27,7 +27,7 @@ def fit(
     *,
     generator: torch.Generator,
     device: torch.device | str,
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
 ) -> dict[str, float]:
     """Train ``model`` in place on one shard, with AdamW, warm-up and cosine decay.
 
@@ -46,8 +46,8 @@ def fit(
         On the CPU; decides the order of images and their augmentation.
     device : torch.device | str
         Where to train.
-    on_step : Callable[[int, int, float], None] | None
-        Called after every step with steps done, steps in all, and the loss.
+    on_step : Callable[[Tensor], None] | None
+        Gets each step's loss, still on the device: reading it would stall a GPU's queue.
 
     Returns
     -------
@@ -71,13 +71,12 @@ def fit(
     model.to(device).train()
     images, labels = shard.images.to(device), shard.labels.to(device)
     batches = math.ceil(len(shard) / config.batch_size)
-    total = config.epochs * batches
+    steps = config.epochs * batches
     groups = parameter_groups(model, config.weight_decay)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    scheduler = warmup_cosine(optimizer, total, config.warmup)
+    scheduler = warmup_cosine(optimizer, steps, config.warmup)
 
-    step = 0
     for epoch in range(config.epochs):
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device)
@@ -91,12 +90,11 @@ def fit(
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             scheduler.step()
-            step += 1
             loss_sum += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == labels[batch]).sum()
             if on_step is not None:
-                on_step(step, total, loss.item())
-        # Once an epoch: reading the loss at every step would stall a GPU's queue.
+                on_step(loss.detach())
+        # Once an epoch, for the same reason that on_step gets no number.
         _require_finite(loss_sum, epoch, config)
 
     model.eval()
@@ -104,7 +102,7 @@ def fit(
         "train_loss": loss_sum.item() / len(shard),
         "train_accuracy": correct.item() / len(shard),
         "seconds": time.perf_counter() - started,
-        "steps": step,
+        "steps": steps,
         "epochs": config.epochs,
     }
 
