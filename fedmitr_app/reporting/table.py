@@ -16,7 +16,7 @@ RESULT_NAMES = {
     "student": "student (global model)",
     "teacher": "teacher (ensemble)",
     "fedavg": "one-round FedAvg",
-    "control": "control (not inverted)",
+    "control": "procedural, not inverted (control)",
     "best client": "best single client",
 }
 _MOST_LINES = 20

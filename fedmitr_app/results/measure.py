@@ -157,6 +157,13 @@ def _confirmed(labels: NDArray[Any] | None, outcome: RoundOutcome) -> NDArray[An
     return labels if agree else None
 
 
+def _title(target: Tensor, names: Sequence[str]) -> str:
+    """Name an image's likeliest class, and the next one if it has a quarter or more."""
+    shares, labels = target.topk(min(2, len(target)))
+    likely = [names[label] for share, label in zip(shares, labels.tolist()) if share >= 0.25]
+    return " + ".join(likely) or names[labels[0]]
+
+
 @torch.no_grad()
 def _sample(
     pool: Pool, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule
@@ -169,7 +176,7 @@ def _sample(
     return PoolSample(
         images=model.spec.denormalise(images).cpu(),
         patch_size=model.patch_size,
-        titles=[names[label] for label in targets.argmax(-1).tolist()],
+        titles=[_title(target, names) for target in targets.cpu()],
         kept=[row.nonzero().flatten().cpu() for row in mask] if schedule.stops else None,
         attention=attention.cpu(),
     )
