@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError, FedmitrError
-from fedmitr_app.models import InputSpec, PatchViT, build_vit
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
 from fedmitr_app.reporting import RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
@@ -23,7 +23,6 @@ from fedmitr_app.reporting.table import final_lines
 from fedmitr_app.results import Results, measure, write_results
 from fedmitr_app.strategies import BareEnsemble, FedMITR, OneShotFedAvg, OneShotStrategy
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.waiting import await_nodes
 
 _log = logging.getLogger(__name__)
 
@@ -127,10 +126,16 @@ def build_strategy(config: Config, model: PatchViT, folder: RunFolder) -> OneSho
         "run_dir": folder.path,
         "federated_evaluation": server.federated_evaluation,
     }
+    declared = {
+        "architecture": architecture_of(model),
+        "input_spec": model.spec,
+        "num_classes": model.num_classes,
+    }
     if server.method == "fedavg":
-        return OneShotFedAvg(**common)
+        return OneShotFedAvg(**common, **declared)
     if server.method == "ensemble":
-        return BareEnsemble(**common)
+        return BareEnsemble(**common, **declared)
+    # FedMITR reads what uploads must declare off the model itself.
     return FedMITR(
         model,
         teacher=config.teacher,
@@ -188,13 +193,5 @@ def deal_labels(grid: Grid, config: Config, strategy: OneShotStrategy) -> NDArra
     ConfigError, DataError
         If the data can't be dealt to so many: nobody has trained yet.
     """
-    nodes = await_nodes(
-        grid,
-        at_least=config.server.min_clients,
-        expected=None,
-        seconds=config.server.wait_for_nodes,
-        settle_seconds=strategy.settle_seconds,
-        poll_seconds=strategy.poll_seconds,
-    )
-    strategy.expected_nodes = len(nodes)
-    return label_matrix(config.data, config.partition, len(nodes), config.seed)
+    strategy.expected_nodes = len(strategy.await_nodes(grid))
+    return label_matrix(config.data, config.partition, strategy.expected_nodes, config.seed)

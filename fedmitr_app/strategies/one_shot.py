@@ -170,7 +170,13 @@ class OneShotStrategy(Strategy):
         self.reference = reference_of_record(arrays)
         # Opened first: a folder that can't be used must show before anyone trains.
         self._spool = self._open_spool()
-        nodes = await_nodes(
+        nodes = self.await_nodes(grid)
+        _log.info("Asking %d node(s) to train.", len(nodes))
+        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN)
+
+    def await_nodes(self, grid: Grid) -> list[int]:
+        """Wait for the clients' nodes, see :func:`~fedmitr_app.strategies.waiting.await_nodes`."""
+        return await_nodes(
             grid,
             at_least=self.min_clients,
             expected=self.expected_nodes,
@@ -178,8 +184,6 @@ class OneShotStrategy(Strategy):
             settle_seconds=self.settle_seconds,
             poll_seconds=self.poll_seconds,
         )
-        _log.info("Asking %d node(s) to train.", len(nodes))
-        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
