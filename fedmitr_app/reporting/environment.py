@@ -1,5 +1,6 @@
 """What the run ran on, and whether it left an accelerator idle."""
 
+import json
 import os
 import platform
 import shutil
@@ -8,6 +9,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
@@ -37,8 +40,9 @@ def describe_environment() -> dict[str, Any]:
     dict[str, Any]
         ``python``, ``os``, ``cpu``, ``cores`` (usable by this process), ``threads``
         (torch's), ``memory_gib``, ``gpus`` (visible ones by name), ``cuda``
-        (that torch was built for), ``packages`` and ``commit`` (None outside a git
-        work tree, else ``id`` and ``dirty``). Nothing here names the user or a path.
+        (that torch was built for), ``packages`` and ``commit`` (``id`` and ``dirty`` of the
+        git work tree that this code is in or is an unchanged copy of, else None). Nothing
+        here names the user or a path.
     """
     return {
         "python": platform.python_version(),
@@ -50,7 +54,7 @@ def describe_environment() -> dict[str, Any]:
         "gpus": visible_gpus(),
         "cuda": torch.version.cuda,
         "packages": _versions(),
-        "commit": _commit(Path(__file__).parent),
+        "commit": _commit(Path(__file__).parent) or _commit_of_the_original(),
     }
 
 
@@ -206,6 +210,24 @@ def _commit(folder: Path) -> dict[str, Any] | None:
         return None
     changes = _output(["git", "status", "--porcelain", "--untracked-files=no"], folder)
     return {"id": commit, "dirty": changes != ""}
+
+
+def _commit_of_the_original() -> dict[str, Any] | None:
+    """Return the commit of an editable install's sources, if this is an unchanged copy of them.
+
+    ``flwr run`` copies the project into Flower's own folder and runs it from there.
+    """
+    package = Path(__file__).parents[1]
+    try:
+        origin = json.loads(metadata.distribution("fedmitr-app").read_text("direct_url.json") or "")
+        folder = Path(url2pathname(urlsplit(origin["url"]).path)) / package.name
+        same = origin["dir_info"]["editable"] and all(
+            path.read_bytes() == (folder / path.relative_to(package)).read_bytes()
+            for path in package.rglob("*.py")
+        )
+    except (metadata.PackageNotFoundError, ValueError, KeyError, OSError):
+        return None
+    return _commit(folder / Path(__file__).parent.name) if same else None
 
 
 def _output(command: list[str], folder: Path | None = None) -> str | None:

@@ -52,6 +52,33 @@ def test_the_commit_is_the_packages_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert environment._commit(tmp_path)["dirty"] is True
 
 
+def test_a_copy_that_flower_made_has_the_commit_of_what_it_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tree(name: str) -> Path:
+        module = tmp_path / name / "fedmitr_app" / "reporting" / "environment.py"
+        module.parent.mkdir(parents=True)
+        module.write_text("same = True")
+        return module
+
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return {"direct_url.json": json.dumps(origin)}.get(name)
+
+    original, copy = tree("my project"), tree("apps")
+    origin = {"url": (tmp_path / "my project").as_uri(), "dir_info": {"editable": True}}
+    found = {original.parent: {"id": "abc", "dirty": False}}
+    monkeypatch.setattr(environment, "__file__", str(copy))
+    monkeypatch.setattr(environment, "_commit", found.get)
+    monkeypatch.setattr(environment.metadata, "distribution", lambda name: Installed())
+    assert environment._commit_of_the_original() == {"id": "abc", "dirty": False}
+
+    original.write_text("same = False")
+    assert environment._commit_of_the_original() is None
+    origin = {"url": "https://example.org/wheel", "archive_info": {}}
+    assert environment._commit_of_the_original() is None
+
+
 def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("git", 5)
