@@ -34,7 +34,7 @@ class FusionSettings:
     seed: int = 0
 
     def without_inversion(self) -> "FusionSettings":
-        """The control: procedural images as they come, not inverted (method note, section 2b).
+        """The control: procedural images as they come, not inverted.
 
         Nor chosen: picking the starts that the teacher reads most like a class is already
         part of the inversion, and the control must do without it.

@@ -1,4 +1,4 @@
-"""Where the inversion of an image starts (method note, section 2b: choice).
+"""Where the inversion of an image starts (choice).
 
 ``white`` noise is the ancestor's start (Sparse Model Inversion, ICML 2024). ``multi-scale``
 noise has the 1/f spectrum of natural images. ``procedural`` images have image-like structure

@@ -1,4 +1,4 @@
-"""Ways to combine K clients' outputs into one teacher (method note, section 1: choice).
+"""Ways to combine K clients' outputs into one teacher (choice).
 
 Every combination turns logits ``[K, ..., C]`` into combined logits ``[..., C]``, so that
 ``softmax(combined / T)`` is the teacher's soft label at temperature T. Averages of
@@ -12,8 +12,7 @@ class, they answer for it alike.
 Class weights on raw logits (``label-aware``, ``prior-probed``) depend on each client's logit
 offset, the constant that its own softmax doesn't see: with weights that differ between classes
 it no longer cancels. Measured: centring each client's logits first changed the teacher's
-accuracy by 0.3 points on one development split, so the combination is left as the method note
-states it.
+accuracy by 0.3 points on one development split, so the combination is left in its plain form.
 """
 
 import math

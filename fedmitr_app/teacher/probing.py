@@ -1,4 +1,4 @@
-"""Read each client's class prior off its weights (method note, section 1: choice).
+"""Read each client's class prior off its weights (choice).
 
 A model trained on a skewed shard answers generic images with the classes it has seen. Its
 mean softmax over them is a blunt estimate: a class it has never seen still gets the floor
