@@ -62,7 +62,8 @@ def make_pool(
             "settings": asdict(config),
         }
         pool.add(batch, provenance)
-        made.append(batch._replace(images=batch.images[:0]))
+        # A clone: an empty slice would keep the whole batch in memory.
+        made.append(batch._replace(images=batch.images[:0].clone()))
     return made
 
 
