@@ -36,6 +36,8 @@ def run_once(folder: Path, seed: int, clients: int, extra: str) -> dict[str, Any
         started = time.monotonic()
         subprocess.run(command, check=True, env=environment, timeout=RUN_LIMIT_SECONDS)
         print(f"seed {seed}: {time.monotonic() - started:.0f} s, the command as a whole")
+        if not metrics.exists():  # flwr run --stream exits 0 even when the run fails
+            raise SystemExit(f"seed {seed}: the run failed, its log above says why")
     return json.loads(metrics.read_text())
 
 

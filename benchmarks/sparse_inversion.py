@@ -5,7 +5,7 @@
 Both schedules run in turn, in one process, on the same uploads; the figure to quote is the
 ratio of their times, beside the FLOP ratio that the schedule predicts. The students show
 what the schedules are worth, beside one distilled on the same chosen starting images without
-any inversion. ``--uploads`` takes them from the runs of ``benchmarks.main_table``; without it
+any inversion, and one on procedural images as they come (the control). ``--uploads`` takes them from the runs of ``benchmarks.main_table``; without it
 the clients are trained here.
 """
 
@@ -33,11 +33,12 @@ CPU = torch.device("cpu")
 
 
 def variants(inversion: InversionConfig) -> dict[str, InversionConfig]:
-    """The pools that are compared; all start from the same chosen images."""
+    """The pools that are compared; all but the control start from the same chosen images."""
     return {
         "dense": replace(inversion, schedule="dense"),
         "sparse": replace(inversion, schedule="sparse"),
         "chosen, not inverted": replace(inversion, iterations=0),
+        "control": replace(inversion, iterations=0, candidates=1),
     }
 
 
@@ -57,13 +58,13 @@ def iteration_seconds(teacher: Teacher, inversion: InversionConfig, seed: int) -
 
 def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
     """Time dense and sparse in turn and print the median ratio beside the predicted one."""
-    dense, sparse, _ = variants(config.inversion).values()
+    dense, sparse = list(variants(config.inversion).values())[:2]
     iteration_seconds(teacher, sparse, config.seed)  # warm-up
     ratios = []
     for _ in range(repeats):
         times = [iteration_seconds(teacher, each, config.seed) for each in (dense, sparse)]
         ratios.append(times[0] / times[1])
-        print(f"dense {times[0]:.2f} s, sparse {times[1]:.2f} s: {ratios[-1]:.2f} times", flush=True)
+        print(f"dense {times[0]:.2f} s, sparse {times[1]:.2f} s: {ratios[-1]:.2f}", flush=True)
     schedule = Schedule.build(sparse)
     share = flop_ratio(teacher.models[0], schedule, sparse.iterations)
     measured = statistics.median(ratios)
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--uploads", type=Path, help="folder that holds seed<seed>/uploads")
     parser.add_argument("--repeats", type=int, default=5, help="of the timing; 0 leaves it out")
-    parser.add_argument("--students", nargs="*", default=["dense", "sparse", "chosen, not inverted"])
+    parser.add_argument("--students", nargs="*", default=list(variants(InversionConfig())))
     arguments = parser.parse_args()
     print_hardware()
     found: dict[str, list[float]] = {}
