@@ -155,8 +155,8 @@ class InversionConfig:
 class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
-    steps: int = whole(1800, low=1)
-    repeats: int = whole(16, low=1)
+    steps: int = whole(2000, low=1)
+    repeats: int = whole(8, low=1)
     batch_size: int = whole(64, low=1)
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
@@ -166,7 +166,7 @@ class DistillationConfig:
     beta: float = number(0.1, low=0.0)
     gamma: float = number(1.0, low=0.0)
     tau: float = number(1.0, low=0.0, open_low=True)
-    relabel: str = choice("image", *RELABELS)
+    relabel: str = choice("token", *RELABELS)
     token_head: str = choice("shared", "shared", "auxiliary")
     student: str = choice("average", *STUDENT_INITS)
     train: str = choice("all", *TRAINABLE)
