@@ -44,7 +44,8 @@ def run_once(folder: Path, seed: int, clients: int, extra: str) -> dict[str, Any
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return mean ± standard deviation over the runs, in percent, as Markdown."""
     accuracies = [run["accuracy"] for run in runs]
-    values = {name: [accuracy[name] for accuracy in accuracies] for name in ROWS}
+    known = [name for name in ROWS if all(name in accuracy for accuracy in accuracies)]
+    values = {name: [accuracy[name] for accuracy in accuracies] for name in known}
     values["best single client"] = [max(a["clients"].values()) for a in accuracies]
     values["student / teacher"] = [a["student"] / a["teacher"] for a in accuracies]
     lines = ["| | " + " | ".join(f"seed {run['seed']}" for run in runs) + " | mean ± sd |"]

@@ -5,8 +5,8 @@
 Both schedules run in turn, in one process, on the same uploads; the figure to quote is the
 ratio of their times, beside the FLOP ratio that the schedule predicts. The students show
 what the schedules are worth, beside one distilled on the same chosen starting images without
-any inversion, and one on procedural images as they come (the control). ``--uploads`` takes them from the runs of ``benchmarks.main_table``; without it
-the clients are trained here.
+any inversion, and one on procedural images as they come (the control). ``--uploads`` takes
+them from the runs of ``benchmarks.main_table``; without it the clients are trained here.
 """
 
 import argparse
