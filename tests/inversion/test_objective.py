@@ -186,4 +186,10 @@ def test_attention_comes_only_when_asked_for():
 def test_a_term_that_per_teacher_losses_cannot_have_is_refused():
     # It needs the ensemble's answer, which one model at a time doesn't give.
     with pytest.raises(ConfigError, match="inversion.disagreement = 0.5 .* 'per-teacher'"):
-        parse_config({"inversion.loss": "per-teacher", "inversion.disagreement": 0.5})
+        parse_config(
+            {
+                "inversion.loss": "per-teacher",
+                "inversion.disagreement": 0.5,
+                "inversion.rounds": 2,
+            }
+        )
