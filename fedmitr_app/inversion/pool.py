@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedmitr_app.files import write_atomically
 from fedmitr_app.inversion.invert import Inverted
 
 
@@ -52,6 +52,11 @@ class Pool:
             On any device.
         provenance : Mapping[str, Any]
             JSON-able facts of how it was made; stored in the file's header.
+
+        Raises
+        ------
+        RunFolderError
+            When the shard cannot be written.
         """
         path = self.folder / f"pool-{len(self.shards()):05d}.safetensors"
         tensors = {
@@ -59,12 +64,8 @@ class Pool:
             "targets": batch.targets.float().cpu().contiguous(),
             "keep_idx": batch.keep_idx.int().cpu().contiguous(),
         }
-        partial = path.with_suffix(".partial")
-        try:
-            save_file(tensors, partial, metadata={"provenance": json.dumps(dict(provenance))})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        facts = {"provenance": json.dumps(dict(provenance))}
+        write_atomically(path, lambda partial: save_file(tensors, partial, metadata=facts))
         return path
 
     def shards(self) -> list[Path]:

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedmitr_app.reporting.files import write_atomically
+from fedmitr_app.files import write_atomically
 
 INK = "#1f2937"
 MUTED = "#6b7280"

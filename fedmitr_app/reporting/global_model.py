@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedmitr_app.reporting.files import write_atomically, write_json
+from fedmitr_app.files import write_atomically, write_json
 
 WEIGHTS_NAME = "global_model.safetensors"
 DESCRIPTION_NAME = "global_model.json"

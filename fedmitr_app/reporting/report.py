@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmitr_app.files import write_text
 from fedmitr_app.reporting import figures, figures_images, figures_labels, html
 from fedmitr_app.reporting.data import ReportData
-from fedmitr_app.reporting.files import write_text
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME
 from fedmitr_app.reporting.progress import duration
 from fedmitr_app.reporting.run_folder import RunFolder

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.reporting.files import json_line, plain, reason_of, write_json
+from fedmitr_app.files import json_line, plain, reason_of, unwritable, write_json
 from fedmitr_app.reporting.global_model import save_global_model
 
 _HINT = "set output.run-dir to a new or empty folder"
@@ -141,9 +141,7 @@ class RunFolder:
             with self.metrics_log.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(line)
         except OSError as error:
-            raise RunFolderError(
-                f"{self.metrics_log} cannot be written: {reason_of(error)}."
-            ) from error
+            raise unwritable(self.metrics_log, error) from error
 
     def save_model(
         self,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from fedmitr_app.files import write_text
 from fedmitr_app.reporting.data import ClientRow
-from fedmitr_app.reporting.files import write_text
 
 RESULT_NAMES = {
     "student": "student (global model)",

@@ -8,10 +8,8 @@ an atomic rename.
 import dataclasses
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
+from fedmitr_app.files import unwritable, write_atomically, write_json
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.uploads.claims import Claims
 from fedmitr_app.uploads.upload import Upload
@@ -48,7 +47,7 @@ class Spool:
     uploads : Path
         Folder for the uploads; made if absent, and must hold none yet.
     rejected : Path
-        Folder for the reasons, ``<n>.json``; made at the first one.
+        Folder for the reasons, ``<n>.json``; made if absent.
     """
 
     def __init__(self, uploads: Path, rejected: Path) -> None:
@@ -56,12 +55,15 @@ class Spool:
         self.rejected = rejected
         self.rejections: list[Rejection] = []
         self.repeated = 0
-        with _folder_errors(uploads):
-            uploads.mkdir(parents=True, exist_ok=True)
-            if any(uploads.glob("*.json")):
-                raise RunFolderError(
-                    f"{uploads} already holds uploads of another round: choose another run folder."
-                )
+        for folder in (uploads, rejected):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(folder, error) from error
+        if any(uploads.glob("*.json")):
+            raise RunFolderError(
+                f"{uploads} already holds uploads of another round: choose another run folder."
+            )
 
     def add(self, arrays: Mapping[str, np.ndarray], claims: Claims) -> str:
         """Write one checked upload, and return the client key it is kept under.
@@ -78,25 +80,19 @@ class Spool:
         client = claims.client or f"weights-{digest[:12]}"
         manifest = _manifest(client, digest, claims)
         path = self.uploads / f"{safe_name(client)}.json"
-        with _folder_errors(self.uploads):
-            if path.exists():
-                kept = json.loads(path.read_text())
-                if not self._takes_over(manifest, kept):
-                    return client
-            weights = path.with_suffix(".safetensors")
-            with _replacing(weights) as unfinished:
-                save_file(dict(arrays), unfinished)
-            write_json(path, {**manifest, "sha256": _sha256(weights)})
+        if path.exists() and not self._takes_over(manifest, json.loads(path.read_text())):
+            return client
+        weights = path.with_suffix(".safetensors")
+        write_atomically(weights, lambda unfinished: save_file(dict(arrays), unfinished))
+        write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
 
     def reject(self, client: str, reason: str) -> None:
         """Note that a reply could not be used."""
         rejection = Rejection(client, reason)
         self.rejections.append(rejection)
-        with _folder_errors(self.rejected):
-            self.rejected.mkdir(parents=True, exist_ok=True)
-            path = self.rejected / f"{len(self.rejections)}.json"
-            write_json(path, dataclasses.asdict(rejection))
+        path = self.rejected / f"{len(self.rejections)}.json"
+        write_json(path, dataclasses.asdict(rejection))
 
     def _takes_over(self, new: dict[str, Any], kept: dict[str, Any]) -> bool:
         first, second = sorted((new, kept), key=_rank)
@@ -153,12 +149,6 @@ def safe_name(client: str) -> str:
     return f"{readable}~{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader finds all of it or nothing."""
-    with _replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
 def _manifest(client: str, digest: str, claims: Claims) -> dict[str, Any]:
     spec = claims.input_spec
     return {
@@ -203,27 +193,3 @@ def _input_spec(table: dict[str, Any] | None) -> InputSpec | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path; on success flush it to disk and rename it to ``path``."""
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def _folder_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(
-            f"{folder} cannot be written ({error.strerror or error}): free some space there "
-            "or choose another run folder."
-        ) from error

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fedmitr_app.errors import RunFolderError
 from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool
 from fedmitr_app.inversion import pool as pool_module
 from tests.inversion.tiny import (
@@ -73,7 +74,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pool_module, "save_file", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunFolderError, match="cannot be written: no space left"):
         pool.add(batch(), {})
     assert [path.name for path in tmp_path.iterdir()] == ["pool-00000.safetensors"]
     assert len(pool.load()) == 3

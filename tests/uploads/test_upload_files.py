@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.models import InputSpec
@@ -150,15 +151,22 @@ def test_an_unfinished_upload_does_not_count(tmp_path):
     assert read_spool(spool.uploads) == []
 
 
-@pytest.mark.parametrize("failing", ["save_file", "os.fsync", "os.replace"])
-def test_a_failing_write_leaves_nothing_behind(failing, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        ("fedmitr_app.uploads.spool.save_file", SafetensorError("I/O error: no space left (28)")),
+        ("os.fsync", OSError(28, "No space left on device")),
+        ("os.replace", OSError(28, "No space left on device")),
+    ],
+)
+def test_a_failing_write_leaves_nothing_behind(failing, error, tmp_path, monkeypatch):
     spool = fresh(tmp_path)
 
     def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr(f"fedmitr_app.uploads.spool.{failing}", full)
-    with pytest.raises(RunFolderError, match="No space left on device"):
+    monkeypatch.setattr(failing, full)
+    with pytest.raises(RunFolderError, match="cannot be written: .*no space left.*; free some"):
         spool.add(WEIGHTS, Claims(1, "x"))
     assert list(spool.uploads.iterdir()) == []
 

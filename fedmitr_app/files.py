@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fedmitr_app.errors import RunFolderError
 
 
@@ -35,8 +37,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {reason_of(error)}.") from error
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' for a full disk
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +58,14 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def json_line(data: Mapping[str, Any]) -> str:
     """Return ``data`` as one line of strictly valid JSON, without its line break."""
     return json.dumps(plain(data), allow_nan=False)
+
+
+def unwritable(path: Path, error: BaseException) -> RunFolderError:
+    """Return the sentence for a file or folder that the system refuses to write."""
+    return RunFolderError(
+        f"{path} cannot be written: {reason_of(error)}; free some space there or choose another "
+        "run folder."
+    )
 
 
 def plain(value: Any) -> Any:
