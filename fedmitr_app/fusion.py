@@ -16,10 +16,18 @@ from torch import Tensor
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
 from fedmitr_app.distillation import Distiller, initial_student
 from fedmitr_app.errors import TrainingError
-from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool, starting_images
+from fedmitr_app.inversion import (
+    Inverted,
+    Pool,
+    PoolRequest,
+    diversity,
+    make_pool,
+    starting_images,
+    steps_per_image,
+)
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload
 
@@ -70,6 +78,7 @@ def load_clients(
 
 def build_teacher(clients: Sequence[ClientModel], config: TeacherConfig, seed: int) -> Teacher:
     """Freeze the clients into a teacher, probing their priors on procedural images."""
+    headline(f"teacher: {len(clients)} models, combined by {config.combine}")
     device = next(clients[0].model.parameters()).device
     spec = clients[0].model.spec
     probes = starting_images("procedural", config.probe_images, spec, generator(seed, "probing"))
@@ -160,21 +169,21 @@ def _invert(
     student: PatchViT | None,
     label: str,
 ) -> list[Inverted]:
-    # One unit is one image's iteration, so that the time left is right across the batches.
-    stage, units = ("inversion", "image-iterations") if config.iterations else ("starts", "images")
-    with Progress(f"{label}{stage}", request.count * max(config.iterations, 1), units) as progress:
-        made = make_pool(
+    stage = f"{label}{'inversion' if config.iterations else 'starts'}"
+    choosing = "choosing starts" if config.candidates > 1 else ""
+    # A batch's images go on together: an image counts by its share of steps done.
+    with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
+        return make_pool(
             teacher,
             pool,
             config,
             request,
             device=device,
             student=student,
-            on_step=lambda count, loss: progress.advance(count, loss),
+            on_step=lambda count, point: progress.advance(
+                count, point.get("loss"), note="" if point else choosing
+            ),
         )
-        if not config.iterations:
-            progress.advance(request.count)
-    return made
 
 
 def _diverged(stage: str, learning_rate: float) -> TrainingError:

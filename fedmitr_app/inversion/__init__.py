@@ -2,7 +2,7 @@
 
 from fedmitr_app.inversion.diversity import diversity
 from fedmitr_app.inversion.invert import Inverted, invert_batch
-from fedmitr_app.inversion.make_pool import PoolRequest, make_pool
+from fedmitr_app.inversion.make_pool import PoolRequest, make_pool, steps_per_image
 from fedmitr_app.inversion.pool import Pool, PoolData
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.inversion.starts import starting_images
@@ -17,4 +17,5 @@ __all__ = [
     "invert_batch",
     "make_pool",
     "starting_images",
+    "steps_per_image",
 ]

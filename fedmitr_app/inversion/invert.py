@@ -4,7 +4,7 @@ FedMITR's first step (stated: invert semantic foregrounds, gradually stop the ba
 ancestor for the staged stopping and the optimiser: Sparse Model Inversion, ICML 2024).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ def invert_batch(
     *,
     members: Tensor | None = None,
     student: PatchViT | None = None,
-    on_step: Callable[[Tensor], None] | None = None,
+    on_step: Callable[[Mapping[str, Tensor | float]], None] | None = None,
 ) -> Inverted:
     """Invert one batch.
 
@@ -63,7 +63,7 @@ def invert_batch(
     student : PatchViT, optional
         To disagree with, see ``inversion.disagreement``.
     on_step : callable, optional
-        Gets each iteration's mean loss, still on the device.
+        Gets each iteration's point of every curve, tensors still on the device.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def invert_batch(
         confidences.append((targets * step.logits.softmax(-1)).sum(-1).mean())
         counts.append(alive.shape[1])
         if on_step:
-            on_step(losses[-1])
+            on_step({"loss": losses[-1], "confidence": confidences[-1], "alive": counts[-1]})
 
     curves = {
         "loss": torch.stack(losses).tolist() if losses else [],

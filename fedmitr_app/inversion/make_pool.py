@@ -1,7 +1,8 @@
 """Fill the pool: targets, chosen starts, teachers per image, inversion, batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
@@ -14,7 +15,8 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
-OnStep = Callable[[int, torch.Tensor], None]
+Point = Mapping[str, torch.Tensor | float]
+OnStep = Callable[[int, Point], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class PoolRequest:
     """Each round draws anew."""
 
 
+def steps_per_image(config: InversionConfig) -> int:
+    """Return how many steps an image takes: a start drawn and read, or an iteration, is one."""
+    return (1 if config.targets == "own" else config.candidates) + config.iterations
+
+
 def make_pool(
     teacher: Teacher,
     pool: Pool,
@@ -37,12 +44,18 @@ def make_pool(
     *,
     device: torch.device,
     student: PatchViT | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnStep = lambda count, point: None,
 ) -> list[Inverted]:
     """Invert ``request.count`` images in batches and write each to the pool as produced.
 
     Every batch draws from its own generator, derived from (seed, round, batch), so that it
     doesn't depend on the batches before it.
+
+    Parameters
+    ----------
+    on_step : callable, optional
+        Gets how many images went a step further (see :func:`steps_per_image`), and the
+        iteration's point of every curve; an empty mapping while starts are chosen.
 
     Returns
     -------
@@ -53,7 +66,8 @@ def make_pool(
     for index, first in enumerate(range(0, request.count, config.batch_size)):
         count = min(config.batch_size, request.count - first)
         rng = generator(request.seed, "inversion", request.round, index)
-        batch = _one_batch(teacher, config, count, rng, device, student, on_step)
+        heard = partial(on_step, count)
+        batch = _one_batch(teacher, config, count, rng, device, student, heard)
         provenance = {
             "seed": request.seed,
             "round": request.round,
@@ -73,14 +87,19 @@ def _pick_starts(
     targets: torch.Tensor,
     rng: torch.Generator,
     device: torch.device,
+    on_step: Callable[[Point], None],
 ) -> torch.Tensor:
     """Draw ``candidates`` starts for each target and keep the fittest, ``[B, C, H, W]``."""
     spec, count = teacher.models[0].spec, len(targets)
-    # The teacher reads them a batch at a time: only the images themselves pile up, off the device.
-    drawn = [starting_images(config.start, count, spec, rng) for _ in range(config.candidates)]
+    drawn, log_probs = [], []
+    for _ in range(config.candidates):
+        # The teacher reads a batch at a time: only the images themselves pile up, off the device.
+        drawn.append(starting_images(config.start, count, spec, rng))
+        if config.candidates > 1:
+            log_probs.append(teacher(drawn[-1].to(device)).logits.log_softmax(-1).cpu())
+        on_step({})
     if config.candidates == 1:
         return drawn[0].to(device)
-    log_probs = [teacher(part.to(device)).logits.log_softmax(-1).cpu() for part in drawn]
     return torch.cat(drawn)[pick_starts(torch.cat(log_probs), targets)].to(device)
 
 
@@ -91,14 +110,15 @@ def _one_batch(
     rng: torch.Generator,
     device: torch.device,
     student: PatchViT | None,
-    on_step: OnStep | None,
+    on_step: Callable[[Point], None],
 ) -> Inverted:
     spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
     if config.targets == "own":
         starts = starting_images(config.start, count, spec, rng).to(device)
+        on_step({})
     else:
         targets = draw_targets(config.targets, count, classes, rng)
-        starts = _pick_starts(teacher, config, targets, rng, device)
+        starts = _pick_starts(teacher, config, targets, rng, device, on_step)
     if config.targets == "own" or not config.iterations:
         # An image that is not inverted shows no drawn target: all it has is the teacher's label.
         targets = teacher(starts).logits.softmax(-1).cpu()
@@ -111,5 +131,5 @@ def _one_batch(
         rng,
         members=None if members is None else members.to(device),
         student=student,
-        on_step=None if on_step is None else lambda loss: on_step(count, loss),
+        on_step=on_step,
     )

@@ -27,6 +27,8 @@ class Progress:
         How many units there are; 0 when unknown.
     unit : str
         What is counted, in the plural.
+    parts : int
+        How often :meth:`advance` must count a unit until it is done.
     every_seconds : float
         Shortest time between two lines.
     log : Callable[[str], object] | None
@@ -47,6 +49,7 @@ class Progress:
         stage: str,
         total: int,
         unit: str = "images",
+        parts: int = 1,
         every_seconds: float = 5.0,
         log: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -54,11 +57,13 @@ class Progress:
         self.stage = stage
         self.total = total
         self.unit = unit
-        self.done = 0
+        self._parts = parts
+        self._parts_done = 0
         self._every_seconds = every_seconds
         self._log = log or _log_info
         self._clock = clock
         self._loss: Loss | None = None
+        self._note = ""
         self._started = self._last_line = clock()
         self._ended: float | None = None
 
@@ -66,6 +71,11 @@ class Progress:
     def seconds(self) -> float:
         """Seconds since the start, or of the whole loop once it is over."""
         return (self._clock() if self._ended is None else self._ended) - self._started
+
+    @property
+    def done(self) -> float:
+        """Units so far, parts of a unit included."""
+        return self._parts_done / self._parts
 
     @property
     def rate(self) -> float:
@@ -79,8 +89,8 @@ class Progress:
         headline(f"{self.stage}{amount}", self._log)
         return self
 
-    def advance(self, count: int = 1, loss: Loss | None = None) -> None:
-        """Count ``count`` units as done.
+    def advance(self, count: int = 1, loss: Loss | None = None, note: str = "") -> None:
+        """Count ``count`` units, or one part of each, as done.
 
         Parameters
         ----------
@@ -89,8 +99,11 @@ class Progress:
         loss : float | Tensor | Callable[[], float | Tensor] | None
             The current loss. A tensor or callable is read only when a line is due,
             so that an accelerator need not be waited for at every step.
+        note : str
+            What is going on just now, if the stage's name doesn't say it.
         """
-        self.done += count
+        self._parts_done += count
+        self._note = note
         if loss is not None:
             # Without detach the last step's whole graph would live until the next one.
             self._loss = loss.detach() if isinstance(loss, Tensor) else loss
@@ -111,20 +124,23 @@ class Progress:
             # No loss here: reading it might raise the same device error again.
             self._log(f"{self.stage}: stopped at {self._count()} by {kind.__name__}")
         else:
-            done = f"{self.done} {self.unit} in {duration(self.seconds)}"
+            done = f"{int(self.done)} {self.unit} in {duration(self.seconds)}"
             self._log(f"{self.stage}: {done}" + self._rate_words() + self._loss_words())
         self._loss = None
 
     def _line(self) -> str:
-        share = f" ({100 * self.done // self.total} %)" if self.total else ""
+        whole = self.total * self._parts
+        share = f" ({100 * self._parts_done // whole} %)" if whole else ""
         left = ""
         if self.rate > 0 and self.total > self.done:
             left = f", {duration((self.total - self.done) / self.rate)} left"
-        head = f"{self.stage}: {self._count()}{share}"
+        note = f", {self._note}" if self._note else ""
+        head = f"{self.stage}: {self._count()}{share}{note}"
         return head + self._rate_words() + self._loss_words() + left
 
     def _count(self) -> str:
-        return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"
+        of = f"/{self.total}" if self.total else ""
+        return f"{int(self.done)}{of} {self.unit}"
 
     def _rate_words(self) -> str:
         rate = self.rate

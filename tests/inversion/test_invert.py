@@ -186,7 +186,8 @@ def test_curves_tell_every_iteration():
     curves = invert(config, on_step=news.append).curves
     assert curves["alive"] == [16, 16, 11, 11, 11, 7, 7, 7]
     assert curves["alive"] == Schedule.build(config).counts(16, 8)
-    assert [float(value) for value in news] == curves["loss"]
+    for name, curve in curves.items():
+        assert [float(point[name]) for point in news] == curve
     assert all(0 < share < 1 for share in curves["confidence"])
 
 

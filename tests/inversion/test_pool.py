@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool
+from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool, steps_per_image
 from fedmitr_app.inversion import pool as pool_module
 from tests.inversion.tiny import (
     CLASSES,
@@ -148,17 +148,25 @@ def test_an_inversion_begins_at_the_controls_images(tmp_path):
     assert (inverted.images - control.images).abs().max() < 0.02
 
 
-def test_each_image_is_reported_once_per_iteration(tmp_path):
-    news, config = [], inversion_config(iterations=3, stops=(), candidates=1)
+@pytest.mark.parametrize(
+    ("targets", "candidates", "draws"), [("balanced", 1, 1), ("mixed", 2, 2), ("own", 2, 1)]
+)
+def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, candidates, draws):
+    news = []
+    config = inversion_config(iterations=3, stops=(), targets=targets, candidates=candidates)
     make_pool(
         tiny_teacher(dtype=torch.float32),
         Pool(tmp_path, 16),
         config,
         PoolRequest(7, 0),
         device=torch.device("cpu"),
-        on_step=lambda count, loss: news.append(count),
+        on_step=lambda count, point: news.append((count, sorted(point))),
     )
-    assert news == [4, 4, 4, 3, 3, 3]
+    curves = ["alive", "confidence", "loss"]
+    assert news == [
+        (count, point) for count in (4, 3) for point in [[]] * draws + [curves] * 3
+    ]
+    assert sum(count for count, _ in news) == 7 * steps_per_image(config)
 
 
 # --- diversity

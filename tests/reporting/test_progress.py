@@ -45,6 +45,23 @@ def test_a_line_says_how_far_how_fast_and_how_long_still() -> None:
     ]
 
 
+def test_a_unit_in_parts_counts_by_its_share() -> None:
+    # Three images that take four steps each, all three at once.
+    lines: list[str] = []
+    clock = Clock()
+    with Progress("inversion", 3, parts=4, log=lines.append, clock=clock) as progress:
+        for note in ("choosing starts", "", "", ""):
+            clock.now += 5.0
+            progress.advance(3, loss=None if note else 2.0, note=note)
+    assert lines == [
+        "== inversion: 3 images ==",
+        "inversion: 0/3 images (25 %), choosing starts, 0.15 images/s, 15 s left",
+        "inversion: 1/3 images (50 %), 0.15 images/s, loss 2, 10 s left",
+        "inversion: 2/3 images (75 %), 0.15 images/s, loss 2, 5.0 s left",
+        "inversion: 3 images in 20 s, 0.15 images/s, loss 2",
+    ]
+
+
 def test_a_quick_loop_has_a_headline_and_a_closing_line() -> None:
     assert len(run(steps=50, seconds_each=0.0)) == 2
     assert len(run(steps=0, seconds_each=0.0)) == 2
