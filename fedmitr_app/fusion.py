@@ -4,6 +4,7 @@ Knows tensors and typed settings only: any process, any device, no Flower.
 """
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from fedmitr_app.inversion import (
 )
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
+from fedmitr_app.reporting.metrics_log import MetricsLog, Record
 from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload
@@ -94,6 +96,7 @@ def fuse_by_inversion(
     pool_folder: Path,
     *,
     label: str = "",
+    record: Record = MetricsLog(None).add,
 ) -> Fusion:
     """Invert the teacher into a pool, distil a student on it.
 
@@ -117,6 +120,8 @@ def fuse_by_inversion(
         Where the pool's shards are written as they are produced.
     label : str
         Put before the stages' names in progress lines.
+    record : Record
+        Gets each step's numbers while they are made.
 
     Raises
     ------
@@ -127,12 +132,13 @@ def fuse_by_inversion(
     device = teacher.class_weights.device
     pool = Pool(pool_folder, model.num_patches)
     distiller: Distiller | None = None
+    numbers = itertools.count()
     batches, losses, seconds = [], [], {"inversion": 0.0, "distillation": 0.0}
     for turn in range(rounds):
         started = time.monotonic()
         request = PoolRequest(_share(inversion.images, turn, rounds), settings.seed, turn)
         student = distiller.student if distiller else None
-        batches += _invert(teacher, pool, inversion, request, device, student, label)
+        batches += _invert(teacher, pool, inversion, request, student, label, record)
         data = pool.load(device)
         if not data.images.isfinite().all():
             raise _diverged("inversion", inversion.learning_rate)
@@ -144,7 +150,12 @@ def fuse_by_inversion(
             distiller = Distiller(first, teacher, settings.distillation, rng)
         steps = _share(settings.distillation.steps, turn, rounds)
         with Progress(f"{label}distillation", steps, "steps") as progress:
-            losses += distiller.run(data, steps, lambda loss: progress.advance(loss=loss))
+
+            def on_step(loss: Tensor) -> None:
+                progress.advance(loss=loss)
+                record("distillation", step=next(numbers), loss=loss)
+
+            losses += distiller.run(data, steps, on_step)
         if not all(math.isfinite(loss) for loss in losses):
             raise _diverged("distillation", settings.distillation.learning_rate)
         seconds["inversion"] += inverted - started
@@ -165,24 +176,26 @@ def _invert(
     pool: Pool,
     config: InversionConfig,
     request: PoolRequest,
-    device: torch.device,
     student: PatchViT | None,
     label: str,
+    record: Record,
 ) -> list[Inverted]:
     stage = f"{label}{'inversion' if config.iterations else 'starts'}"
     choosing = "choosing starts" if config.candidates > 1 else ""
+    numbers = itertools.count()
     # A batch's images go on together: an image counts by its share of steps done.
     with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
+
+        def on_step(count: int, point: Mapping[str, Tensor | float]) -> None:
+            progress.advance(count, point.get("loss"), note="" if point else choosing)
+            if point:
+                batch, iteration = divmod(next(numbers), config.iterations)
+                where = {"round": request.round, "batch": batch, "iteration": iteration}
+                record("inversion", **where, **point)
+
+        device = teacher.class_weights.device
         return make_pool(
-            teacher,
-            pool,
-            config,
-            request,
-            device=device,
-            student=student,
-            on_step=lambda count, point: progress.advance(
-                count, point.get("loss"), note="" if point else choosing
-            ),
+            teacher, pool, config, request, device=device, student=student, on_step=on_step
         )
 
 

@@ -93,6 +93,9 @@ class Federation:
     def metrics(self) -> dict[str, Any]:
         return json.loads((self.folder / "metrics.json").read_text())
 
+    def measured(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
+
     def state(self) -> str:
         return json.loads((self.folder / "run.json").read_text())["state"]
 
@@ -128,9 +131,26 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     assert len(list((folder / "pool").glob("pool-*.safetensors"))) == 2
     assert len(list((folder / "figures").glob("*.png"))) == 6
     assert federation.state() == "completed"
-    stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").open()]
-    counts = {stage: stages.count(stage) for stage in stages}
-    assert counts == {"training": 3, "inversion": 6, "distillation": 4, "evaluation": 1}
+    measured = federation.measured()
+    stages = [line["stage"] for line in measured]
+    # In the order they happened: six iterations of two batches, four steps of two students.
+    assert list(dict.fromkeys(stages)) == [
+        "training",
+        "inversion",
+        "distillation",
+        "control",
+        "evaluation",
+    ]
+    assert [stages.count(stage) for stage in dict.fromkeys(stages)] == [3, 12, 4, 4, 1]
+    points = [line for line in measured if line["stage"] == "inversion"]
+    assert [(point["batch"], point["iteration"]) for point in points] == [
+        (batch, iteration) for batch in range(2) for iteration in range(6)
+    ]
+    assert all(0 < point["confidence"] < 1 and point["loss"] > 0 for point in points)
+    steps = [line for line in measured if line["stage"] in ("distillation", "control")]
+    assert [step["step"] for step in steps] == [0, 1, 2, 3] * 2
+    assert steps[3]["loss"] == pytest.approx(metrics["distillation"]["loss"])
+    assert all(step["loss"] > 0 for step in steps)
     config = json.loads((folder / "config.json").read_text())
     assert config == flatten(parse_config(federation.settings()))
 
@@ -153,6 +173,8 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 
     # The folder is logged first and last, with the table before.
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("fedmitr_app")]
+    for line in ("teacher: 3 models, combined by prior-probed", "inversion: 16 images"):
+        assert f"== {line} ==" in lines
     assert lines[0] == lines[-1] == f"run folder: {folder}"
     assert lines[1].startswith("server: device cpu, 1 thread")
     assert lines[-2] == f"report: {folder / 'report.html'}"
@@ -198,7 +220,7 @@ def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
     assert accuracy["student"] == accuracy["fedavg"] and accuracy["control"] is None
     assert "inversion" not in metrics and set(metrics["seconds"]) == {"training", "total"}
     assert not (federation.folder / "pool").exists()
-    stages = [json.loads(line)["stage"] for line in (federation.folder / "metrics.jsonl").open()]
+    stages = [line["stage"] for line in federation.measured()]
     assert stages == ["training"] * 3 + ["evaluation"]
 
 
@@ -306,6 +328,9 @@ def test_a_fusion_that_diverges_says_which_setting(federation):
     with pytest.raises(FedmitrError, match="distillation.learning-rate = 1e[+]30 made"):
         federation.run(**{"distillation.learning-rate": 1e30, "distillation.steps": 30})
     assert federation.state() == "failed"
+    # Where it went wrong can be read.
+    losses = [line["loss"] for line in federation.measured() if line["stage"] == "distillation"]
+    assert len(losses) == 30 and losses[0] > 0 and losses[-1] is None
 
 
 def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):

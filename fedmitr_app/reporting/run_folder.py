@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import json_line, plain, reason_of, unwritable, write_json
+from fedmitr_app.files import reason_of, write_json
 from fedmitr_app.reporting.global_model import save_global_model
 
 _HINT = "set output.run-dir to a new or empty folder"
@@ -97,11 +97,6 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
-    def metrics_log(self) -> Path:
-        """The numbers of every stage, step by step, one JSON object a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
     def clients(self) -> Path:
         """The per-client table."""
         return self.path / "clients.csv"
@@ -123,25 +118,6 @@ class RunFolder:
         """
         write_json(self.path / name, data)
         return self.path / name
-
-    def append_metrics(self, stage: str, **values: Any) -> None:
-        """Append one line to ``metrics.jsonl``; it is on disk when this returns.
-
-        Reading a tensor's value waits for its device: call this every so often, not
-        every step.
-
-        Raises
-        ------
-        RunFolderError
-            When the line cannot be written.
-        """
-        line = json_line({"stage": stage} | plain(values)) + "\n"
-        try:
-            # One write of a whole line, so that a killed run leaves whole lines.
-            with self.metrics_log.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(line)
-        except OSError as error:
-            raise unwritable(self.metrics_log, error) from error
 
     def save_model(
         self,

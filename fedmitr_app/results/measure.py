@@ -24,6 +24,7 @@ from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
+from fedmitr_app.reporting.metrics_log import MetricsLog
 from fedmitr_app.reporting.progress import headline
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import RoundOutcome, average
@@ -133,7 +134,10 @@ def _control(
     """Distil once more on procedural images as they come; their pool is not kept."""
     headline("control: procedural images, neither chosen nor inverted")
     settings = FusionSettings(config.teacher, config.inversion, config.distillation, config.seed)
-    with tempfile.TemporaryDirectory(prefix="control-", dir=folder) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="control-", dir=folder) as pool,
+        MetricsLog(folder) as log,
+    ):
         return fuse_by_inversion(
             model,
             clients,
@@ -142,6 +146,7 @@ def _control(
             settings.without_inversion(),
             Path(pool),
             label="control: ",
+            record=lambda stage, **values: log.add("control", **values),
         )
 
 

@@ -7,6 +7,7 @@ from fedmitr_app.config import Config, default_run_config, flatten
 from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.models import architecture_of
 from fedmitr_app.reporting import ClientRow, Curves, ReportData, RunFolder
+from fedmitr_app.reporting.metrics_log import MetricsLog
 from fedmitr_app.reporting.report import write_report
 from fedmitr_app.reporting.table import write_clients_csv
 from fedmitr_app.results.measure import Results
@@ -26,7 +27,9 @@ def write_results(
     rows = client_rows(results)
     metrics = metrics_of(results, config.seed)
     write_clients_csv(rows, folder.clients)
-    _write_log(folder, results)
+    if results.accuracy:
+        with MetricsLog(folder.path) as log:
+            log.add("evaluation", **results.accuracy)
     folder.write_json("metrics.json", metrics)
     if config.server.method != "ensemble":
         spec = results.model.spec.to_dict()
@@ -77,17 +80,3 @@ def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
         Curves(steps, curves, sorted(schedule.stops)) if steps else None,
         Curves(range(len(loss)), {"loss": loss}),
     )
-
-
-def _write_log(folder: RunFolder, results: Results) -> None:
-    for upload in results.outcome.accepted:
-        # Their names come from the client: kept apart, they can't stand for another field.
-        folder.append_metrics("training", client=upload.client, metrics=upload.metrics)
-    if results.fusion is not None:
-        curves = results.fusion.inversion_curves
-        for step, values in enumerate(zip(*curves.values())):
-            folder.append_metrics("inversion", iteration=step, **dict(zip(curves, values)))
-        for step, loss in enumerate(results.fusion.distillation_loss):
-            folder.append_metrics("distillation", step=step, loss=loss)
-    if results.accuracy:
-        folder.append_metrics("evaluation", **results.accuracy)

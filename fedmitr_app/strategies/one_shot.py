@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.reporting.metrics_log import MetricsLog
 from fedmitr_app.strategies.collecting import Collector, collect_evaluation
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
@@ -43,8 +44,8 @@ class OneShotStrategy(Strategy):
     expected_nodes : int | None
         How many nodes there should be; None waits until their number is steady.
     run_dir : Path | None
-        Uploads go to its ``uploads/``, reasons to ``rejected/``; None uses a temporary
-        folder that is gone after :meth:`start`.
+        Uploads go to its ``uploads/``, reasons to ``rejected/``, what each stage measures
+        to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`.
     architecture : Mapping[str, Any] | None
         Refuse uploads that declare another one (see ``models.architecture_of``).
     input_spec : InputSpec | None
@@ -92,6 +93,7 @@ class OneShotStrategy(Strategy):
         self.keys = RecordKeys(arrayrecord_key, configrecord_key, weighted_by_key)
         self.settle_seconds = settle_seconds
         self.poll_seconds = poll_seconds
+        self.metrics_log = MetricsLog(self.run_dir)
         self.outcome = RoundOutcome()
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
@@ -195,7 +197,12 @@ class OneShotStrategy(Strategy):
         self._require_enough()
         uploads = self.outcome.accepted
         started = time.monotonic()
-        fused = self.pack(self.fuse(uploads))
+        with self.metrics_log as log:
+            for upload in uploads:
+                # Their names come from the client: kept apart, they can't stand for others.
+                log.add("training", client=upload.client, metrics=upload.metrics)
+            log.flush()
+            fused = self.pack(self.fuse(uploads))
         self.outcome = replace(self.outcome, fuse_seconds=time.monotonic() - started)
         metrics = weighted_metrics((upload.num_examples, upload.metrics) for upload in uploads)
         return fused, MetricRecord({**metrics, "uploads": len(uploads)})

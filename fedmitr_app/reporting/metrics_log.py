@@ -1,0 +1,86 @@
+"""``metrics.jsonl``: what every stage measures, written as it happens."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedmitr_app.errors import RunFolderError
+from fedmitr_app.files import json_line, unwritable
+
+FILE_NAME = "metrics.jsonl"
+
+Record = Callable[..., object]
+"""Takes a stage's name, and what was measured by name; see :meth:`MetricsLog.add`."""
+
+
+class MetricsLog:
+    """One JSON object a line, on disk a few seconds later: what a run that dies leaves behind.
+
+    Used in a ``with`` block, which writes what is left at its end; it may be entered again.
+
+    Parameters
+    ----------
+    folder : Path | None
+        Where ``metrics.jsonl`` is appended to; None writes nothing.
+    every_seconds : float
+        Shortest time between two writes.
+    clock : Callable[[], float]
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        every_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = None if folder is None else folder / FILE_NAME
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._last_write = clock()
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, stage: str, **values: Any) -> None:
+        """Note a line; a tensor is read only when it is written, so as not to stall its device.
+
+        Raises
+        ------
+        RunFolderError
+            When lines are due and cannot be written.
+        """
+        if self.path is None:
+            return
+        self._waiting.append({"stage": stage} | values)
+        if self._clock() - self._last_write >= self._every_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was noted; raises as :meth:`add` does."""
+        self._last_write = self._clock()
+        if self.path is None or not self._waiting:
+            return
+        text = "".join(json_line(line) + "\n" for line in self._waiting)
+        self._waiting.clear()
+        try:
+            # One write of whole lines, so that a killed run leaves whole lines.
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.flush()
+        except RunFolderError:
+            if kind is None:  # else the first error is the one to tell
+                raise

@@ -1,0 +1,64 @@
+"""metrics.jsonl: whole lines, soon on disk, and never in the way of another error."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmitr_app.errors import RunFolderError
+from fedmitr_app.reporting.metrics_log import MetricsLog
+from tests.reporting.test_progress import Clock
+
+
+def lines(folder: Path) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_lines_reach_the_disk_every_few_seconds(tmp_path: Path) -> None:
+    clock = Clock()
+    log, on_disk = MetricsLog(tmp_path, every_seconds=2.0, clock=clock), []
+    for step in range(10):
+        clock.now += 0.5
+        log.add("distillation", step=step)
+        on_disk.append(len(lines(tmp_path)))
+    assert on_disk == [0, 0, 0, 4, 4, 4, 4, 8, 8, 8]
+    with log:
+        log.add("distillation", step=10)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(11))
+
+
+def test_whatever_is_measured_is_valid_json(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.add("inversion", iteration=1, loss=torch.tensor(0.5))
+        log.add("inversion", iteration=2, loss=float("nan"), note="two\nlines")
+    assert lines(tmp_path) == [
+        {"stage": "inversion", "iteration": 1, "loss": 0.5},
+        {"stage": "inversion", "iteration": 2, "loss": None, "note": "two\nlines"},
+    ]
+
+
+def test_a_stage_that_fails_leaves_its_lines(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), MetricsLog(tmp_path) as log:
+        log.add("inversion", loss=1.0)
+        raise KeyboardInterrupt
+    assert lines(tmp_path) == [{"stage": "inversion", "loss": 1.0}]
+
+
+def test_a_folder_that_is_gone_is_one_sentence_unless_something_worse_happened(
+    tmp_path: Path,
+) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl cannot be written: no such file"):
+        with MetricsLog(gone) as log:
+            log.add("inversion", loss=1.0)
+    with pytest.raises(KeyboardInterrupt), MetricsLog(gone) as log:
+        log.add("inversion", loss=1.0)
+        raise KeyboardInterrupt
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    with MetricsLog(None) as log:
+        log.add("inversion", loss=1.0)
+    assert log._waiting == []
