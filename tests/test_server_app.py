@@ -253,31 +253,35 @@ def test_the_control_is_another_student(federation):
     assert not list(federation.folder.glob("control-*"))
 
 
-@pytest.mark.parametrize("kind", ["nan", "failed"])
+@pytest.mark.parametrize("kind", ["nan", "failed", "silent"])
 def test_one_bad_client_costs_neither_the_round_nor_the_report(federation, kind):
     def spoil(number, message, reply):
         if number != 1:
             return reply
         if kind == "failed":
             return failure(message, "Traceback ...\nRuntimeError: no space left")
+        if kind == "silent":
+            return None
         arrays = reply.content["arrays"]
         arrays["head.bias"] = Array(np.full(10, np.nan, np.float32))
         return reply
 
     federation.spoil = spoil
-    metrics = federation.run()
+    metrics = federation.run(**{"server.timeout": 1.0 if kind == "silent" else 60.0})
     assert metrics["uploads"] == {
         "asked": 3,
         "accepted": 2,
-        "rejected": 1,
+        "rejected": int(kind != "silent"),
         "no_data": 0,
-        "missing": 0,
+        "missing": int(kind == "silent"),
     }
     assert set(metrics["accuracy"]["clients"]) == {"client-000", "client-002"}
     page = (federation.folder / "report.html").read_text()
     assert "1 of 3 clients took no part" in page
-    assert ("no space left" if kind == "failed" else "head.bias") in page
-    assert "rejected" in (federation.folder / "clients.csv").read_text()
+    words = {"failed": "no space left", "nan": "head.bias", "silent": "no reply within 1 s"}
+    assert words[kind] in page
+    table = (federation.folder / "clients.csv").read_text()
+    assert table.count("\n") == 4 and words[kind] in table
 
 
 def test_too_few_uploads_fail_the_run(federation):

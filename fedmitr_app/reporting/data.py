@@ -22,7 +22,7 @@ class ClientRow:
     accuracy : float | None
         Of its model on the held-out test set, in [0, 1].
     status : str
-        "ok"; anything else ("rejected", "no data", "failed") is shown as a warning.
+        "ok"; anything else ("rejected", "no data", "no reply") is shown as a warning.
     reason : str
         Why, when the status is not "ok".
     """

@@ -78,9 +78,6 @@ def warnings(data: ReportData) -> list[str]:
         found.append(
             f"{len(lost)} of {len(data.clients)} clients took no part: the table says why."
         )
-    silent = (data.metrics.get("uploads") or {}).get("missing", 0)
-    if silent:
-        found.append(f"{silent} of the clients that were asked gave no reply in time.")
     if student is None:
         return found
     if student < known.get("fedavg", 0.0):

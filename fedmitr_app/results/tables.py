@@ -8,7 +8,7 @@ from fedmitr_app.results.measure import Results
 
 
 def client_rows(results: Results) -> list[ClientRow]:
-    """One row for each client that was heard of: the accepted first, each group by key."""
+    """One row for each client or node that was asked: the accepted first, each group by key."""
     outcome = results.outcome
     scored = results.accuracy.get("clients") or {}
     rows = [
@@ -24,6 +24,10 @@ def client_rows(results: Results) -> list[ClientRow]:
     rows += [
         ClientRow(client=refused.client, status="rejected", reason=refused.reason)
         for refused in outcome.rejected
+    ]
+    rows += [
+        ClientRow(client=node.client, status="no reply", reason=node.reason)
+        for node in outcome.missing
     ]
     rows += [
         ClientRow(client=key, num_examples=0, status="no data", reason="its shard is empty")
@@ -44,7 +48,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
             "accepted": len(outcome.accepted),
             "rejected": len(outcome.rejected),
             "no_data": len(outcome.no_data),
-            "missing": outcome.missing,
+            "missing": len(outcome.missing),
         },
     }
     if results.on_shards:

@@ -73,7 +73,7 @@ class Collector:
         for reply in replies:
             self._take(reply, node_of, len(stream.nodes) if stream else 0)
             del reply  # or two uploads would be in memory while the next one is received
-        missing = self._note_silent_nodes(stream) if stream else 0
+        missing = self._note_silent_nodes(stream) if stream else []
         accepted = read_spool(self._spool.uploads, damaged=self._note_damaged)
         asked = len(stream.nodes) + len(stream.undelivered) if stream else len(self._answered)
         return RoundOutcome(
@@ -81,7 +81,7 @@ class Collector:
             rejected=tuple(sorted(self._spool.rejections, key=lambda r: (r.client, r.reason))),
             no_data=tuple(sorted(self._no_data)),
             asked=asked,
-            missing=missing,
+            missing=tuple(sorted(missing, key=lambda m: m.client)),
             repeated=self._repeated + self._spool.repeated,
             collect_seconds=time.monotonic() - started,
         )
@@ -128,15 +128,17 @@ class Collector:
             examples = checked.claims.num_examples
             _log.info("Upload %d%s: %s, %d examples", self._received, total, key, examples)
 
-    def _note_silent_nodes(self, stream: ReplyStream) -> int:
+    def _note_silent_nodes(self, stream: ReplyStream) -> list[Rejection]:
         for node in stream.undelivered:
             self._reject(f"node-{node}", "the message could not be sent to it.")
         for node, reason in stream.unreadable.items():
             why = f"its reply could not be received ({_first_line(reason)})."
             self._reject(f"node-{node}", why)
-        for node in stream.pending.values():
-            _log.warning("node-%d gave no reply in time.", node)
-        return len(stream.pending)
+        reason = f"no reply within {stream.timeout or 0:g} s (server.timeout)."
+        missing = [Rejection(f"node-{node}", reason) for node in stream.pending.values()]
+        for node in missing:
+            _log.warning("%s: %s", node.client, node.reason)
+        return missing
 
     def _note_damaged(self, rejection: Rejection) -> None:
         self._reject(rejection.client, rejection.reason)

@@ -51,6 +51,7 @@ class ReplyStream(Iterable[Message]):
         self._grid = grid
         self._poll_seconds = poll_seconds
         self._started = time.monotonic()
+        self.timeout = timeout
         self._deadline = None if timeout is None else self._started + timeout
         self._failures: dict[str, int] = {}
         messages = list(messages)

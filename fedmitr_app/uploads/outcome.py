@@ -24,8 +24,8 @@ class RoundOutcome:
         Keys of the clients that said they hold no data, sorted.
     asked : int
         Nodes that were asked to train.
-    missing : int
-        Nodes that gave no reply in time.
+    missing : tuple[Rejection, ...]
+        Nodes that gave no reply in time, sorted.
     repeated : int
         Replies that only repeated another, and were dropped.
     collect_seconds, fuse_seconds : float
@@ -36,7 +36,7 @@ class RoundOutcome:
     rejected: tuple[Rejection, ...] = ()
     no_data: tuple[str, ...] = ()
     asked: int = 0
-    missing: int = 0
+    missing: tuple[Rejection, ...] = ()
     repeated: int = 0
     collect_seconds: float = 0.0
     fuse_seconds: float = 0.0
@@ -47,7 +47,7 @@ class RoundOutcome:
         for count, word in (
             (len(self.rejected), "rejected"),
             (len(self.no_data), "without data"),
-            (self.missing, "missing"),
+            (len(self.missing), "missing"),
             (self.repeated, "repeated"),
         ):
             if count:
@@ -55,12 +55,13 @@ class RoundOutcome:
         return ", ".join(parts)
 
     def reasons(self) -> str:
-        """Return the first few reasons for rejection, in one line."""
+        """Return the first few reasons why uploads are lacking, in one line."""
+        lacking = self.rejected + self.missing
         shown = [
             f"{rejection.client}: {rejection.reason.rstrip('.')}"
-            for rejection in self.rejected[:_SHOWN_REASONS]
+            for rejection in lacking[:_SHOWN_REASONS]
         ]
-        more = len(self.rejected) - len(shown)
+        more = len(lacking) - len(shown)
         return "; ".join(shown + ([f"and {more} more"] if more else []))
 
 

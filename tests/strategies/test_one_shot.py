@@ -238,7 +238,10 @@ def test_errors_silence_no_data_and_repetitions_are_told_apart():
     run(strategy, answer, nodes=range(11, 16), timeout=0.2)
     outcome = strategy.outcome
     assert len(outcome.accepted) == 1 and outcome.asked == 5
-    assert outcome.repeated == 1 and outcome.missing == 1 and outcome.no_data == ("client-x",)
+    assert outcome.repeated == 1 and outcome.no_data == ("client-x",)
+    assert [(m.client, m.reason) for m in outcome.missing] == [
+        ("node-13", "no reply within 0.2 s (server.timeout).")
+    ]
     # The error came from the SuperLink's node id and is still mapped to the node asked.
     assert {r.client: r.reason for r in outcome.rejected} == {
         "node-12": "its ClientApp failed (ValueError: broken).",
@@ -265,6 +268,12 @@ def test_too_few_uploads_end_the_run_with_the_reasons():
     with pytest.raises(AggregationError, match="Only 1 usable upload.*at least 2.*client-bad: "):
         run(strategy, answer)
     assert len(strategy.outcome.rejected) == 2
+
+
+def test_a_round_of_silence_says_so():
+    words = r"Only 0 usable.*2 missing \(node-11: no reply within 0.1 s \(server.timeout\); node-12"
+    with pytest.raises(AggregationError, match=words):
+        run(OneShotFedAvg(**QUICK), lambda message: None, nodes=[11, 12], timeout=0.1)
 
 
 def test_too_few_nodes_end_the_wait():
