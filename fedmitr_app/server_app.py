@@ -65,7 +65,8 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
         environment = describe_environment()
         folder.write_json("environment.json", environment)
         results = fuse_and_measure(grid, config, setting, folder, device)
-        results = replace(results, total_seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
         rows, metrics = write_results(folder, results, config, environment)
         folder.finish("completed")
     except BaseException:
@@ -152,8 +153,9 @@ def fuse_and_measure(
 ) -> Results:
     """Run the strategy's one round and measure what it gave."""
     strategy = build_strategy(config, setting.model, folder)
-    # Without a test set the data are only where the clients are: there is nothing to deal.
-    labels = None if setting.test_set is None else deal_labels(grid, config, strategy)
+    # Elsewhere a node may hold other data, or another share of them, than the server would deal.
+    dealt = setting.test_set is not None and is_simulation(grid)
+    labels = deal_labels(grid, config, strategy) if dealt else None
     result = strategy.start(
         grid,
         ArrayRecord(setting.model.vit.state_dict()),
@@ -178,6 +180,11 @@ def fuse_and_measure(
         folder=folder,
         device=device,
     )
+
+
+def is_simulation(grid: Grid) -> bool:
+    """Say whether Flower simulates the nodes: then it gave each its part of the server's data."""
+    return getattr(grid.run, "primary_task_type", "") == "flwr-simulation"
 
 
 def deal_labels(grid: Grid, config: Config, strategy: OneShotStrategy) -> NDArray[np.int64]:

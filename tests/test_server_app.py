@@ -5,7 +5,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from fedmitr_app import server_app
 from fedmitr_app.client_app import app as client_app
 from fedmitr_app.config import default_run_config, flatten, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
+from fedmitr_app.partitions import label_matrix
 from fedmitr_app.reporting.verdict import reproduce_command
+from fedmitr_app.results import write
 from fedmitr_app.results.write import report_data
 from fedmitr_app.strategies import OneShotStrategy
 from tests.strategies.fake_grid import FakeGrid, context, failure
@@ -71,6 +73,7 @@ class Federation:
     spoil: Callable[[int, Message, Message], Message] | None = None
     order: Callable[[list[int]], list[int]] = list
     clients: int = CLIENTS
+    task_type: str = "flwr-simulation"
     grid: FakeGrid | None = field(default=None, init=False)
 
     def run(self, **changes: Any) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class Federation:
             return self.spoil(number, message, reply) if self.spoil else reply
 
         self.grid = FakeGrid(range(11, 11 + self.clients), answer, self.order)
+        self.grid.task_type = self.task_type
         server_app.app(self.grid, context(run_config))
         return self.metrics()
 
@@ -357,18 +361,19 @@ def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):
 
 def test_the_command_to_reproduce_names_the_preset_and_what_was_changed(federation):
     config = parse_config({"preset": "quick", "seed": 2, "partition.alpha": 0.7})
-    data = report_data(_NoResults(), [], {}, config, {})
-    command = reproduce_command(data.config, data.defaults, data.federation)
-    assert command == (
+    command = reproduce_command(report_data(_NoResults(), [], {}, config, {}))
+    assert command.endswith(
         "flwr run . --stream --run-config \"seed=2 preset='quick' partition.alpha=0.7\" "
-        '--federation-config "num-supernodes=4 client-resources-num-cpus=1"'
+        '--federation-config "num-supernodes=4"'
     )
 
 
 class _NoResults:
     """As much of Results as the command needs."""
 
-    fusion = schedule = labels = pool = None
+    fusion = schedule = pool = None
+    labels: dict[str, list[int]] = {}
+    simulated = True
     class_names: tuple[str, ...] = ()
     test_images = 0
 
@@ -386,3 +391,68 @@ def test_a_label_figure_needs_uploads_that_agree(federation):
     metrics = federation.run(**{"server.method": "fedavg"})
     assert not math.isnan(metrics["accuracy"]["student"])
     assert not (federation.folder / "figures" / "label_distribution.png").exists()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The label counts that a run's report shows, by client key."""
+    labels: dict[str, list[int]] = {}
+    report = write.write_report
+
+    def note(folder, data):
+        labels.update(zip(data.label_matrix_clients, map(list, data.label_matrix), strict=True))
+        return report(folder, data)
+
+    monkeypatch.setattr(write, "write_report", note)
+    return labels
+
+
+def held(federation) -> dict[str, list[int]]:
+    config = parse_config(federation.settings())
+    matrix = label_matrix(config.data, config.partition, CLIENTS, config.seed).tolist()
+    return {f"client-{number:03d}": row for number, row in enumerate(matrix)}
+
+
+AVERAGE = {"server.method": "fedavg", "client.epochs": 1}
+
+
+def test_in_simulation_the_server_knows_what_it_dealt(federation, shown):
+    federation.spoil = lambda number, message, reply: (
+        failure(message, "boom") if number == 1 else reply
+    )
+    federation.run(**AVERAGE)
+    assert shown == held(federation)
+
+
+def test_in_a_deployment_only_what_clients_share_is_known(federation, shown, monkeypatch):
+    def never(*args):
+        raise AssertionError("the server deals its own data")
+
+    def one_declines(number, message, reply):
+        if number == 1:
+            del reply.content["upload"]["label-counts"]
+        return reply
+
+    monkeypatch.setattr(server_app, "label_matrix", never)
+    federation.task_type = "flwr-serverapp"
+    federation.run(**AVERAGE)
+    assert shown == {}
+    page = (federation.folder / "report.html").read_text()
+    assert "num-supernodes" not in page and "3 nodes of a deployment" in page
+    sharing = replace(federation, folder=federation.folder / "2", spoil=one_declines)
+    sharing.run(**AVERAGE, **{"client.share-label-counts": True})
+    expected = held(federation)
+    del expected["client-001"]
+    assert shown == expected
+    assert "1 of 3 clients did not share theirs" in (sharing.folder / "report.html").read_text()
+
+
+def test_clients_that_hold_something_else_than_was_dealt_are_believed(federation, shown):
+    def other_labels(number, message, reply):
+        upload = reply.content["upload"]
+        upload["label-counts"] = json.dumps(json.loads(upload["label-counts"])[::-1])
+        return reply
+
+    federation.spoil = other_labels
+    federation.run(**AVERAGE, **{"client.share-label-counts": True})
+    assert shown == {client: row[::-1] for client, row in held(federation).items()}

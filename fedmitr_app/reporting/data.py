@@ -104,7 +104,7 @@ class ReportData:
     class_names : Sequence[str]
         In label order.
     label_matrix : Any
-        int [clients, classes], when it is known who holds what (the server deals the data).
+        int [clients, classes], of the clients where it is known what they hold.
     label_matrix_clients : Sequence[str]
         The client of each row of ``label_matrix``.
     pool : PoolSample | None
@@ -113,8 +113,10 @@ class ReportData:
         What happened on the way.
     test_images : int
         Size of the test set; 0 when unknown. Says how much noise is in an accuracy.
-    federation : str
-        A ``--federation-config`` for the command to reproduce, with as many clients.
+    asked : int
+        Nodes that were asked to train; 0 when unknown.
+    simulated : bool
+        Whether Flower simulated them.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +131,8 @@ class ReportData:
     inversion: Curves | None = None
     distillation: Curves | None = None
     test_images: int = 0
-    federation: str = ""
+    asked: int = 0
+    simulated: bool = False
 
     @property
     def accuracy(self) -> Mapping[str, Any]:

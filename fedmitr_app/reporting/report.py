@@ -23,6 +23,7 @@ from fedmitr_app.reporting.verdict import (
     inversion_worth,
     reproduce_command,
     warnings,
+    what_the_command_lacks,
 )
 
 _MOST_OPEN_CLIENTS = 25
@@ -47,7 +48,7 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
             html.figure(
                 drawn["labels"],
                 "Images of each class that each client holds",
-                "Images per class and client. No image ever left its client.",
+                "Images per class and client. No image ever left its client." + _unshown(data),
             ),
         ),
         _images(data, drawn),
@@ -126,6 +127,12 @@ def _accuracy(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
     )
 
 
+def _unshown(data: ReportData) -> str:
+    used = {row.client for row in data.clients if row.status == "ok"}
+    lacking = len(used - set(data.label_matrix_clients))
+    return f" {lacking} of {len(used)} clients did not share theirs." if lacking else ""
+
+
 def _images(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
     note = "Made on the server from the uploaded weights alone."
     if data.pool is not None and data.pool.kept is not None:
@@ -200,10 +207,10 @@ def _configuration(data: ReportData) -> str:
         if changed
         else html.paragraph("Everything at its default.")
     )
-    command = reproduce_command(data.config, defaults, data.federation)
     return html.section(
         "Run it again",
-        html.code(command),
+        html.code(reproduce_command(data)),
+        html.paragraph(what_the_command_lacks(data), "note"),
         first if defaults else "",
         html.details(f"all {len(rest)} settings", html.table(["setting", "value"], rest)),
     )

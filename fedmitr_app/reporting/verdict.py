@@ -94,22 +94,37 @@ def standard_error(one: float, other: float, count: int) -> float:
     return math.sqrt((one * (1 - one) + other * (1 - other)) / count)
 
 
-def reproduce_command(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], federation: str = ""
-) -> str:
+def reproduce_command(data: ReportData) -> str:
     """Return the command that runs the same again, with what differs from the defaults."""
     changed = {
         key: value
-        for key, value in config.items()
-        if key != "output.run-dir" and (key == "seed" or defaults.get(key, value) != value)
+        for key, value in data.config.items()
+        if key != "output.run-dir" and (key == "seed" or data.defaults.get(key, value) != value)
     }
     pairs = " ".join(f"{key}={_toml(value)}" for key, value in changed.items())
-    command = "flwr run . --stream"
+    # As README has it: without the variable Flower runs what it installs itself.
+    command = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 flwr run . --stream"
     if pairs:
         command += f" --run-config {_shell(pairs)}"
-    if federation:
-        command += f" --federation-config {_shell(federation)}"
+    if data.simulated:
+        command += f" --federation-config {_shell(f'num-supernodes={data.asked}')}"
     return command
+
+
+def what_the_command_lacks(data: ReportData) -> str:
+    """Return what else made the run what it was, which the server can't know."""
+    if data.simulated:
+        return (
+            f"In the app's folder. Flower simulated {data.asked} clients; what each of them could "
+            "use is unknown here: add client-resources-num-cpus and client-resources-num-gpus to "
+            "--federation-config if you set them. The number of threads that a client gets can "
+            "change last digits."
+        )
+    nodes = f"{data.asked} nodes" if data.asked else "The nodes"
+    return (
+        f"In the app's folder. {nodes} of a deployment were asked to train: connect the same ones "
+        "again. Their own settings and data are unknown here."
+    )
 
 
 def _toml(value: Any) -> str:

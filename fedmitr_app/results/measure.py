@@ -47,8 +47,8 @@ class Results:
     accuracy: Mapping[str, Any]
     """As in ``metrics.json``; empty without a test set."""
     test_images: int
-    labels: NDArray[Any] | None
-    """int ``[clients, classes]``: what each client holds, where the server knows it."""
+    labels: Mapping[str, Sequence[int]]
+    """Client key to its images of each class, of those clients where the server knows it."""
     on_shards: Mapping[str, float]
     """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
     fusion: Fusion | None = None
@@ -57,6 +57,8 @@ class Results:
     schedule: Schedule | None = None
     flop_ratio: float = 1.0
     pool: PoolSample | None = None
+    simulated: bool = False
+    """Whether Flower simulated the clients' nodes."""
     total_seconds: float = 0.0
 
 
@@ -79,7 +81,8 @@ def measure(
 
     The comparators (each client, FedAvg, the ensemble, the control) are made from the same
     uploads, whatever ``server.method`` made the global model. ``ensemble`` is what the
-    method loaded already; with None it is loaded here.
+    method loaded already; with None it is loaded here. ``labels``, int ``[clients, classes]``,
+    is what the server knows to have been dealt.
     """
     averaged = average(outcome.accepted)
     if ensemble is None:
@@ -93,7 +96,7 @@ def measure(
         class_names=names,
         accuracy={},
         test_images=0 if test_set is None else len(test_set),
-        labels=_confirmed(labels, outcome),
+        labels=_known_labels(labels, outcome),
         on_shards=on_shards,
     )
     control = None
@@ -150,16 +153,22 @@ def _control(
         )
 
 
-def _confirmed(labels: NDArray[Any] | None, outcome: RoundOutcome) -> NDArray[Any] | None:
-    """Return what the server believes was dealt, unless an upload says otherwise.
+def _known_labels(
+    dealt: NDArray[Any] | None, outcome: RoundOutcome
+) -> Mapping[str, Sequence[int]]:
+    """Return what was dealt, unless an upload says otherwise; else what clients chose to share.
 
-    Nodes may hold data of their own: then nothing was dealt, and the figure would lie.
+    Who changes the client app to bring data of its own was dealt nothing: the figure would lie.
     """
-    if labels is None:
-        return None
-    dealt = {f"client-{number:03d}": int(row.sum()) for number, row in enumerate(labels)}
-    agree = all(dealt.get(upload.client) == upload.num_examples for upload in outcome.accepted)
-    return labels if agree else None
+    rows = [] if dealt is None else dealt.tolist()
+    known = {f"client-{number:03d}": tuple(row) for number, row in enumerate(rows)}
+    shared = {upload.client: upload.label_counts for upload in outcome.accepted}
+    agree = all(
+        sum(known.get(upload.client, ())) == upload.num_examples
+        and upload.label_counts in (None, known[upload.client])
+        for upload in outcome.accepted
+    )
+    return known if agree else {key: counts for key, counts in shared.items() if counts}
 
 
 def _title(target: Tensor, names: Sequence[str]) -> str:

@@ -48,7 +48,6 @@ def report_data(
 ) -> ReportData:
     """Return what the report shows."""
     inversion, distillation = _curves(results)
-    labels, asked = results.labels, results.outcome.asked
     return ReportData(
         config=flatten(config),
         # A preset's own values are no change: naming the preset brings them back.
@@ -57,15 +56,14 @@ def report_data(
         environment=environment,
         clients=rows,
         class_names=results.class_names,
-        label_matrix=labels,
-        label_matrix_clients=[
-            f"client-{number:03d}" for number in range(0 if labels is None else len(labels))
-        ],
+        label_matrix=list(results.labels.values()),
+        label_matrix_clients=list(results.labels),
         pool=results.pool,
         inversion=inversion,
         distillation=distillation,
         test_images=results.test_images,
-        federation=f"num-supernodes={asked} client-resources-num-cpus=1",
+        asked=results.outcome.asked,
+        simulated=results.simulated,
     )
 
 

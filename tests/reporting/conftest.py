@@ -55,6 +55,7 @@ def make_data(**changes: object) -> ReportData:
         "inversion": Curves([0, 1, 2], {"loss": [3, 2, 1], "confidence": [0.1, 0.5, 0.9]}, [1]),
         "distillation": Curves([0, 1], {"loss": [2.0, 1.0]}),
         "test_images": 1000,
-        "federation": "num-supernodes=3",
+        "asked": 3,
+        "simulated": True,
     }
     return ReportData(**(values | changes))

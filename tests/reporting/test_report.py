@@ -96,7 +96,9 @@ def test_a_reader_finds_what_matters(full: tuple[RunFolder, Page]) -> None:
         "Choosing and inverting images earned 5.4 points",
         "1 of 3 clients took no part",
         "rejected: its weights hold NaN",
-        'flwr run . --stream --run-config "seed=3 partition.alpha=0.5"',
+        'flwr run . --stream --run-config "seed=3 partition.alpha=0.5" '
+        '--federation-config "num-supernodes=3"',
+        "Flower simulated 3 clients; what each of them could use is unknown here",
         "41.0 % of never stopping a patch",
         "model = <one>\nload(model)",
         folder.run_id,
@@ -122,7 +124,6 @@ def test_hostile_text_stays_text(folder: RunFolder) -> None:
         class_names=[EVIL, "$x$"],
         label_matrix_clients=[EVIL, "\0"],
         metrics={"seconds": {EVIL: 1.0}, "throughput": {EVIL: 2.0}},
-        federation=EVIL,
         pool=PoolSample(pool.images, pool.patch_size, [EVIL] * 3, pool.kept, pool.attention),
     )
     page = page_of(folder, data)
@@ -155,6 +156,13 @@ def test_a_report_of_nothing_is_a_page(folder: RunFolder) -> None:
     text = page_of(folder, ReportData()).text
     assert "no test set" in text
     assert not list(folder.figures.iterdir())
+
+
+def test_clients_that_are_not_in_the_label_figure_are_counted(folder: RunFolder) -> None:
+    text = page_of(folder, make_data(pool=None, inversion=None, distillation=None)).text
+    assert "did not share" not in text  # the rejected third one doesn't count
+    shared = {"label_matrix": [[800, 0]], "label_matrix_clients": ["client-0"]}
+    assert "1 of 2 clients did not share theirs." in page_of(folder, make_data(**shared)).text
 
 
 def test_a_report_after_the_end_of_the_run(folder: RunFolder) -> None:

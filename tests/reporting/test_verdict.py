@@ -12,6 +12,7 @@ from fedmitr_app.reporting.verdict import (
     inversion_worth,
     reproduce_command,
     warnings,
+    what_the_command_lacks,
 )
 from tests.reporting.conftest import make_data
 
@@ -71,23 +72,30 @@ def test_warnings_name_what_a_reader_would_not_expect() -> None:
     assert "single client" in single
 
 
+COMMAND = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 flwr run . --stream --run-config "
+
+
 def test_the_command_repeats_what_was_changed() -> None:
     defaults = default_run_config()
-    assert reproduce_command({**defaults, "output.run-dir": "/x"}, defaults) == (
-        'flwr run . --stream --run-config "seed=0"'
+    untouched = ReportData(config={**defaults, "output.run-dir": "/x"}, defaults=defaults)
+    assert reproduce_command(untouched) == f'{COMMAND}"seed=0"'
+    changes = {"preset": "quick", "client.share-label-counts": True, "seed": 2}
+    changed = ReportData({**defaults, **changes}, defaults, asked=3, simulated=True)
+    assert reproduce_command(changed) == (
+        f"{COMMAND}\"seed=2 preset='quick' client.share-label-counts=true\" "
+        '--federation-config "num-supernodes=3"'
     )
-    command = reproduce_command(
-        {**defaults, "preset": "quick", "client.share-label-counts": True, "seed": 2},
-        defaults,
-        "num-supernodes=3",
-    )
-    assert command == (
-        "flwr run . --stream --run-config \"seed=2 preset='quick' "
-        'client.share-label-counts=true" --federation-config "num-supernodes=3"'
-    )
+    assert "client-resources-num-cpus" in what_the_command_lacks(changed)
+
+
+def test_the_command_invents_no_federation_for_a_deployment() -> None:
+    deployed = ReportData({"seed": 1}, asked=4)
+    assert reproduce_command(deployed) == f'{COMMAND}"seed=1"'
+    assert "4 nodes of a deployment" in what_the_command_lacks(deployed)
+    assert "unknown here" in what_the_command_lacks(ReportData())
 
 
 @pytest.mark.parametrize("path", ["it's here", "$HOME `id` !", "C:\\data", 'say "a"'])
 def test_the_command_survives_shell_and_toml(path: str) -> None:
-    words = shlex.split(reproduce_command({"data.path": path}, {"data.path": ""}))
-    assert tomllib.loads(words[-1]) == {"data": {"path": path}}
+    data = ReportData({"data.path": path}, {"data.path": ""})
+    assert tomllib.loads(shlex.split(reproduce_command(data))[-1]) == {"data": {"path": path}}

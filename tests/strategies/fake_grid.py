@@ -1,6 +1,7 @@
 """A Grid without processes: it answers messages by calling a function."""
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class FakeGrid(Grid):
         self.pushed: dict[str, Message] = {}
         self.answered = 0
         self.refuse: set[int] = set()
+        self.task_type = "flwr-simulation"
 
     def get_node_ids(self) -> list[int]:
         return list(self.nodes)
@@ -90,7 +92,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return None
+        return SimpleNamespace(primary_task_type=self.task_type)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
