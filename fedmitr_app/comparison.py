@@ -58,15 +58,11 @@ class TestBench:
         clients: Sequence[ClientModel],
         teacher: Teacher,
         average: Mapping[str, Tensor],
-        students: Mapping[str, PatchViT | None],
+        control: PatchViT | None,
     ) -> dict[str, Any]:
-        """Return ``metrics.json``'s ``accuracy``: students, teacher, FedAvg, every client."""
-        scored = {
-            name: None if model is None else self.model_accuracy(model)
-            for name, model in students.items()
-        }
+        """Return what stands beside the student in ``metrics.json``'s ``accuracy``."""
         return {
-            **scored,
+            "control": None if control is None else self.model_accuracy(control),
             "teacher": self._score(lambda images: teacher(images).logits),
             "fedavg": self.state_accuracy(average),
             "clients": {client.key: self.model_accuracy(client.model) for client in clients},

@@ -118,7 +118,9 @@ def prepare(config: Config) -> Setting:
     return Setting(model, names, test_set)
 
 
-def build_strategy(config: Config, model: PatchViT, folder: RunFolder) -> OneShotStrategy:
+def build_strategy(
+    config: Config, model: PatchViT, folder: RunFolder, device: torch.device
+) -> OneShotStrategy:
     """Return the strategy that ``server.method`` names."""
     server = config.server
     common: dict[str, Any] = {
@@ -143,7 +145,7 @@ def build_strategy(config: Config, model: PatchViT, folder: RunFolder) -> OneSho
         inversion=config.inversion,
         distillation=config.distillation,
         seed=config.seed,
-        device=server.device,
+        device=device,
         **common,
     )
 
@@ -152,7 +154,7 @@ def fuse_and_measure(
     grid: Grid, config: Config, setting: Setting, folder: RunFolder, device: torch.device
 ) -> Results:
     """Run the strategy's one round and measure what it gave."""
-    strategy = build_strategy(config, setting.model, folder)
+    strategy = build_strategy(config, setting.model, folder, device)
     # Elsewhere a node may hold other data, or another share of them, than the server would deal.
     dealt = setting.test_set is not None and is_simulation(grid)
     labels = deal_labels(grid, config, strategy) if dealt else None

@@ -148,6 +148,15 @@ def test_the_strategy_fuses_the_same_with_and_without_a_run_folder(theta0, uploa
     assert [client.key for client in within.clients] == [upload.client for upload in uploads]
 
 
+def test_a_device_that_the_strategy_chose_is_told_once(theta0, caplog):
+    caplog.set_level("INFO", logger="fedmitr_app")
+    FedMITR(theta0, device="cpu").summary()
+    assert sum("server: device cpu" in line for line in caplog.messages) == 1
+    caplog.clear()
+    FedMITR(theta0, device=CPU).summary()
+    assert caplog.messages and not any("server: device" in line for line in caplog.messages)
+
+
 def test_the_strategy_refuses_what_it_cannot_invert(theta0):
     with pytest.raises(ModelError, match="not a Linear: pass a plain timm ViT"):
         FedMITR(torch.nn.Linear(2, 2))

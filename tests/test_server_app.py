@@ -181,6 +181,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         assert f"== {line} ==" in lines
     assert lines[0] == lines[-1] == f"run folder: {folder}"
     assert lines[1].startswith("server: device cpu, 1 thread")
+    assert sum("server: device" in line for line in lines) == 1
     assert lines[-2] == f"report: {folder / 'report.html'}"
     table = "\n".join(lines[-16:])
     for words in ("client-002", "student (global model)", "teacher (ensemble)", "best single"):

@@ -118,8 +118,8 @@ def measure(
     bench = TestBench(
         test_set.images, test_set.labels, model, device, config.server.eval_batch_size
     )
-    students = {"control": None if control is None else control.student}
-    accuracy = bench.compare(clients, teacher, averaged, students)
+    other = None if control is None else control.student
+    accuracy = bench.compare(clients, teacher, averaged, other)
     # The bare ensemble has no single model: its accuracy is the teacher's.
     single = config.server.method != "ensemble"
     accuracy["student"] = bench.state_accuracy(global_state) if single else None

@@ -46,8 +46,9 @@ class FedMITR(OneShotStrategy):
         How the uploads are combined, inverted and distilled.
     seed : int
         Run seed: the same uploads and seed give the same model on a CPU.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    device : str | torch.device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
+        or a device that the caller chose, and told about, itself.
     **one_shot
         As in :class:`OneShotStrategy`.
 
@@ -77,7 +78,7 @@ class FedMITR(OneShotStrategy):
         inversion: InversionConfig | None = None,
         distillation: DistillationConfig | None = None,
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         **one_shot: Any,
     ) -> None:
         self.model = _wrap(model, input_spec)
@@ -93,18 +94,22 @@ class FedMITR(OneShotStrategy):
             distillation or DistillationConfig(),
             seed,
         )
-        self.device = resolve_device(device, "server.device")
+        self._device_lines: list[str] = []
+        if isinstance(device, str):
+            device = resolve_device(device, "server.device")
+            self._device_lines = device_lines("server", device, torch.get_num_threads())
+        self.device = device
         self.fusion: Fusion | None = None
         self.clients: list[ClientModel] = []
         self.teacher_model: Teacher | None = None
 
     def summary(self) -> None:
-        """Log the strategy's settings and the device."""
+        """Log the strategy's settings, and the device if the strategy chose it."""
         super().summary()
         for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
             words = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(part).items())
             _log.info("\t    %s: %s", type(part).__name__, words)
-        for line in device_lines("server", self.device, torch.get_num_threads()):
+        for line in self._device_lines:
             _log.info("\t    %s", line)
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from fedmitr_app.uploads.validate import (
     ArraySpec,
     check_arrays,
     check_headers,
-    reference_of,
     weights_digest,
 )
 
@@ -31,6 +30,5 @@ __all__ = [
     "check_num_examples",
     "decode_npy",
     "read_spool",
-    "reference_of",
     "weights_digest",
 ]

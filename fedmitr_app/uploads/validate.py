@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -35,14 +34,6 @@ class ArrayHeader:
     shape: tuple[int, ...]
     dtype: str
     payload_bytes: int
-
-
-def reference_of(state: Mapping[str, Any]) -> dict[str, ArraySpec]:
-    """Return the shapes and types of a state dict of tensors or numpy arrays."""
-    return {
-        name: ArraySpec(tuple(value.shape), np.dtype(str(value.dtype).removeprefix("torch.")))
-        for name, value in state.items()
-    }
 
 
 def check_headers(
