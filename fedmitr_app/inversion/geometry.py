@@ -1,10 +1,11 @@
 """Per-image rolls and flips, exact on a subset of patches.
 
 A view of an image is a roll by whole pixels followed by an optional mirror. On the whole
-image it is :func:`apply_view`. On a subset of patches, :func:`view_patches` splits each
+image it is :func:`apply_view`. On a subset of patches, :func:`viewed_pixels` splits each
 offset into whole patches, which only move the position index, and a rest of at most half
 a patch, by which the patch's window is shifted: it reads some pixels of its neighbours,
-frozen ones included. The patches it returns are exactly those of the whole view.
+frozen ones included. What is read there are exactly the patches of the whole view. Indices
+of pixels instead of pixels: the way back, of a gradient, is then a plain write.
 """
 
 from typing import NamedTuple
@@ -47,65 +48,73 @@ def apply_view(images: Tensor, views: Views) -> Tensor:
     return _gather_pixels(images, rows.unsqueeze(2) * size + cols.unsqueeze(1))
 
 
-def view_patches(
-    images: Tensor, alive_idx: Tensor, views: Views, patch_size: int
+def viewed_pixels(
+    alive_idx: Tensor, views: Views, size: int, patch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the patches of the viewed images that show the alive patches.
+    """Return where the patches of the viewed images that show the alive ones get their pixels.
+
+    The windows of one image never overlap: all are shifted alike.
 
     Parameters
     ----------
-    images : Tensor
-        ``[B, C, H, W]``
     alive_idx : Tensor
         Indices of alive patches in the images themselves, ``[B, n]``.
     views : Views
         One per image.
-    patch_size : int
-        Side of a patch in pixels.
+    size, patch_size : int
+        Sides of an image and of a patch, in pixels.
 
     Returns
     -------
-    patches : Tensor
-        ``[B, n, C*p*p]``, in the order of ``alive_idx``; the gradient flows into ``images``.
+    pixel_idx : Tensor
+        Flat indices into an image's pixels, ``[B, n, p*p]``, in the order of ``alive_idx``.
     position_idx : Tensor
-        Where each stands in the viewed image, ``[B, n]``.
+        Where each patch stands in the viewed image, ``[B, n]``.
     """
-    size = images.shape[-1]
     grid = size // patch_size
     row, col = alive_idx // grid, alive_idx % grid
     move_down, rest_down = _split(views.down, patch_size)
     move_right, rest_right = _split(views.right, patch_size)
     flip = views.flip.unsqueeze(1)
 
-    inside = torch.arange(patch_size, device=images.device)
+    inside = torch.arange(patch_size, device=alive_idx.device)
     # [B, n, p]: source rows and columns of each window, wrapping around the image.
     rows = (row.unsqueeze(2) * patch_size + inside - rest_down.reshape(-1, 1, 1)) % size
     across = torch.where(flip.unsqueeze(2), patch_size - 1 - inside, inside)
     cols = (col.unsqueeze(2) * patch_size + across - rest_right.reshape(-1, 1, 1)) % size
-    windows = _gather_pixels(images, rows.unsqueeze(3) * size + cols.unsqueeze(2))
 
     new_row = (row + move_down.unsqueeze(1)) % grid
     new_col = (col + move_right.unsqueeze(1)) % grid
     new_col = torch.where(flip, grid - 1 - new_col, new_col)
-    return windows.transpose(1, 2).flatten(2), new_row * grid + new_col
+    return _flat(rows, cols, size), new_row * grid + new_col
 
 
-def patch_pixels(images: Tensor, patch_idx: Tensor, patch_size: int) -> Tensor:
-    """Gather the pixels of patches ``[B, n]``: ``[B, n, C*p*p]``."""
-    still = Views(*(torch.zeros(len(images), dtype=torch.long, device=images.device),) * 3)
-    return view_patches(images, patch_idx, still._replace(flip=still.flip.bool()), patch_size)[0]
-
-
-def scatter_patches(images: Tensor, patches: Tensor, patch_idx: Tensor, patch_size: int) -> None:
-    """Write patches ``[B, n, C*p*p]`` into ``images`` in place, at ``patch_idx`` ``[B, n]``."""
-    batch, channels, size, _ = images.shape
+def own_pixels(patch_idx: Tensor, size: int, patch_size: int) -> Tensor:
+    """Return the flat pixel indices of the patches ``[B, n]`` themselves: ``[B, n, p*p]``."""
     grid = size // patch_size
-    inside = torch.arange(patch_size, device=images.device)
+    inside = torch.arange(patch_size, device=patch_idx.device)
     rows = (patch_idx // grid).unsqueeze(2) * patch_size + inside
     cols = (patch_idx % grid).unsqueeze(2) * patch_size + inside
-    index = (rows.unsqueeze(3) * size + cols.unsqueeze(2)).flatten(1)
+    return _flat(rows, cols, size)
+
+
+def read_patches(images: Tensor, pixel_idx: Tensor) -> Tensor:
+    """Gather the pixels ``[B, n, p*p]`` of images ``[B, C, H, W]``: ``[B, n, C*p*p]``."""
+    pixels = _gather_pixels(images, pixel_idx)
+    return pixels.transpose(1, 2).flatten(2)
+
+
+def write_patches(images: Tensor, patches: Tensor, pixel_idx: Tensor) -> None:
+    """Write patches ``[B, n, C*p*p]`` in place, where :func:`read_patches` reads them."""
+    channels = images.shape[1]
     pixels = patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)
-    images.flatten(2).scatter_(2, index.unsqueeze(1).expand(-1, channels, -1), pixels)
+    index = pixel_idx.flatten(1).unsqueeze(1).expand(-1, channels, -1)
+    images.flatten(2).scatter_(2, index, pixels)
+
+
+def _flat(rows: Tensor, cols: Tensor, size: int) -> Tensor:
+    """Combine each patch's rows and columns, ``[B, n, p]`` both: ``[B, n, p*p]``."""
+    return (rows.unsqueeze(3) * size + cols.unsqueeze(2)).flatten(2)
 
 
 def _split(offset: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
-from fedmitr_app.inversion.geometry import draw_views, patch_pixels, scatter_patches, view_patches
+from fedmitr_app.inversion.geometry import (
+    draw_views,
+    own_pixels,
+    read_patches,
+    viewed_pixels,
+    write_patches,
+)
 from fedmitr_app.inversion.losses import total_variation
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.inversion.schedule import Schedule
@@ -79,7 +85,8 @@ def invert_batch(
     images = starts.clone()
     batch = len(images)
     alive = torch.arange(model.num_patches, device=images.device).expand(batch, -1)
-    optimiser = PatchAdam(patch_pixels(images, alive, patch), config)
+    own = own_pixels(alive, size, patch)
+    optimiser = PatchAdam(read_patches(images, own), config)
     low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
     density = torch.zeros(alive.shape, device=images.device)
     losses, confidences, counts = [], [], []
@@ -88,26 +95,28 @@ def invert_batch(
         if iteration in schedule.stops:
             keep = schedule.keep(schedule.stops[iteration], density, generator)
             alive = alive.gather(1, keep)
+            own = own_pixels(alive, size, patch)
             optimiser.keep(keep)
         views = draw_views(batch, size, config.roll, config.flip, generator).to(images.device)
         ask_density = schedule.needs_density and iteration + 1 in schedule.stops
 
-        canvas = images.detach().requires_grad_()
-        patches, positions = view_patches(canvas, alive, views, patch)
-        step = objective.gradient(patches, positions, ask_density)
-        # One vector-Jacobian product takes both gradients back to the image's own frame.
-        smooth = config.tv * total_variation(canvas)
-        (grad,) = torch.autograd.grad((patches * step.grad).sum() + smooth.sum(), canvas)
+        viewed, positions = viewed_pixels(alive, views, size, patch)
+        step = objective.gradient(read_patches(images, viewed), positions, ask_density)
+        # Back to the image's own frame; frozen neighbours get some too.
+        grad = torch.zeros_like(images)
+        write_patches(grad, step.grad, viewed)
+        smooth, slope = total_variation(images)
+        grad.add_(slope, alpha=config.tv)
 
         # Only alive patches move: a stopped patch's gradient is dropped here.
-        pixels = optimiser.step(patch_pixels(grad, alive, patch))
-        scatter_patches(images, pixels.clamp_(low, high), alive, patch)
+        pixels = optimiser.step(read_patches(grad, own))
+        write_patches(images, pixels.clamp_(low, high), own)
 
         if ask_density:
             density = teacher.density(step.cls_attn, targets, members)
         elif iteration + 1 in schedule.stops:
             density = torch.zeros(alive.shape, device=images.device)
-        losses.append(step.loss.mean() + smooth.detach().mean())
+        losses.append(step.loss.mean() + config.tv * smooth.mean())
         confidences.append((targets * step.logits.softmax(-1)).sum(-1).mean())
         counts.append(alive.shape[1])
         if on_step:

@@ -9,6 +9,7 @@ back: memory of one model, one more forward. Where each client has its own loss
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -103,6 +104,11 @@ class Objective:
         combined = self.teacher.combine_logits(logits, self.members)
         return Gradient(total, grad, combined, self._attention(outputs))
 
+    @cached_property
+    def _rows(self) -> tuple[Tensor, ...]:
+        """Which images each client serves, looked up once: on a GPU the search waits for it."""
+        return tuple(served.nonzero().flatten() for served in self.members)
+
     @property
     def _models(self) -> Sequence[PatchViT]:
         if self.config.disagreement > 0 and self.student is not None:
@@ -114,7 +120,7 @@ class Objective:
         model = self._models[k]
         if self.members is None or k >= len(self.members):
             return model.forward_patches(patches, position_idx, attention=attention)
-        rows = self.members[k].nonzero().flatten()
+        rows = self._rows[k]
         part = model.forward_patches(patches[rows], position_idx[rows], attention=attention)
         batch = len(patches)
 

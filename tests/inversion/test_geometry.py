@@ -10,9 +10,10 @@ from fedmitr_app.inversion.geometry import (
     Views,
     apply_view,
     draw_views,
-    patch_pixels,
-    scatter_patches,
-    view_patches,
+    own_pixels,
+    read_patches,
+    viewed_pixels,
+    write_patches,
 )
 
 SIZE, CHANNELS = 8, 2
@@ -46,6 +47,13 @@ def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
     return F.unfold(images, patch, stride=patch).transpose(1, 2)
 
 
+def viewed(
+    images: torch.Tensor, alive_idx: torch.Tensor, views: Views, patch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    pixel_idx, positions = viewed_pixels(alive_idx, views, SIZE, patch)
+    return read_patches(images, pixel_idx), positions
+
+
 @given(OFFSETS, OFFSETS, st.booleans())
 def test_apply_view_against_pixels_moved_by_hand(down, right, flip):
     images = numbered(2)
@@ -65,7 +73,7 @@ def test_a_marker_patch_is_found_where_it_was_moved_to(patch, down, right, flip,
     image[0, :, row : row + patch, col : col + patch] = 1
     moved = moved_by_hand(image[0], down, right, flip)
     found = [i for i, p in enumerate(patchify(moved[None], patch)[0]) if p.min() == 1]
-    patches, positions = view_patches(
+    patches, positions = viewed(
         image, torch.tensor([[index]]), views_of((down, right, flip)), patch
     )
     assert positions.tolist() == [found]
@@ -78,7 +86,7 @@ def test_patches_of_a_view_are_those_of_the_whole_view(patch, triples, random):
     images, views, total = numbered(len(triples)), views_of(*triples), (SIZE // patch) ** 2
     alive = random.randint(1, total)
     alive_idx = torch.tensor([random.sample(range(total), alive) for _ in triples])
-    patches, positions = view_patches(images, alive_idx, views, patch)
+    patches, positions = viewed(images, alive_idx, views, patch)
     whole = patchify(apply_view(images, views), patch)
     for image in range(len(triples)):
         assert len(set(positions[image].tolist())) == alive
@@ -91,40 +99,39 @@ def test_a_patch_moves_to_the_nearest_place(patch, down, right, flip):
     grid = SIZE // patch
     own = torch.zeros(1, 1, SIZE, SIZE)
     own[..., :patch, :patch] = 1
-    window, _ = view_patches(own, torch.tensor([[0]]), views_of((down, right, flip)), patch)
+    window, _ = viewed(own, torch.tensor([[0]]), views_of((down, right, flip)), patch)
     assert window.sum() >= patch**2 / 4
     assert grid * patch == SIZE
 
 
-def test_the_gradient_flows_to_the_pixels_in_the_window_and_to_no_others():
+def test_a_gradient_goes_back_to_the_pixels_in_the_window_and_to_no_others():
     patch, alive_idx = 4, torch.tensor([[0, 3]])
-    views = views_of((1, -5, True))
-    images = numbered(1).requires_grad_()
-    patches, positions = view_patches(images, alive_idx, views, patch)
-    upstream = torch.rand_like(patches)
-    (grad,) = torch.autograd.grad((patches * upstream).sum(), images)
+    pixel_idx, positions = viewed_pixels(alive_idx, views_of((1, -5, True)), SIZE, patch)
+    upstream = torch.rand(read_patches(numbered(1), pixel_idx).shape, dtype=torch.float64)
+    grad = torch.zeros_like(numbered(1))
+    write_patches(grad, upstream, pixel_idx)
     # The oracle: where did the pixels of the viewed patches come from?
-    expected = torch.zeros_like(images)
+    expected = torch.zeros_like(grad)
     source = moved_by_hand(numbered(1)[0], 1, -5, True)
     shown = patchify(source[None], patch)[0][positions[0]]
     for values, gradients in zip(shown.flatten().long(), upstream.flatten()):
         expected.flatten()[values] += gradients
     torch.testing.assert_close(grad, expected)
-    assert (grad != 0).sum() == patches.numel()
+    assert (grad != 0).sum() == upstream.numel()
 
 
 @given(PATCHES, st.randoms(use_true_random=False))
-def test_scatter_writes_what_patch_pixels_read(patch, random):
+def test_what_is_written_is_what_is_read(patch, random):
     total = (SIZE // patch) ** 2
     chosen = torch.tensor([random.sample(range(total), (total + 1) // 2) for _ in range(2)])
-    images = numbered(2)
-    pixels = patch_pixels(images, chosen, patch)
+    images, pixel_idx = numbered(2), own_pixels(chosen, SIZE, patch)
+    pixels = read_patches(images, pixel_idx)
     for image in range(2):
         assert torch.equal(pixels[image], patchify(images, patch)[image][chosen[image]])
     expected = patchify(images, patch).clone()
     for image in range(2):
         expected[image, chosen[image]] = -pixels[image]
-    scatter_patches(images, -pixels, chosen, patch)
+    write_patches(images, -pixels, pixel_idx)
     assert torch.equal(patchify(images, patch), expected)
 
 

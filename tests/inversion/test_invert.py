@@ -6,7 +6,7 @@ import torch
 from fedmitr_app.inversion import Schedule, invert_batch
 from fedmitr_app.inversion.geometry import draw_views
 from fedmitr_app.inversion.invert import PatchAdam
-from fedmitr_app.inversion.losses import cross_entropy, total_variation
+from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
@@ -32,6 +32,18 @@ def invert(config, teacher=None, batch=BATCH, targets=None, seed=0, **more):
 def windows(image: torch.Tensor, index: int) -> torch.Tensor:
     row, col = PATCH * (index // GRID), PATCH * (index % GRID)
     return image[:, row : row + PATCH, col : col + PATCH]
+
+
+def slow_total_variation(images: torch.Tensor) -> torch.Tensor:
+    """Differentiable, to let autograd check the gradient that the loop writes out."""
+    bottom, top = images[..., 1:, :], images[..., :-1, :]
+    pairs = [
+        (bottom, top),
+        (images[..., 1:], images[..., :-1]),
+        (bottom[..., :-1], top[..., 1:]),
+        (bottom[..., 1:], top[..., :-1]),
+    ]
+    return sum((a - b).flatten(1).norm(dim=1) for a, b in pairs)
 
 
 def slow_inversion(teacher: Teacher, config, targets: torch.Tensor, rng: torch.Generator):
@@ -68,7 +80,7 @@ def slow_inversion(teacher: Teacher, config, targets: torch.Tensor, rng: torch.G
             seen = [model(view[None], order, attention=True) for model in teacher.models]
             combined = teacher.combine_logits(torch.stack([output.logits for output in seen]))
             loss = loss + cross_entropy(combined, targets[image : image + 1]).sum()
-            loss = loss + config.tv * total_variation(images[image : image + 1]).sum()
+            loss = loss + config.tv * slow_total_variation(images[image : image + 1]).sum()
             shares = (teacher.class_weights / teacher.class_weights.sum(0)) @ targets[image]
             attention = sum(s * out.cls_attn[0] for s, out in zip(shares / shares.sum(), seen))
             density.append(dict(zip(places, attention.tolist())))
@@ -103,7 +115,7 @@ def test_dense_steps_equal_torchs_adam():
     for _ in range(config.iterations):
         weighted = teacher.class_weights / teacher.class_weights.sum(0)
         logits = sum(w * model.vit(images) for w, model in zip(weighted, teacher.models))
-        loss = cross_entropy(logits, targets) + config.tv * total_variation(images)
+        loss = cross_entropy(logits, targets) + config.tv * slow_total_variation(images)
         adam.zero_grad()
         loss.sum().backward()
         adam.step()
