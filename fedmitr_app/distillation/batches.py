@@ -24,6 +24,18 @@ class Batch(NamedTuple):
         return sum(share.unsqueeze(1) * targets for share, _, targets in self.parts)
 
     @property
+    def token_targets(self) -> Tensor:
+        """Each surviving patch's pseudo-label, mixed likewise, ``[B, N, classes]``.
+
+        Made when it is needed: a kept batch holds the parts, a thousandth of its size for
+        a thousand classes.
+        """
+        return sum(
+            share.reshape(-1, 1, 1) * mask.unsqueeze(2) * targets.unsqueeze(1)
+            for share, mask, targets in self.parts
+        )
+
+    @property
     def background(self) -> Tensor:
         """Patches that survived in no part, ``[B, N]`` bool."""
         covered = self.parts[0][1]

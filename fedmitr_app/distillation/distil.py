@@ -137,12 +137,10 @@ class Distiller:
         # With no dropped patch there is nothing to relabel, and with no survivor that is
         # all there is: both happen (dense schedule; the control).
         patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
-        for share, mask, targets in batch.parts:
-            term = token_loss(
-                patch_logits, mask, targets, taught.relabels, config.gamma, config.tau
-            )
-            loss = loss + config.beta * share * term
-        return loss
+        term = token_loss(
+            patch_logits, batch.token_targets, taught.relabels, config.gamma, config.tau
+        )
+        return loss + config.beta * term
 
     def _background_labels(self, batch: Batch, logits: Tensor) -> Tensor:
         """The ensemble's class-token logits when it sees only low-density patches, ``[B, C]``.

@@ -47,8 +47,7 @@ def class_loss(
 
 def token_loss(
     patch_logits: Tensor,
-    mask: Tensor,
-    targets: Tensor,
+    token_targets: Tensor,
     relabels: Tensor | None,
     gamma: float,
     tau: float,
@@ -59,10 +58,10 @@ def token_loss(
     ----------
     patch_logits : Tensor
         The student's token logits on all patches, ``[B, N, C]``.
-    mask : Tensor
-        m: True for a patch that survived the inversion, ``[B, N]``.
-    targets : Tensor
-        Pseudo-labels ``[B, C]``.
+    token_targets : Tensor
+        ``m_i * y``: the pseudo-label for a patch that survived, zeros for the others,
+        ``[B, N, C]``. In a blend of two images it is the blend of theirs, and what a token
+        lacks of a whole label is its share in the relabel term.
     relabels : Tensor, optional
         The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image; ``None``
         leaves the relabel term out.
@@ -70,10 +69,9 @@ def token_loss(
         Weight and temperature of the relabel term.
     """
     count = patch_logits.shape[1]
-    log_probs = patch_logits.log_softmax(-1)
-    keep = mask.to(log_probs.dtype)
-    loss = -(torch.einsum("bnc,bc->bn", log_probs, targets) * keep).sum(1) / count
+    loss = -(token_targets * patch_logits.log_softmax(-1)).sum((1, 2)) / count
     if relabels is not None and gamma:
         relabel = soft_label_loss(patch_logits, relabels.expand_as(patch_logits), tau)
-        loss = loss + gamma * (relabel * (1 - keep)).sum(1) / count
+        lacking = (1 - token_targets.sum(-1)).clamp_min(0)
+        loss = loss + gamma * (relabel * lacking).sum(1) / count
     return loss

@@ -73,10 +73,9 @@ def loss_by_hand(made: Distiller, batch: Batch) -> torch.Tensor:
             if config.relabel == "background" and shown[image]:
                 relabels = made.teacher(one, torch.tensor([shown[image]])).logits[:, None]
             for share, mask, part in batch.parts:
-                rows = slice(image, image + 1)
+                labels = mask[image, :, None] * part[image]
                 term = token_loss(
-                    vit.head(tokens[:, 1:]), mask[rows], part[rows], relabels,
-                    config.gamma, config.tau,
+                    vit.head(tokens[:, 1:]), labels[None], relabels, config.gamma, config.tau
                 )
                 loss = loss + config.beta * share[image] * term
         losses.append(loss)
