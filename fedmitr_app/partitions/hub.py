@@ -1,10 +1,13 @@
 """Any image dataset of the Hugging Face hub, through flwr-datasets."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import ClassLabel, Dataset, Image
 from flwr_datasets import FederatedDataset
+from huggingface_hub.utils import get_session
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
@@ -13,6 +16,7 @@ from fedmitr_app.partitions.rows import Indices, Rows, make_rows, require_column
 
 # The names that hub datasets give to their held-out split, the best one first.
 TEST_SPLITS = ("test", "validation", "valid", "val")
+SECONDS_FOR_AN_ANSWER = 10.0
 
 
 def read_hub(data: DataConfig) -> tuple[Rows, Rows | None]:
@@ -32,18 +36,40 @@ def read_hub(data: DataConfig) -> tuple[Rows, Rows | None]:
         dataset=name, subset=subset or None, partitioners={}, shuffle=False
     )
     where = f"data.name = {data.name!r}"
+    if not Path(name).is_dir():  # which the datasets library takes for the dataset itself
+        _require_hub(where)
     try:
         train = source.load_split("train")
     except Exception as error:
         # The hub client, its network stack and the builders raise many unrelated kinds.
-        reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{where} could not be loaded from the Hugging Face hub ({type(error).__name__}: "
-            f"{reason}): check the name, its subset (owner/name:subset) and the network, or use "
+            f"{where} could not be loaded from the Hugging Face hub ({_reason(error)}): check the name, its subset (owner/name:subset) and the network, or use "
             "local files with data.source = 'parquet' or 'image-folder'."
         ) from error
     test = _first_split(source)
     return _rows(train, data, where), None if test is None else _rows(test, data, where)
+
+
+def _require_hub(where: str) -> None:
+    """Ask the hub for a sign of life: its own client goes on for minutes where none comes.
+
+    Offline mode, which only looks into the cache, needs none.
+    """
+    if datasets.config.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=SECONDS_FOR_AN_ANSWER)
+    except Exception as error:  # its network stack differs from version to version
+        raise DataError(
+            f"{where} needs the Hugging Face hub, but {datasets.config.HF_ENDPOINT} does not "
+            f"answer ({_reason(error)}): check the network, set HF_HUB_OFFLINE=1 to "
+            "use what is in the cache, or use local files with data.source = 'parquet' or "
+            "'image-folder'."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _first_split(source: FederatedDataset) -> Dataset | None:

