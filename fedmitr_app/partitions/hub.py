@@ -43,8 +43,9 @@ def read_hub(data: DataConfig) -> tuple[Rows, Rows | None]:
     except Exception as error:
         # The hub client, its network stack and the builders raise many unrelated kinds.
         raise DataError(
-            f"{where} could not be loaded from the Hugging Face hub ({_reason(error)}): check the name, its subset (owner/name:subset) and the network, or use "
-            "local files with data.source = 'parquet' or 'image-folder'."
+            f"{where} could not be loaded from the Hugging Face hub ({_reason(error)}): check "
+            "the name, its subset (owner/name:subset) and the network, or use local files with "
+            "data.source = 'parquet' or 'image-folder'."
         ) from error
     test = _first_split(source)
     return _rows(train, data, where), None if test is None else _rows(test, data, where)

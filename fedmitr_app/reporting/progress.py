@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from torch import Tensor
 
@@ -113,12 +112,7 @@ class Progress:
             self._last_line = now
             self._log(self._line())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended = self._clock()
         if kind is not None:
             # No loss here: reading it might raise the same device error again.

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fedmitr_app.reporting.data import ReportData
