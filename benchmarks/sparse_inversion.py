@@ -18,14 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from flwr.common.config import parse_config_args
 
 from benchmarks.common import initial_model, print_hardware, train_uploads, without_counts
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config, InversionConfig, parse_config
 from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion, load_clients
-from fedmitr_app.inversion import Pool, PoolRequest, Schedule, make_pool
+from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio
+from fedmitr_app.inversion.targets import draw_members, draw_targets
 from fedmitr_app.partitions import load_test_set
+from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 from fedmitr_app.uploads import Upload, average, read_spool
 
@@ -42,27 +45,26 @@ def variants(inversion: InversionConfig) -> dict[str, InversionConfig]:
     }
 
 
-def iteration_seconds(teacher: Teacher, inversion: InversionConfig, seed: int) -> float:
-    """Time the iterations of one batch, the choice of its starts not counted."""
-    seconds = []
-    one_batch = replace(inversion, images=inversion.batch_size)
-    for iterations in (0, inversion.iterations):
-        config = replace(one_batch, iterations=iterations)
-        with tempfile.TemporaryDirectory() as folder:
-            pool = Pool(Path(folder), teacher.models[0].num_patches)
-            started = time.perf_counter()
-            make_pool(teacher, pool, config, PoolRequest(config.images, seed), device=CPU)
-            seconds.append(time.perf_counter() - started)
-    return seconds[1] - seconds[0]
+def batch_seconds(teacher: Teacher, inversion: InversionConfig, seed: int) -> float:
+    """Time one batch's iterations; its starting images and targets are the same every time."""
+    rng = generator(seed, "benchmark")
+    model, count = teacher.models[0], inversion.batch_size
+    starts = starting_images(inversion.start, count, model.spec, rng)
+    targets = draw_targets(inversion.targets, count, model.num_classes, rng)
+    members = draw_members(teacher, targets, inversion.teachers_per_image, rng)
+    started = time.perf_counter()
+    invert_batch(teacher, starts, targets, inversion, rng, members=members)
+    return time.perf_counter() - started
 
 
 def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
     """Time dense and sparse in turn and print the median ratio beside the predicted one."""
     dense, sparse = list(variants(config.inversion).values())[:2]
-    iteration_seconds(teacher, sparse, config.seed)  # warm-up
+    for each in (dense, sparse):  # warm-up
+        batch_seconds(teacher, each, config.seed)
     ratios = []
     for _ in range(repeats):
-        times = [iteration_seconds(teacher, each, config.seed) for each in (dense, sparse)]
+        times = [batch_seconds(teacher, each, config.seed) for each in (dense, sparse)]
         ratios.append(times[0] / times[1])
         print(f"dense {times[0]:.2f} s, sparse {times[1]:.2f} s: {ratios[-1]:.2f}", flush=True)
     schedule = Schedule.build(sparse)
@@ -98,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clients", type=int, default=5)
-    parser.add_argument("--preset", default="default")
+    parser.add_argument("--run-config", default="", help="more settings, as for flwr run")
     parser.add_argument("--uploads", type=Path, help="folder that holds seed<seed>/uploads")
     parser.add_argument("--repeats", type=int, default=5, help="of the timing; 0 leaves it out")
     parser.add_argument("--students", nargs="*", default=list(variants(InversionConfig())))
@@ -106,7 +108,8 @@ def main() -> None:
     print_hardware()
     found: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        config = parse_config({"seed": seed, "preset": arguments.preset})
+        settings = parse_config_args([arguments.run_config])
+        config = parse_config({**settings, "seed": seed})
         with tempfile.TemporaryDirectory() as folder:
             if arguments.uploads:
                 uploads = read_spool(arguments.uploads / f"seed{seed}" / "uploads")

@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, bool | int | float | str]] = {
         "data.max-test": 500,
         "model.name": "deit_tiny_patch16_224",
         "model.weights": "hub",
-        "client.epochs": 3,
+        "client.epochs": 5,
         "client.augment": "shift-flip",
         "client.learning-rate": 1e-4,
         "server.eval-batch-size": 100,

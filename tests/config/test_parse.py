@@ -216,7 +216,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"inversion.stops": "0.2,0.2"}, ["inversion.stops", "increasing"]),
         ({"inversion.stops": "0.8,20"}, ["inversion.stops = '0.8,20'", "increasing"]),
         ({"inversion.stops": "100"}, ["inversion.stops = '100'", "inversion.iterations = 30"]),
-        ({"inversion.drop": "0.1,0.2"}, ["inversion.drop = '0.1,0.2'", "4 inversion.stops"]),
+        ({"inversion.drop": "0.1,0.2"}, ["inversion.drop = '0.1,0.2'", "3 inversion.stops"]),
         ({"inversion.disagreement": 0.5}, ["inversion.disagreement = 0.5", "rounds = 1"]),
     ],
 )
