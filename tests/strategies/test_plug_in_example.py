@@ -77,12 +77,21 @@ def test_one_line_makes_the_difference():
     assert "fedmitr" not in client + (EXAMPLE / "plugin_example" / "task.py").read_text()
 
 
-def test_the_fedavg_version_runs(example, capsys):
-    assert len(serve(example, "server_app", capsys)) == 2
+@pytest.mark.parametrize("name", ["server_app", "server_app_fedmitr"])
+def test_both_versions_run_and_make_another_model(example, name, capsys, monkeypatch):
+    server, states = example(name), []
+    measure = server.evaluate
 
+    def keep_state(server_round, arrays):
+        states.append(arrays.to_torch_state_dict())
+        return measure(server_round, arrays)
 
-def test_the_fedmitr_version_runs(example, capsys):
-    assert len(serve(example, "server_app_fedmitr", capsys)) == 2
+    monkeypatch.setattr(server, "evaluate", keep_state)
+    assert len(serve(example, name, capsys)) == 2
+    theta0, made = states
+    assert made.keys() == theta0.keys()
+    assert all(value.isfinite().all() for value in made.values())
+    assert not any(torch.equal(made[key], theta0[key]) for key in ("pos_embed", "head.weight"))
 
 
 def test_more_rounds_are_refused(example, capsys):
