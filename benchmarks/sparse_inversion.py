@@ -37,11 +37,12 @@ CPU = torch.device("cpu")
 
 def variants(inversion: InversionConfig) -> dict[str, InversionConfig]:
     """The pools that are compared; all but the control start from the same chosen images."""
+    control = FusionSettings(inversion=inversion).without_inversion()
     return {
         "dense": replace(inversion, schedule="dense"),
         "sparse": replace(inversion, schedule="sparse"),
         "chosen, not inverted": replace(inversion, iterations=0),
-        "control": replace(inversion, iterations=0, candidates=1),
+        "control": control.inversion,
     }
 
 
