@@ -43,11 +43,16 @@ def run_once(folder: Path, seed: int, clients: int, extra: str) -> dict[str, Any
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return mean ± standard deviation over the runs, in percent, as Markdown."""
+    # Some may be missing: the control can be turned off, an ensemble has no student.
     accuracies = [run["accuracy"] for run in runs]
-    known = [name for name in ROWS if all(name in accuracy for accuracy in accuracies)]
-    values = {name: [accuracy[name] for accuracy in accuracies] for name in known}
-    values["best single client"] = [max(a["clients"].values()) for a in accuracies]
-    values["student / teacher"] = [a["student"] / a["teacher"] for a in accuracies]
+    found = {name: [accuracy.get(name) for accuracy in accuracies] for name in ROWS}
+    values = {name: row for name, row in found.items() if None not in row}
+    clients = [accuracy.get("clients") for accuracy in accuracies]
+    if all(clients):
+        values["best single client"] = [max(scores.values()) for scores in clients]
+    if {"student", "teacher"} <= values.keys():
+        pairs = zip(values["student"], values["teacher"], strict=True)
+        values["student / teacher"] = [student / teacher for student, teacher in pairs]
     lines = ["| | " + " | ".join(f"seed {run['seed']}" for run in runs) + " | mean ± sd |"]
     lines.append("|---" * (len(runs) + 2) + "|")
     for name, row in values.items():
@@ -56,7 +61,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         cells = [f"{value:.1f}" for value in percent]
         lines.append(f"| {name} | {' | '.join(cells)} | {percent.mean():.1f} ± {spread:.1f} |")
     for name in ("training", "inversion", "distillation", "control", "total"):
-        seconds = [run["seconds"].get(name, float("nan")) for run in runs]
+        seconds = [run["seconds"].get(name) for run in runs]
+        if None in seconds:
+            continue
         cells = " | ".join(f"{value:.0f}" for value in seconds)
         lines.append(f"| {name}, s | {cells} | {np.mean(seconds):.0f} |")
     return "\n".join(lines)
