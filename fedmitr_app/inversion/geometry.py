@@ -109,7 +109,8 @@ def write_patches(images: Tensor, patches: Tensor, pixel_idx: Tensor) -> None:
     channels = images.shape[1]
     pixels = patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)
     index = pixel_idx.flatten(1).unsqueeze(1).expand(-1, channels, -1)
-    images.flatten(2).scatter_(2, index, pixels)
+    # A view, which raises where flatten would make a copy and write into that.
+    images.view(*images.shape[:2], -1).scatter_(2, index, pixels)
 
 
 def _flat(rows: Tensor, cols: Tensor, size: int) -> Tensor:
