@@ -28,7 +28,8 @@ class Batch(NamedTuple):
         """Each surviving patch's pseudo-label, mixed likewise, ``[B, N, classes]``.
 
         Made when it is needed: a kept batch holds the parts, a thousandth of its size for
-        a thousand classes.
+        a thousand classes. Only ``relabel = "token"`` keeps something as large as this beside
+        the batch, the ensemble's answer to each token.
         """
         return sum(
             share.reshape(-1, 1, 1) * mask.unsqueeze(2) * targets.unsqueeze(1)
