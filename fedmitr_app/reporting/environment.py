@@ -25,9 +25,13 @@ _PACKAGES = (
     "flwr-datasets",
     "ray",
     "datasets",
+    "huggingface-hub",
     "safetensors",
     "numpy",
     "pandas",
+    "pillow",
+    "scikit-learn",
+    "mlxtend",
     "matplotlib",
 )
 
