@@ -63,9 +63,9 @@ def _require_hub(where: str) -> None:
     except Exception as error:  # its network stack differs from version to version
         raise DataError(
             f"{where} needs the Hugging Face hub, but {datasets.config.HF_ENDPOINT} does not "
-            f"answer ({_reason(error)}): check the network, set HF_HUB_OFFLINE=1 to "
-            "use what is in the cache, or use local files with data.source = 'parquet' or "
-            "'image-folder'."
+            f"answer ({_reason(error)}): check the network, set HF_HUB_OFFLINE=1 before the "
+            "SuperLink or SuperNode starts (the apps inherit it) to use what is in the cache, or "
+            "use local files with data.source = 'parquet' or 'image-folder'."
         ) from error
 
 
