@@ -31,14 +31,14 @@ def headline_sentence(data: ReportData) -> str:
 
 
 class Worth(NamedTuple):
-    """What choosing and inverting earned, and whether that is more than noise."""
+    """What the synthetic images earned, and whether that is more than noise."""
 
     sentence: str
     worth: bool
 
 
 def inversion_worth(data: ReportData) -> Worth | None:
-    """Return what choosing and inverting images earned over the control, None if unknown.
+    """Return what making images earned over the control, None if unknown.
 
     Whether a gap is more than noise is judged by two standard errors of a difference
     of two accuracies, each a share of the same number of test images.
@@ -48,7 +48,7 @@ def inversion_worth(data: ReportData) -> Worth | None:
         return None
     student, control = known["student"], known["control"]
     points = 100 * (student - control)
-    what = "Choosing and inverting images earned"
+    what = f"{_what_made_the_images(data)} earned"
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
@@ -65,6 +65,20 @@ def inversion_worth(data: ReportData) -> Worth | None:
             False,
         )
     return Worth(f"{gain}.", True)
+
+
+def _what_made_the_images(data: ReportData) -> str:
+    """Name what the run did and the control didn't."""
+    config = data.config
+    done = []
+    if config.get("inversion.candidates", 1) > 1 and config.get("inversion.targets") != "own":
+        done.append("choosing")
+    if config.get("inversion.iterations", 0) > 0:
+        done.append("inverting")
+    if done:
+        return f"{' and '.join(done).capitalize()} images"
+    start = str(config.get("inversion.start", "synthetic"))
+    return f"{start.capitalize()} images, neither chosen nor inverted,"
 
 
 def warnings(data: ReportData) -> list[str]:
@@ -114,16 +128,17 @@ def what_the_command_lacks(data: ReportData) -> str:
     """Return what else made the run what it was, which the server can't know."""
     if data.simulated:
         return (
-            f"In the app's folder. Flower simulated {data.asked} clients; what each of them could "
-            "use is unknown here: add client-resources-num-cpus and client-resources-num-gpus to "
-            "--federation-config if you set them. The number of threads that a client gets can "
-            "change last digits."
+            f"In the app's folder. Flower simulated {data.asked} client{'s' * (data.asked != 1)}; "
+            "what each of them could use is unknown here: add client-resources-num-cpus and "
+            "client-resources-num-gpus to --federation-config if you set them. The number of "
+            "threads that a client gets can change last digits."
         )
-    nodes = f"{data.asked} nodes" if data.asked else "The nodes"
-    return (
-        f"In the app's folder. {nodes} of a deployment were asked to train: connect the same ones "
-        "again. Their own settings and data are unknown here."
-    )
+    if data.asked == 1:
+        nodes = "1 node of a deployment was asked to train: connect the same one again."
+    else:
+        count = f"{data.asked} nodes" if data.asked else "The nodes"
+        nodes = f"{count} of a deployment were asked to train: connect the same ones again."
+    return f"In the app's folder. {nodes} What was set or held there is unknown here."
 
 
 def _toml(value: Any) -> str:

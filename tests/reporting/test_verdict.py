@@ -2,6 +2,7 @@
 
 import shlex
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.reporting.conftest import make_data
 
 
 def with_accuracy(test_images: int = 1000, **accuracy: float) -> ReportData:
-    return ReportData(metrics={"accuracy": accuracy}, test_images=test_images)
+    return ReportData(default_run_config(), metrics={"accuracy": accuracy}, test_images=test_images)
 
 
 def test_the_headline_compares_with_teacher_and_fedavg() -> None:
@@ -52,6 +53,24 @@ def test_inversion_is_worth_what_it_adds_to_the_control(
     verdict = inversion_worth(with_accuracy(student=student, control=control))
     assert verdict.worth is worth
     assert words in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"candidates": 1}, "Inverting images earned 6.0 points"),
+        ({"targets": "own"}, "Inverting images earned"),
+        ({"iterations": 0}, "Choosing images earned"),
+        (
+            {"iterations": 0, "candidates": 1, "start": "white"},
+            "White images, neither chosen nor inverted, earned",
+        ),
+    ],
+)
+def test_the_verdict_names_only_what_was_done(changes: dict[str, object], words: str) -> None:
+    data = with_accuracy(student=0.85, control=0.79)
+    config = data.config | {f"inversion.{key}": value for key, value in changes.items()}
+    assert inversion_worth(replace(data, config=config)).sentence.startswith(words)
 
 
 def test_more_test_images_tell_smaller_differences() -> None:
@@ -91,7 +110,8 @@ def test_the_command_repeats_what_was_changed() -> None:
 def test_the_command_invents_no_federation_for_a_deployment() -> None:
     deployed = ReportData({"seed": 1}, asked=4)
     assert reproduce_command(deployed) == f'{COMMAND}"seed=1"'
-    assert "4 nodes of a deployment" in what_the_command_lacks(deployed)
+    assert "4 nodes of a deployment were" in what_the_command_lacks(deployed)
+    assert "1 node of a deployment was asked" in what_the_command_lacks(ReportData(asked=1))
     assert "unknown here" in what_the_command_lacks(ReportData())
 
 
