@@ -134,8 +134,11 @@ class Collector:
         for node, reason in stream.unreadable.items():
             why = f"its reply could not be received ({_first_line(reason)})."
             self._reject(f"node-{node}", why)
-        reason = f"no reply within {stream.timeout or 0:g} s (server.timeout)."
-        missing = [Rejection(f"node-{node}", reason) for node in stream.pending.values()]
+        # None are pending without a time limit: then every reply was waited for.
+        missing = [
+            Rejection(f"node-{node}", f"no reply within {stream.timeout:g} s (server.timeout).")
+            for node in stream.pending.values()
+        ]
         for node in missing:
             _log.warning("%s: %s", node.client, node.reason)
         return missing
