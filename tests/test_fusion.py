@@ -11,7 +11,7 @@ from fedmitr_app.inversion import Pool
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
 from fedmitr_app.uploads import Upload, average
-from tests.inversion.tiny import SPEC, tiny_vit
+from tests.inversion.tiny import SPEC, contents, tiny_vit
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path
         chosen = settings(rounds=2, seed=seed, disagreement=0.5)
         fusion = fuse(theta0, uploads, chosen, tmp_path / name)
         flat = torch.cat([value.flatten() for value in fusion.student.state_dict().values()])
-        return Pool(tmp_path / name, theta0.num_patches).digest(), flat
+        return contents(Pool(tmp_path / name, theta0.num_patches)), flat
 
     (one, first), (two, second) = bits("a", 0), bits("b", 0)
     assert one == two and torch.equal(first, second)

@@ -1,6 +1,5 @@
 """The pool of synthetic images on disk: safetensors shards, written as they are produced."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,10 +90,3 @@ class Pool:
             mask = torch.zeros(len(keep_idx), self.num_patches, dtype=torch.bool, device=device)
             masks.append(mask.scatter_(1, keep_idx, True))
         return PoolData(torch.cat(images), torch.cat(targets), torch.cat(masks))
-
-    def digest(self) -> str:
-        """Return a sha256 over the shards' contents, to tell two pools apart."""
-        total = hashlib.sha256()
-        for path in self.shards():
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-        return total.hexdigest()

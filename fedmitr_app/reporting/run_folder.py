@@ -92,11 +92,6 @@ class RunFolder:
         return self.path / "figures"
 
     @property
-    def metrics(self) -> Path:
-        """The run's numbers."""
-        return self.path / "metrics.json"
-
-    @property
     def clients(self) -> Path:
         """The per-client table."""
         return self.path / "clients.csv"

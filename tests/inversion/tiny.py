@@ -4,6 +4,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.config import DistillationConfig, InversionConfig
+from fedmitr_app.inversion import Pool
 from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.randomness import seeded_init
 from fedmitr_app.teacher import Teacher
@@ -44,6 +45,12 @@ def tiny_teacher(
     rng = torch.Generator().manual_seed(99)
     weights = 0.2 + torch.rand(clients, CLASSES, generator=rng, dtype=dtype)
     return Teacher(models, combine, weights)
+
+
+def contents(pool: Pool) -> list[float]:
+    """Every number in the pool, to tell two apart; not the headers, which name the seed."""
+    data = pool.load()
+    return torch.cat([part.flatten() for part in (data.images, data.targets, data.mask)]).tolist()
 
 
 def random_images(

@@ -114,7 +114,7 @@ def test_json_is_valid_whatever_it_is_given(folder: RunFolder) -> None:
         "path": Path("somewhere"),
     }
     path = folder.write_json("metrics.json", values)
-    assert path == folder.metrics
+    assert path == folder.path / "metrics.json"
 
     def no_constants(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
