@@ -28,7 +28,7 @@ from fedmitr_app.inversion import (
 )
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.metrics_log import MetricsLog, Record
+from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload
@@ -96,7 +96,7 @@ def fuse_by_inversion(
     pool_folder: Path,
     *,
     label: str = "",
-    record: Record = MetricsLog(None).add,
+    record: Record = lambda stage, **values: None,
 ) -> Fusion:
     """Invert the teacher into a pool, distil a student on it.
 
