@@ -181,7 +181,8 @@ def _invert(
     record: Record,
 ) -> list[Inverted]:
     stage = f"{label}{'inversion' if config.iterations else 'starts'}"
-    choosing = "choosing starts" if config.candidates > 1 else ""
+    chosen = config.candidates > 1 and config.targets != "own"
+    choosing = "choosing starts" if chosen else ""
     numbers = itertools.count()
     # A batch's images go on together: an image counts by its share of steps done.
     with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
