@@ -152,6 +152,8 @@ def test_a_device_that_the_strategy_chose_is_told_once(theta0, caplog):
     caplog.set_level("INFO", logger="fedmitr_app")
     FedMITR(theta0, device="cpu").summary()
     assert sum("server: device cpu" in line for line in caplog.messages) == 1
+    *branches, last = caplog.messages
+    assert all(line.startswith("\t├──> ") for line in branches) and last.startswith("\t└──> ")
     caplog.clear()
     FedMITR(theta0, device=CPU).summary()
     assert caplog.messages and not any("server: device" in line for line in caplog.messages)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,6 @@ from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload, average
-
-_log = logging.getLogger(__name__)
 
 
 class FedMITR(OneShotStrategy):
@@ -103,14 +100,13 @@ class FedMITR(OneShotStrategy):
         self.clients: list[ClientModel] = []
         self.teacher_model: Teacher | None = None
 
-    def summary(self) -> None:
-        """Log the strategy's settings, and the device if the strategy chose it."""
-        super().summary()
+    def summary_lines(self) -> list[str]:
+        """Add the method's settings, and the device if the strategy chose it."""
+        lines = super().summary_lines()
         for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
             words = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(part).items())
-            _log.info("\t    %s: %s", type(part).__name__, words)
-        for line in self._device_lines:
-            _log.info("\t    %s", line)
+            lines.append(f"{type(part).__name__}: {words}")
+        return lines + self._device_lines
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the distilled student's state dict."""

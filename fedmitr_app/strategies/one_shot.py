@@ -116,11 +116,20 @@ class OneShotStrategy(Strategy):
 
     def summary(self) -> None:
         """Log the strategy's settings."""
-        _log.info("\t├──> One round: collect, validate, spool, fuse")
-        _log.info("\t├──> At least %d client(s)", self.min_clients)
-        _log.info("\t├──> Waits up to %g s for nodes", self.wait_for_nodes)
-        _log.info("\t├──> Federated evaluation: %s", "on" if self.federated_evaluation else "off")
-        _log.info("\t└──> Uploads go to %s", self.run_dir or "a temporary folder")
+        *lines, last = self.summary_lines()
+        for line in lines:
+            _log.info("\t├──> %s", line)
+        _log.info("\t└──> %s", last)
+
+    def summary_lines(self) -> list[str]:
+        """Return what :meth:`summary` logs, for a method to add to."""
+        return [
+            "One round: collect, validate, spool, fuse",
+            f"At least {self.min_clients} client(s)",
+            f"Waits up to {self.wait_for_nodes:g} s for nodes",
+            f"Federated evaluation: {'on' if self.federated_evaluation else 'off'}",
+            f"Uploads go to {self.run_dir or 'a temporary folder'}",
+        ]
 
     def start(
         self,
