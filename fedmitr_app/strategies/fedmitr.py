@@ -112,7 +112,7 @@ class FedMITR(OneShotStrategy):
         """Return the distilled student's state dict."""
         self.clients = load_clients(self.model, uploads, self.device)
         self.teacher_model = build_teacher(self.clients, self.settings.teacher, self.settings.seed)
-        with self._pool_folder() as folder, self.metrics_log as log:
+        with self._pool_folder() as folder:
             self.fusion = fuse_by_inversion(
                 self.model,
                 self.clients,
@@ -120,7 +120,7 @@ class FedMITR(OneShotStrategy):
                 self.teacher_model,
                 self.settings,
                 Path(folder),
-                record=log.add,
+                record=self.metrics_log.add,
             )
         return {name: value.cpu() for name, value in self.fusion.student.vit.state_dict().items()}
 
