@@ -30,7 +30,7 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.teacher import ClientModel, Teacher, probe_priors
 from fedmitr_app.uploads import Upload
 
 
@@ -80,11 +80,17 @@ def load_clients(
 
 def build_teacher(clients: Sequence[ClientModel], config: TeacherConfig, seed: int) -> Teacher:
     """Freeze the clients into a teacher, probing their priors on procedural images."""
-    headline(f"teacher: {len(clients)} models, combined by {config.combine}")
-    device = next(clients[0].model.parameters()).device
-    spec = clients[0].model.spec
-    probes = starting_images("procedural", config.probe_images, spec, generator(seed, "probing"))
-    return Teacher.build(clients, config, probes.to(device))
+
+    def probe(models: Sequence[PatchViT]) -> Tensor:
+        count, spec = config.probe_images, models[0].spec
+        device = next(models[0].parameters()).device
+        with Progress("class priors", count * len(models)) as progress:
+            images = starting_images("procedural", count, spec, generator(seed, "probing"))
+            return probe_priors(models, images.to(device), on_batch=progress.advance)
+
+    teacher = Teacher.build(clients, config, probe)
+    headline(f"teacher: {len(clients)} models, combined by {teacher.combine}")
+    return teacher
 
 
 def fuse_by_inversion(

@@ -79,6 +79,17 @@ def test_rounds_split_images_and_steps_without_losing_any(theta0, uploads, tmp_p
     )
 
 
+def test_the_log_names_the_combination_that_is_used(theta0, uploads, caplog):
+    caplog.set_level("INFO", logger="fedmitr_app")
+    clients = load_clients(theta0, uploads, CPU)
+    for asked, used in (("label-aware", "prior-probed"), ("mean-logits", "mean-logits")):
+        caplog.clear()
+        build_teacher(clients, TeacherConfig(asked, 8), 0)
+        assert caplog.messages[-1] == f"== teacher: 3 models, combined by {used} =="
+        # Three models read eight images each, or nobody reads any.
+        assert ("== class priors: 24 images ==" in caplog.messages) == (used != asked)
+
+
 def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):
     clients = load_clients(theta0, uploads, CPU)
     chosen = settings(distillation={"student": "best-client"})

@@ -1,7 +1,7 @@
 """The uploaded models as one frozen teacher."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
-from fedmitr_app.teacher.probing import probe_priors
 
 logger = logging.getLogger(__name__)
+
+Probe = Callable[[Sequence[PatchViT]], Tensor]
+"""From K models to their class priors, ``[K, classes]`` on their device: :func:`probe_priors`."""
 
 
 class ClientModel(NamedTuple):
@@ -48,7 +50,7 @@ class Teacher:
 
     @classmethod
     def build(
-        cls, clients: Sequence[ClientModel], config: TeacherConfig, probe_images: Tensor
+        cls, clients: Sequence[ClientModel], config: TeacherConfig, probe: Probe
     ) -> "Teacher":
         """Freeze the clients' models and work out their weights.
 
@@ -61,8 +63,8 @@ class Teacher:
             In the order of their keys.
         config : TeacherConfig
             The combination and its settings.
-        probe_images : Tensor
-            Generic images ``[n, C, H, W]`` for prior probing, on the models' device.
+        probe : Probe
+            Reads the models' priors; only called by the combinations that need them.
         """
         models = tuple(client.model.eval().requires_grad_(False) for client in clients)
         combine = config.combine
@@ -74,13 +76,14 @@ class Teacher:
                 missing,
             )
             combine = "prior-probed"
-        sizes = probe_images.new_tensor([[float(client.num_examples)] for client in clients])
+        device = next(models[0].parameters()).device
+        sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
         classes = models[0].num_classes
         if combine == "label-aware":
             counts = [client.label_counts for client in clients]
-            weights = probe_images.new_tensor(counts).float()
+            weights = torch.tensor(counts, device=device).float()
         elif combine in ("prior-probed", "prior-confidence"):
-            weights = sizes * probe_priors(models, probe_images)
+            weights = sizes * probe(models)
         elif combine == "num-examples":
             weights = sizes.expand(-1, classes)
         else:

@@ -11,20 +11,26 @@ recipes): the ensemble reached 0.815, with label-aware weights 0.801, with the m
 0.796, with ``sqrt(mean(p^4))`` 0.752.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fedmitr_app.models import PatchViT
 
-
 POWER, SHARING = 8, 0.75
 
 
 @torch.no_grad()
-def probe_priors(models: Sequence[PatchViT], images: Tensor, batch_size: int = 256) -> Tensor:
+def probe_priors(
+    models: Sequence[PatchViT],
+    images: Tensor,
+    batch_size: int = 256,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> Tensor:
     """Estimate each model's class prior from its answers to ``images`` ``[n, C, H, W]``.
+
+    ``on_batch`` gets how many more images a model has read.
 
     Returns
     -------
@@ -33,7 +39,10 @@ def probe_priors(models: Sequence[PatchViT], images: Tensor, batch_size: int = 2
     """
     rows = []
     for model in models:
-        parts = [model(part).logits.log_softmax(-1) for part in images.split(batch_size)]
+        parts = []
+        for part in images.split(batch_size):
+            parts.append(model(part).logits.log_softmax(-1))
+            on_batch(len(part))
         # In logarithms: the eighth power of a small probability leaves float32.
         norm = (POWER * torch.cat(parts)).logsumexp(0) / POWER
         rows.append((SHARING * norm).softmax(-1))

@@ -36,9 +36,17 @@ def clients(counts=(None, None)) -> list[ClientModel]:
     ]
 
 
+def probe(models) -> torch.Tensor:
+    return probe_priors(models, torch.zeros(5, 1, 4, 4))
+
+
+def unasked(models) -> torch.Tensor:
+    raise AssertionError("this combination reads no priors")
+
+
 def build(combine: str, counts=(None, None)) -> Teacher:
     config = TeacherConfig(combine=combine, probe_images=5)
-    return Teacher.build(clients(counts), config, torch.zeros(5, 1, 4, 4))
+    return Teacher.build(clients(counts), config, probe)
 
 
 def estimate_by_hand(answers: list[list[float]]) -> list[float]:
@@ -63,7 +71,9 @@ def test_probing_against_loops_over_images():
         estimate_by_hand([model.vit(image[None]).softmax(-1)[0].tolist() for image in images])
         for model in models
     ]
-    found = probe_priors(models, images, batch_size=3)
+    read = []
+    found = probe_priors(models, images, batch_size=3, on_batch=read.append)
+    assert read == [3, 3, 1] * 2
     assert [row.tolist() for row in found] == [pytest.approx(row) for row in expected]
 
 
@@ -100,12 +110,14 @@ PROBED = [
     ],
 )
 def test_class_weights_by_hand(combine, expected):
-    weights = build(combine).class_weights
+    asked = probe if combine.startswith("prior") else unasked
+    weights = Teacher.build(clients(), TeacherConfig(combine), asked).class_weights
     torch.testing.assert_close(weights, torch.tensor(expected).float())
 
 
 def test_label_counts_are_used_as_they_are(caplog):
-    teacher = build("label-aware", counts=((9, 1, 0), (0, 1, 39)))
+    shared = clients(((9, 1, 0), (0, 1, 39)))
+    teacher = Teacher.build(shared, TeacherConfig("label-aware"), unasked)
     assert teacher.combine == "label-aware" and not caplog.records
     assert teacher.class_weights.tolist() == [[9, 1, 0], [0, 1, 39]]
     assert teacher.normalised_weights.tolist() == [[1, 0.5, 0], [0, 0.5, 1]]
@@ -129,7 +141,7 @@ def test_label_aware_without_everyones_counts_falls_back_with_a_warning(caplog):
 def test_the_teacher_is_frozen_and_evaluating():
     model = tiny_vit(0).train()
     config = TeacherConfig(combine="mean-logits", probe_images=2)
-    teacher = Teacher.build([ClientModel("a", model, 3)], config, random_images(2))
+    teacher = Teacher.build([ClientModel("a", model, 3)], config, unasked)
     assert not any(p.requires_grad for p in teacher.models[0].parameters())
     assert not any(module.training for module in teacher.models[0].modules())
 
