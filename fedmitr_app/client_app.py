@@ -122,8 +122,13 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
         return _no_upload(client.key, "no-data", "its shard is empty.")
     model = _load_model(client, content)
     settings = client.config.client
-    steps = settings.epochs * math.ceil(len(shard) / settings.batch_size)
-    with Progress(f"client {client.key}: training", steps, "steps") as progress:
+    batches = math.ceil(len(shard) / settings.batch_size)
+    with Progress(
+        f"client {client.key}: training",
+        settings.epochs * batches,
+        "steps",
+        images_per_unit=len(shard) / batches,
+    ) as progress:
         measured = fit(
             model,
             shard,

@@ -155,7 +155,8 @@ def fuse_by_inversion(
             rng = generator(settings.seed, "distillation")
             distiller = Distiller(first, teacher, settings.distillation, rng)
         steps = _share(settings.distillation.steps, turn, rounds)
-        with Progress(f"{label}distillation", steps, "steps") as progress:
+        each = settings.distillation.batch_size
+        with Progress(f"{label}distillation", steps, "steps", images_per_unit=each) as progress:
 
             def on_step(loss: Tensor) -> None:
                 progress.advance(loss=loss)

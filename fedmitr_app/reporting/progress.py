@@ -28,6 +28,9 @@ class Progress:
         What is counted, in the plural.
     parts : int
         How often :meth:`advance` must count a unit until it is done.
+    images_per_unit : float | None
+        How many images a unit takes, on average, where units aren't images themselves: the
+        speed is then told in images per second.
     every_seconds : float
         Shortest time between two lines.
     log : Callable[[str], object] | None
@@ -49,6 +52,7 @@ class Progress:
         total: int,
         unit: str = "images",
         parts: int = 1,
+        images_per_unit: float | None = None,
         every_seconds: float = 5.0,
         log: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -58,6 +62,7 @@ class Progress:
         self.unit = unit
         self._parts = parts
         self._parts_done = 0
+        self._images_per_unit = images_per_unit
         self._every_seconds = every_seconds
         self._log = log or _log_info
         self._clock = clock
@@ -137,10 +142,12 @@ class Progress:
         return f"{int(self.done)}{of} {self.unit}"
 
     def _rate_words(self) -> str:
-        rate = self.rate
+        rate, unit = self.rate, self.unit
         if rate <= 0:
             return ""
-        return f", {rate:.0f} {self.unit}/s" if rate >= 100 else f", {rate:.3g} {self.unit}/s"
+        if self._images_per_unit is not None:
+            rate, unit = rate * self._images_per_unit, "images"
+        return f", {rate:.0f} {unit}/s" if rate >= 100 else f", {rate:.3g} {unit}/s"
 
     def _loss_words(self) -> str:
         value = self._loss() if callable(self._loss) else self._loss

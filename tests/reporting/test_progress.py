@@ -62,6 +62,15 @@ def test_a_unit_in_parts_counts_by_its_share() -> None:
     ]
 
 
+def test_steps_over_batches_tell_their_speed_in_images() -> None:
+    lines = run(steps=2, seconds_each=5.0, unit="steps", images_per_unit=12.5)
+    assert lines == [
+        "== inversion: 2 steps ==",
+        "inversion: 1/2 steps (50 %), 2.5 images/s, loss 1, 5.0 s left",
+        "inversion: 2 steps in 10 s, 2.5 images/s, loss 0.5",
+    ]
+
+
 def test_a_quick_loop_has_a_headline_and_a_closing_line() -> None:
     assert len(run(steps=50, seconds_each=0.0)) == 2
     assert len(run(steps=0, seconds_each=0.0)) == 2
