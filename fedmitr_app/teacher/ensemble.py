@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
+from fedmitr_app.teacher.probing import prior_shift, prior_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class Teacher:
     """K frozen models and how to combine them.
 
     ``class_weights`` is ``[K, classes]``: each client's estimated knowledge of each class
-    for the combinations that weigh classes, else its weight repeated.
+    for the combinations that weigh classes, else its weight repeated. ``logit_shift``, of the
+    same shape, is taken away from the clients' logits before they are combined.
     """
 
     models: tuple[PatchViT, ...]
     combine: str
     class_weights: Tensor
+    logit_shift: Tensor | None = None
 
     @classmethod
     def build(
@@ -78,19 +81,20 @@ class Teacher:
             combine = "prior-probed"
         device = next(models[0].parameters()).device
         sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
-        classes = models[0].num_classes
+        classes, shift = models[0].num_classes, None
         if combine == "label-aware":
             counts = [client.label_counts for client in clients]
             weights = torch.tensor(counts, device=device).float()
         elif combine in ("prior-probed", "prior-confidence"):
-            weights = sizes * probe(models)
+            priors = probe(models)
+            weights, shift = prior_weights(priors, sizes), prior_shift(priors)
         elif combine == "num-examples":
             weights = sizes.expand(-1, classes)
         else:
             weights = torch.ones_like(sizes).expand(-1, classes)
         # A class that nobody claims is answered by everyone alike.
         nobody = weights.sum(0, keepdim=True) <= 0
-        return cls(models, combine, torch.where(nobody, torch.ones_like(weights), weights))
+        return cls(models, combine, torch.where(nobody, torch.ones_like(weights), weights), shift)
 
     @property
     def normalised_weights(self) -> Tensor:
@@ -98,7 +102,10 @@ class Teacher:
         return self.class_weights / self.class_weights.sum(0)
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
-        """Combine stacked client logits, see :func:`combine_logits`."""
+        """Combine stacked client logits ``[K, B, C]`` or ``[K, B, n, C]``; members as below."""
+        if self.logit_shift is not None:
+            clients, classes = self.logit_shift.shape
+            logits = logits - self.logit_shift.reshape(clients, *[1] * (logits.dim() - 2), classes)
         return combine_logits(logits, self.combine, self.class_weights, members)
 
     def image_weights(self, targets: Tensor, members: Tensor | None = None) -> Tensor:

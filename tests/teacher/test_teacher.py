@@ -1,6 +1,8 @@
 """Building the teacher: weights of every combination, prior probing, fallbacks, density."""
 
+import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fedmitr_app.config import TeacherConfig
 from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.models.patch_vit import ViTOutput
 from fedmitr_app.teacher import ClientModel, Teacher, combine_logits, probe_priors
+from fedmitr_app.teacher.probing import prior_shift
 from tests.inversion.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
 
 PRIORS = ((0.7, 0.2, 0.1), (0.1, 0.1, 0.8))
@@ -50,18 +53,17 @@ def build(combine: str, counts=(None, None)) -> Teacher:
 
 
 def estimate_by_hand(answers: list[list[float]]) -> list[float]:
-    """The 8-norm of each class's probability over the images, to the power 3/4, normalised."""
+    """The 8-norm of each class's probability over the images, normalised."""
     found = []
     for label in range(len(answers[0])):
-        norm = (sum(p[label] ** 8 for p in answers) / len(answers)) ** (1 / 8)
-        found.append(norm**0.75)
+        found.append((sum(p[label] ** 8 for p in answers) / len(answers)) ** (1 / 8))
     return [value / sum(found) for value in found]
 
 
 def test_probing_ranks_classes_as_a_fabricated_models_prior_does():
     found = probe_priors([Biased(prior) for prior in PRIORS], torch.zeros(5, 1, 4, 4))
     assert [row.tolist() for row in found] == [
-        pytest.approx([p**0.75 / sum(q**0.75 for q in prior) for p in prior]) for prior in PRIORS
+        pytest.approx(list(prior)) for prior in PRIORS
     ]
 
 
@@ -93,8 +95,7 @@ def test_probing_finds_a_class_that_few_images_wake():
 
 
 PROBED = [
-    [size * share for share in estimate_by_hand([list(prior)])]
-    for size, prior in zip(SIZES, PRIORS)
+    [size**0.5 * share**0.75 for share in prior] for size, prior in zip(SIZES, PRIORS)
 ]
 
 
@@ -113,6 +114,32 @@ def test_class_weights_by_hand(combine, expected):
     asked = probe if combine.startswith("prior") else unasked
     weights = Teacher.build(clients(), TeacherConfig(combine), asked).class_weights
     torch.testing.assert_close(weights, torch.tensor(expected).float())
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_part_of_a_clients_own_prior_is_taken_from_its_logits(tokens):
+    teacher = build("prior-probed")
+    logits = torch.randn(2, 4, 5, 3) if tokens else torch.randn(2, 4, 3)
+    found = teacher.combine_logits(logits)
+    for place in itertools.product(*(range(side) for side in logits.shape[1:-1])):
+        for label in range(3):
+            total, weights = 0.0, 0.0
+            for client, prior in enumerate(PRIORS):
+                weight = PROBED[client][label]
+                own = logits[(client, *place, label)].item()
+                total += weight * (own - 0.4 * math.log(prior[label]))
+                weights += weight
+            assert found[(*place, label)].item() == pytest.approx(total / weights, abs=1e-5)
+
+
+def test_a_class_that_a_client_never_saw_is_not_raised_without_end():
+    shift = prior_shift(torch.tensor([[1.0, 1e-12]]))
+    assert shift.tolist() == [pytest.approx([0.0, 0.4 * math.log(0.01)])]
+
+
+@pytest.mark.parametrize("combine", ["label-aware", "mean-logits", "num-examples"])
+def test_other_combinations_leave_the_logits_as_they_are(combine):
+    assert build(combine, counts=((9, 1, 0), (0, 1, 39))).logit_shift is None
 
 
 def test_label_counts_are_used_as_they_are(caplog):
