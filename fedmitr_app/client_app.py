@@ -123,12 +123,9 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
     model = _load_model(client, content)
     settings = client.config.client
     batches = math.ceil(len(shard) / settings.batch_size)
-    with Progress(
-        f"client {client.key}: training",
-        settings.epochs * batches,
-        "steps",
-        images_per_unit=len(shard) / batches,
-    ) as progress:
+    steps, each = settings.epochs * batches, len(shard) / batches
+    stage = f"client {client.key}: training"
+    with Progress(stage, steps, "steps", images_per_unit=each) as progress:
         measured = fit(
             model,
             shard,

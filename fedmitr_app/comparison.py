@@ -28,6 +28,8 @@ class TestBench:
         Where to score.
     batch_size : int
         Images per forward pass.
+    on_batch : Callable[[int], object]
+        Gets how many more images are scored, of each model in turn.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of its name
@@ -39,9 +41,11 @@ class TestBench:
         model: PatchViT,
         device: torch.device,
         batch_size: int,
+        on_batch: Callable[[int], object] = lambda count: None,
     ) -> None:
         self.images, self.labels = images, labels
         self.model, self.device, self.batch_size = model, device, batch_size
+        self.on_batch = on_batch
 
     def model_accuracy(self, model: PatchViT) -> float:
         """Score one model."""
@@ -76,4 +80,5 @@ class TestBench:
             self.model.spec,
             device=self.device,
             batch_size=self.batch_size,
+            on_batch=self.on_batch,
         )

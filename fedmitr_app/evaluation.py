@@ -19,6 +19,7 @@ def accuracy(
     *,
     device: torch.device,
     batch_size: int = 256,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> float:
     """Return the share of images whose highest logit is at their label.
 
@@ -28,9 +29,12 @@ def accuracy(
         Normalised images ``[B, C, H, W]`` to logits ``[B, classes]``.
     images, labels : Tensor
         uint8 ``[n, C, H, W]`` and int64 ``[n]``.
+    on_batch : Callable[[int], object]
+        Gets how many more images are done.
     """
     correct = 0
     for pixels, truth in zip(images.split(batch_size), labels.split(batch_size)):
         logits = predict(spec.normalise(pixels.to(device)))
         correct += int((logits.argmax(-1).cpu() == truth).sum())
+        on_batch(len(truth))
     return correct / max(len(labels), 1)

@@ -20,6 +20,7 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import (
     Inverted,
     Pool,
+    PoolData,
     PoolRequest,
     diversity,
     make_pool,
@@ -172,7 +173,7 @@ def fuse_by_inversion(
         inversion_curves=_mean_curves([batch.curves for batch in batches]),
         distillation_loss=losses,
         images=len(data),
-        diversity=diversity(teacher, data.images, data.targets.argmax(-1)),
+        diversity=_diversity(teacher, data, label),
         inversion_seconds=seconds["inversion"],
         distillation_seconds=seconds["distillation"],
     )
@@ -205,6 +206,12 @@ def _invert(
         return make_pool(
             teacher, pool, config, request, device=device, student=student, on_step=on_step
         )
+
+
+def _diversity(teacher: Teacher, data: PoolData, label: str) -> float:
+    with Progress(f"{label}diversity", len(data) * len(teacher.models)) as progress:
+        labels = data.targets.argmax(-1)
+        return diversity(teacher, data.images, labels, on_batch=progress.advance)
 
 
 def _diverged(stage: str, learning_rate: float) -> TrainingError:

@@ -179,6 +179,10 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("fedmitr_app")]
     for line in ("teacher: 3 models, combined by prior-probed", "inversion: 16 images"):
         assert f"== {line} ==" in lines
+    # Every model reads every image: three clients, and four made of them.
+    scored = f"evaluation of 7 models: {7 * metrics['test_images']} images in "
+    for counted in (scored, "class priors: ", "diversity: 48 images in "):
+        assert any(line.startswith(counted) for line in lines), counted
     assert lines[0] == lines[-1] == f"run folder: {folder}"
     assert lines[1].startswith("server: device cpu, 1 thread")
     assert sum("server: device" in line for line in lines) == 1

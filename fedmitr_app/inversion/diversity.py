@@ -1,5 +1,7 @@
 """How different the synthetic images of one class are."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,11 @@ from fedmitr_app.teacher import Teacher
 
 @torch.no_grad()
 def diversity(
-    teacher: Teacher, images: Tensor, labels: Tensor, batch_size: int = 256
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int = 256,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> float:
     """Mean pairwise cosine distance within a class, in the clients' class-token features.
 
@@ -19,6 +25,8 @@ def diversity(
         Model input ``[n, C, H, W]`` on the models' device.
     labels : Tensor
         int64 ``[n]``, the likeliest class of each image's target.
+    on_batch : Callable[[int], object]
+        Gets how many more images a client has read.
 
     Returns
     -------
@@ -28,8 +36,11 @@ def diversity(
     """
     distances = []
     for model in teacher.models:
-        features = torch.cat([model(part).features for part in images.split(batch_size)])
-        unit = F.normalize(features, dim=-1)
+        features = []
+        for part in images.split(batch_size):
+            features.append(model(part).features)
+            on_batch(len(part))
+        unit = F.normalize(torch.cat(features), dim=-1)
         for label in labels.unique():
             group = unit[labels == label]
             count = len(group)

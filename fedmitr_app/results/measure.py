@@ -25,7 +25,7 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
 from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.reporting.progress import headline
+from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import RoundOutcome, average
 
@@ -114,15 +114,15 @@ def measure(
         )
     if test_set is None:
         return results
-    headline(f"evaluation on {len(test_set)} held-out images")
-    bench = TestBench(
-        test_set.images, test_set.labels, model, device, config.server.eval_batch_size
-    )
-    other = None if control is None else control.student
-    accuracy = bench.compare(clients, teacher, averaged, other)
     # The bare ensemble has no single model: its accuracy is the teacher's.
     single = config.server.method != "ensemble"
-    accuracy["student"] = bench.state_accuracy(global_state) if single else None
+    other = None if control is None else control.student
+    scored = len(clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
+    with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
+        batch_size, heard = config.server.eval_batch_size, progress.advance
+        bench = TestBench(test_set.images, test_set.labels, model, device, batch_size, heard)
+        accuracy = bench.compare(clients, teacher, averaged, other)
+        accuracy["student"] = bench.state_accuracy(global_state) if single else None
     return replace(results, accuracy=accuracy)
 
 
