@@ -78,12 +78,13 @@ def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
 def compare_students(
     config: Config, uploads: Sequence[Upload], teacher: Teacher, names: Sequence[str]
 ) -> dict[str, float]:
-    """Return each variant's student accuracy, in percent."""
+    """Return each variant's student accuracy and the teacher's, in percent."""
     model = initial_model(config)
     clients = load_clients(model, uploads, CPU)
     test = load_test_set(config.data)
     bench = TestBench(test.images, test.labels, model, CPU, config.server.eval_batch_size)
-    found = {}
+    found = {"teacher": 100 * bench.teacher_accuracy(teacher)}
+    print(f"seed {config.seed}, teacher: {found['teacher']:.1f} %", flush=True)
     for name in names:
         inversion = variants(config.inversion)[name]
         settings = FusionSettings(config.teacher, inversion, config.distillation, config.seed)
@@ -125,7 +126,7 @@ def main() -> None:
             found.setdefault(name, []).append(value)
     for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{name}: student {statistics.mean(values):.1f} ± {spread:.1f} %")
+        print(f"{name}: {statistics.mean(values):.1f} ± {spread:.1f} %")
 
 
 if __name__ == "__main__":

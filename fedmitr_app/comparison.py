@@ -51,6 +51,10 @@ class TestBench:
         """Score one model."""
         return self._score(lambda images: model(images).logits)
 
+    def teacher_accuracy(self, teacher: Teacher) -> float:
+        """Score the ensemble."""
+        return self._score(lambda images: teacher(images).logits)
+
     def state_accuracy(self, state: Mapping[str, Tensor]) -> float:
         """Score a state dict under timm's keys."""
         model = copy.deepcopy(self.model).to(self.device)
@@ -67,7 +71,7 @@ class TestBench:
         """Return what stands beside the student in ``metrics.json``'s ``accuracy``."""
         return {
             "control": None if control is None else self.model_accuracy(control),
-            "teacher": self._score(lambda images: teacher(images).logits),
+            "teacher": self.teacher_accuracy(teacher),
             "fedavg": self.state_accuracy(average),
             "clients": {client.key: self.model_accuracy(client.model) for client in clients},
         }
