@@ -155,7 +155,7 @@ class InversionConfig:
 class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
-    steps: int = whole(1500, low=1)
+    steps: int = whole(2000, low=1)
     repeats: int = whole(8, low=1)
     batch_size: int = whole(64, low=1)
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
