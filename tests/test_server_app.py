@@ -2,111 +2,25 @@
 
 import json
 import logging
-import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, Message
+from flwr.app import Array
 from flwr.serverapp.exception import AggregationError
-from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
 from fedmitr_app import server_app
-from fedmitr_app.client_app import app as client_app
-from fedmitr_app.config import default_run_config, flatten, parse_config
+from fedmitr_app.config import flatten, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
-from fedmitr_app.partitions import label_matrix
 from fedmitr_app.reporting.verdict import reproduce_command
-from fedmitr_app.results import write
 from fedmitr_app.results.write import report_data
-from fedmitr_app.strategies import OneShotStrategy
-from tests.strategies.fake_grid import FakeGrid, context, failure
+from tests.federation import Federation
+from tests.strategies.fake_grid import failure
 
-CLIENTS = 3
-TINY = {
-    "preset": "quick",
-    "partition.alpha": 1.0,
-    "data.max-train": 120,
-    "data.max-test": 60,
-    "model.depth": 1,
-    "client.epochs": 2,
-    "client.device": "cpu",
-    "server.device": "cpu",
-    "server.wait-for-nodes": 1.0,
-    "server.timeout": 60.0,
-    "teacher.probe-images": 16,
-    "inversion.images": 16,
-    "inversion.batch-size": 8,
-    "inversion.iterations": 6,
-    "distillation.steps": 4,
-    "distillation.batch-size": 8,
-}
-
-
-@pytest.fixture(autouse=True)
-def no_processes(monkeypatch):
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-    made = OneShotStrategy.__init__
-
-    def without_waiting(self, **settings):
-        made(self, **settings, settle_seconds=0.0, poll_seconds=0.0)
-
-    monkeypatch.setattr(OneShotStrategy, "__init__", without_waiting)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclass
-class Federation:
-    """Three clients; ``spoil`` may change a client's reply."""
-
-    folder: Path
-    spoil: Callable[[int, Message, Message], Message] | None = None
-    order: Callable[[list[int]], list[int]] = list
-    clients: int = CLIENTS
-    task_type: str = "flwr-simulation"
-    grid: FakeGrid | None = field(default=None, init=False)
-
-    def run(self, **changes: Any) -> dict[str, Any]:
-        """Do a run, return its metrics."""
-        run_config = self.settings(**changes)
-
-        def answer(message: Message) -> Message:
-            number = message.metadata.dst_node_id - 11
-            node = {"partition-id": number, "num-partitions": self.clients}
-            reply = client_app(message, context(run_config, node))
-            return self.spoil(number, message, reply) if self.spoil else reply
-
-        self.grid = FakeGrid(range(11, 11 + self.clients), answer, self.order)
-        self.grid.task_type = self.task_type
-        server_app.app(self.grid, context(run_config))
-        return self.metrics()
-
-    def settings(self, **changes: Any) -> dict[str, Any]:
-        return {**default_run_config(), **TINY, "output.run-dir": str(self.folder), **changes}
-
-    def metrics(self) -> dict[str, Any]:
-        return json.loads((self.folder / "metrics.json").read_text())
-
-    def measured(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
-
-    def state(self) -> str:
-        return json.loads((self.folder / "run.json").read_text())["state"]
-
-
-@pytest.fixture
-def federation(tmp_path):
-    return Federation(tmp_path / "run")
+pytestmark = pytest.mark.usefixtures("no_processes")
 
 
 def steady(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -384,80 +298,3 @@ class _NoResults:
 
     class outcome:
         asked = 4
-
-
-def test_a_label_figure_needs_uploads_that_agree(federation):
-    def other_size(number, message, reply):
-        reply.content["metrics"]["num-examples"] = 7 + number
-        reply.content["metrics"]["stage"] = 1.0  # a name that the log of metrics uses itself
-        return reply
-
-    federation.spoil = other_size
-    metrics = federation.run(**{"server.method": "fedavg"})
-    assert not math.isnan(metrics["accuracy"]["student"])
-    assert not (federation.folder / "figures" / "label_distribution.png").exists()
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    """The label counts that a run's report shows, by client key."""
-    labels: dict[str, list[int]] = {}
-    report = write.write_report
-
-    def note(folder, data):
-        labels.update(zip(data.label_matrix_clients, map(list, data.label_matrix), strict=True))
-        return report(folder, data)
-
-    monkeypatch.setattr(write, "write_report", note)
-    return labels
-
-
-def held(federation) -> dict[str, list[int]]:
-    config = parse_config(federation.settings())
-    matrix = label_matrix(config.data, config.partition, CLIENTS, config.seed).tolist()
-    return {f"client-{number:03d}": row for number, row in enumerate(matrix)}
-
-
-AVERAGE = {"server.method": "fedavg", "client.epochs": 1}
-
-
-def test_in_simulation_the_server_knows_what_it_dealt(federation, shown):
-    federation.spoil = lambda number, message, reply: (
-        failure(message, "boom") if number == 1 else reply
-    )
-    federation.run(**AVERAGE)
-    assert shown == held(federation)
-
-
-def test_in_a_deployment_only_what_clients_share_is_known(federation, shown, monkeypatch):
-    def never(*args):
-        raise AssertionError("the server deals its own data")
-
-    def one_declines(number, message, reply):
-        if number == 1:
-            del reply.content["upload"]["label-counts"]
-        return reply
-
-    monkeypatch.setattr(server_app, "label_matrix", never)
-    federation.task_type = "flwr-serverapp"
-    federation.run(**AVERAGE)
-    assert shown == {}
-    page = (federation.folder / "report.html").read_text()
-    assert "num-supernodes" not in page and "3 nodes of a deployment" in page
-    sharing = replace(federation, folder=federation.folder / "2", spoil=one_declines)
-    sharing.run(**AVERAGE, **{"client.share-label-counts": True})
-    expected = held(federation)
-    del expected["client-001"]
-    assert shown == expected
-    assert "1 of 3 clients did not share theirs" in (sharing.folder / "report.html").read_text()
-
-
-def test_clients_that_hold_something_else_than_was_dealt_are_believed(federation, shown):
-    def other_labels(number, message, reply):
-        upload = reply.content["upload"]
-        upload["label-counts"] = json.dumps(json.loads(upload["label-counts"])[::-1])
-        return reply
-
-    federation.spoil = other_labels
-    federation.run(**AVERAGE, **{"client.share-label-counts": True})
-    assert shown == {client: row[::-1] for client, row in held(federation).items()}
