@@ -13,12 +13,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from flwr.common.config import parse_config_args
+from torch import Tensor
 
 from benchmarks.common import initial_model, print_hardware, train_uploads, without_counts
 from fedmitr_app.comparison import TestBench
@@ -27,10 +28,11 @@ from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion,
 from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.inversion.targets import draw_members, draw_targets
+from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.randomness import generator
-from fedmitr_app.teacher import Teacher
-from fedmitr_app.uploads import Upload, average, read_spool
+from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.uploads import average, read_spool
 
 CPU = torch.device("cpu")
 
@@ -76,11 +78,14 @@ def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
 
 
 def compare_students(
-    config: Config, uploads: Sequence[Upload], teacher: Teacher, names: Sequence[str]
+    config: Config,
+    model: PatchViT,
+    average_state: Mapping[str, Tensor],
+    clients: Sequence[ClientModel],
+    teacher: Teacher,
+    names: Sequence[str],
 ) -> dict[str, float]:
     """Return each variant's student accuracy and the teacher's, in percent."""
-    model = initial_model(config)
-    clients = load_clients(model, uploads, CPU)
     test = load_test_set(config.data)
     bench = TestBench(test.images, test.labels, model, CPU, config.server.eval_batch_size)
     found = {"teacher": 100 * bench.teacher_accuracy(teacher)}
@@ -90,7 +95,7 @@ def compare_students(
         settings = FusionSettings(config.teacher, inversion, config.distillation, config.seed)
         with tempfile.TemporaryDirectory() as folder:
             fusion = fuse_by_inversion(
-                model, clients, average(uploads), teacher, settings, Path(folder)
+                model, clients, average_state, teacher, settings, Path(folder)
             )
         found[name] = 100 * bench.model_accuracy(fusion.student)
         print(f"seed {config.seed}, {name}: {found[name]:.1f} %", flush=True)
@@ -117,11 +122,14 @@ def main() -> None:
                 uploads = read_spool(arguments.uploads / f"seed{seed}" / "uploads")
             else:
                 uploads = without_counts(train_uploads(config, arguments.clients, Path(folder)))
-            clients = load_clients(initial_model(config), uploads, CPU)
+            model = initial_model(config)
+            clients = load_clients(model, uploads, CPU)
             teacher = build_teacher(clients, config.teacher, config.seed)
             if seed == arguments.seeds[0] and arguments.repeats:
                 compare_times(teacher, config, arguments.repeats)
-            students = compare_students(config, uploads, teacher, arguments.students)
+            students = compare_students(
+                config, model, average(uploads), clients, teacher, arguments.students
+            )
         for name, value in students.items():
             found.setdefault(name, []).append(value)
     for name, values in found.items():
