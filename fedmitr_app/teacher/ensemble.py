@@ -102,10 +102,10 @@ class Teacher:
         return self.class_weights / self.class_weights.sum(0)
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
-        """Combine stacked client logits ``[K, B, C]`` or ``[K, B, n, C]``; members as below."""
+        """Combine stacked client logits, shifted first, see :func:`combine_logits`."""
         if self.logit_shift is not None:
-            clients, classes = self.logit_shift.shape
-            logits = logits - self.logit_shift.reshape(clients, *[1] * (logits.dim() - 2), classes)
+            shape = (len(logits), *[1] * (logits.dim() - 2), -1)
+            logits = logits - self.logit_shift.reshape(shape)
         return combine_logits(logits, self.combine, self.class_weights, members)
 
     def image_weights(self, targets: Tensor, members: Tensor | None = None) -> Tensor:
