@@ -20,9 +20,7 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import (
     Inverted,
     Pool,
-    PoolData,
     PoolRequest,
-    diversity,
     make_pool,
     starting_images,
     steps_per_image,
@@ -62,7 +60,6 @@ class Fusion:
     inversion_curves: dict[str, list[float]]
     distillation_loss: list[float]
     images: int
-    diversity: float
     inversion_seconds: float
     distillation_seconds: float
 
@@ -173,7 +170,6 @@ def fuse_by_inversion(
         inversion_curves=_mean_curves([batch.curves for batch in batches]),
         distillation_loss=losses,
         images=len(data),
-        diversity=_diversity(teacher, data, label),
         inversion_seconds=seconds["inversion"],
         distillation_seconds=seconds["distillation"],
     )
@@ -206,12 +202,6 @@ def _invert(
         return make_pool(
             teacher, pool, config, request, device=device, student=student, on_step=on_step
         )
-
-
-def _diversity(teacher: Teacher, data: PoolData, label: str) -> float:
-    with Progress(f"{label}diversity", len(data) * len(teacher.models)) as progress:
-        labels = data.targets.argmax(-1)
-        return diversity(teacher, data.images, labels, on_batch=progress.advance)
 
 
 def _diverged(stage: str, learning_rate: float) -> TrainingError:

@@ -146,6 +146,7 @@ def build_strategy(
         distillation=config.distillation,
         seed=config.seed,
         device=device,
+        with_control=server.control and server.test_set,
         **common,
     )
 
@@ -165,13 +166,15 @@ def fuse_and_measure(
         timeout=config.server.timeout,
         train_config=ConfigRecord({"class-names": list(setting.class_names)}),
     )
-    fusion = ensemble = None
+    fusion = control = ensemble = None
     if isinstance(strategy, FedMITR):
-        fusion, ensemble = strategy.fusion, (strategy.clients, strategy.teacher_model)
+        fusion, control = strategy.fusion, strategy.control
+        ensemble = strategy.clients, strategy.teacher_model
     return measure(
         outcome=strategy.outcome,
         global_state=result.arrays.to_torch_state_dict(),
         fusion=fusion,
+        control=control,
         ensemble=ensemble,
         model=setting.model,
         names=setting.class_names,

@@ -69,7 +69,6 @@ def test_rounds_split_images_and_steps_without_losing_any(theta0, uploads, tmp_p
     made = [facts["round"] for facts in pool.provenance()]
     assert made == ([0, 0, 0] if rounds == 1 else [0, 1, 2])
     assert {len(curve) for curve in fusion.inversion_curves.values()} == {4}
-    assert fusion.diversity > 0.0
     assert fusion.inversion_seconds > 0.0 and fusion.distillation_seconds > 0.0
     assert not fusion.student.training
     # θ₀ gave its shape only; the student is a model of its own.
@@ -157,6 +156,24 @@ def test_the_strategy_fuses_the_same_with_and_without_a_run_folder(theta0, uploa
     assert all(torch.equal(first[name], second[name]) for name in theta0.vit.state_dict())
     assert len(list((tmp_path / "pool").iterdir())) == 3
     assert [client.key for client in within.clients] == [upload.client for upload in uploads]
+
+
+def test_the_strategy_distils_the_control_beside_the_model(theta0, uploads, tmp_path):
+    chosen = settings()
+    parts = {name: getattr(chosen, name) for name in ("teacher", "inversion", "distillation")}
+    strategy = FedMITR(theta0, device="cpu", run_dir=tmp_path / "run", with_control=True, **parts)
+    fused = strategy.fuse(uploads)
+    expected = (chosen, strategy.fusion), (chosen.without_inversion(), strategy.control)
+    for number, (plan, found) in enumerate(expected):
+        alone = fuse(theta0, uploads, plan, tmp_path / f"alone-{number}")
+        # Another number of threads may add in another order.
+        torch.testing.assert_close(found.student.state_dict(), alone.student.state_dict())
+    assert all(
+        torch.equal(fused[name], value)
+        for name, value in strategy.fusion.student.vit.state_dict().items()
+    )
+    # Its images are not kept.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["pool"]
 
 
 def test_a_device_that_the_strategy_chose_is_told_once(theta0, caplog):

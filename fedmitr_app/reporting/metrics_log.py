@@ -1,5 +1,6 @@
 """``metrics.jsonl``: what every stage measures, written as it happens."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ class MetricsLog:
     """One JSON object a line, on disk a few seconds later: what a run that dies leaves behind.
 
     Used in a ``with`` block, which writes what is left at its end; it may be entered again.
+    Stages that run side by side may share it.
 
     Parameters
     ----------
@@ -40,6 +42,7 @@ class MetricsLog:
         self._clock = clock
         self._last_write = clock()
         self._waiting: list[dict[str, Any]] = []
+        self._lock = threading.RLock()
 
     def add(self, stage: str, **values: Any) -> None:
         """Note a line; a tensor is read only when it is written, so as not to stall its device.
@@ -51,23 +54,25 @@ class MetricsLog:
         """
         if self.path is None:
             return
-        self._waiting.append({"stage": stage} | values)
-        if self._clock() - self._last_write >= self._every_seconds:
-            self.flush()
+        with self._lock:
+            self._waiting.append({"stage": stage} | values)
+            if self._clock() - self._last_write >= self._every_seconds:
+                self.flush()
 
     def flush(self) -> None:
         """Write what was noted; raises as :meth:`add` does."""
-        self._last_write = self._clock()
-        if self.path is None or not self._waiting:
-            return
-        text = "".join(json_line(line) + "\n" for line in self._waiting)
-        self._waiting.clear()
-        try:
-            # One write of whole lines, so that a killed run leaves whole lines.
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        with self._lock:
+            self._last_write = self._clock()
+            if self.path is None or not self._waiting:
+                return
+            text = "".join(json_line(line) + "\n" for line in self._waiting)
+            self._waiting.clear()
+            try:
+                # One write of whole lines, so that a killed run leaves whole lines.
+                with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+            except OSError as error:
+                raise unwritable(self.path, error) from error
 
     def __enter__(self) -> "MetricsLog":
         return self

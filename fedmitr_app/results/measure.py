@@ -1,9 +1,7 @@
 """Measure the global model, and beside it everything that it is compared with."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +10,13 @@ from torch import Tensor
 
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config
-from fedmitr_app.fusion import (
-    Fusion,
-    FusionSettings,
-    build_teacher,
-    fuse_by_inversion,
-    load_clients,
-)
-from fedmitr_app.inversion import Pool, Schedule
+from fedmitr_app.fusion import Fusion, build_teacher, load_clients
+from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
-from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.reporting.progress import Progress, headline
+from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import RoundOutcome, average
 
@@ -56,6 +47,8 @@ class Results:
     control: Fusion | None = None
     schedule: Schedule | None = None
     flop_ratio: float = 1.0
+    diversity: float = 0.0
+    """Of the pool, within a class."""
     pool: PoolSample | None = None
     simulated: bool = False
     """Whether Flower simulated the clients' nodes."""
@@ -67,6 +60,7 @@ def measure(
     outcome: RoundOutcome,
     global_state: Mapping[str, Tensor],
     fusion: Fusion | None,
+    control: Fusion | None,
     ensemble: Ensemble | None,
     model: PatchViT,
     names: tuple[str, ...],
@@ -79,9 +73,9 @@ def measure(
 ) -> Results:
     """Score the global model and everything beside it, and pick images to show.
 
-    The comparators (each client, FedAvg, the ensemble, the control) are made from the same
-    uploads, whatever ``server.method`` made the global model. ``ensemble`` is what the
-    method loaded already; with None it is loaded here. ``labels``, int ``[clients, classes]``,
+    The comparators (each client, FedAvg, the ensemble) are made from the same uploads,
+    whatever ``server.method`` made the global model. ``ensemble`` is what the method loaded
+    already; with None it is loaded here. ``labels``, int ``[clients, classes]``,
     is what the server knows to have been dealt.
     """
     averaged = average(outcome.accepted)
@@ -99,18 +93,17 @@ def measure(
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
     )
-    control = None
     if fusion is not None:
-        if test_set is not None and config.server.control:
-            control = _control(model, clients, averaged, teacher, config, folder.path)
         schedule = Schedule.build(config.inversion)
+        pool = Pool(folder.pool, model.num_patches).load(device)
         results = replace(
             results,
             fusion=fusion,
             control=control,
             schedule=schedule,
             flop_ratio=flop_ratio(teacher.models[0], schedule, config.inversion.iterations),
-            pool=_sample(Pool(folder.pool, model.num_patches), teacher, model, names, schedule),
+            diversity=_diversity(teacher, pool),
+            pool=_sample(pool, teacher, model, names, schedule),
         )
     if test_set is None:
         return results
@@ -124,33 +117,6 @@ def measure(
         accuracy = bench.compare(clients, teacher, averaged, other)
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
     return replace(results, accuracy=accuracy)
-
-
-def _control(
-    model: PatchViT,
-    clients: Sequence[ClientModel],
-    averaged: Mapping[str, Tensor],
-    teacher: Teacher,
-    config: Config,
-    folder: Path,
-) -> Fusion:
-    """Distil once more on procedural images as they come; their pool is not kept."""
-    headline("control: procedural images, neither chosen nor inverted")
-    settings = FusionSettings(config.teacher, config.inversion, config.distillation, config.seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="control-", dir=folder) as pool,
-        MetricsLog(folder) as log,
-    ):
-        return fuse_by_inversion(
-            model,
-            clients,
-            averaged,
-            teacher,
-            settings.without_inversion(),
-            Path(pool),
-            label="control: ",
-            record=lambda stage, **values: log.add("control", **values),
-        )
 
 
 def _known_labels(
@@ -178,12 +144,18 @@ def _title(target: Tensor, names: Sequence[str]) -> str:
     return " + ".join(likely) or names[labels[0]]
 
 
+def _diversity(teacher: Teacher, pool: PoolData) -> float:
+    with Progress("diversity", len(pool) * len(teacher.models)) as progress:
+        return diversity(
+            teacher, pool.images, pool.targets.argmax(-1), on_batch=progress.advance
+        )
+
+
 @torch.no_grad()
 def _sample(
-    pool: Pool, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule
+    pool: PoolData, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule
 ) -> PoolSample:
-    data = pool.load(teacher.class_weights.device)
-    images, targets, mask = (part[:SHOWN_IMAGES] for part in (data.images, data.targets, data.mask))
+    images, targets, mask = (part[:SHOWN_IMAGES] for part in (pool.images, pool.targets, pool.mask))
     # [K, n, N] -> [n, grid, grid]
     maps = torch.stack([member(images, attention=True).cls_attn for member in teacher.models])
     attention = teacher.density(maps, targets).unflatten(1, (model.grid, model.grid))

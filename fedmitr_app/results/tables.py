@@ -56,7 +56,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     seconds: dict[str, float] = {"training": outcome.collect_seconds}
     throughput: dict[str, float] = {}
     if fusion is not None:
-        metrics |= _of_fusion(fusion, results.flop_ratio)
+        metrics |= _of_fusion(fusion, results.flop_ratio, results.diversity)
         seconds["inversion"] = fusion.inversion_seconds
         seconds["distillation"] = fusion.distillation_seconds
         throughput["inverted_images_per_second"] = _rate(fusion.images, fusion.inversion_seconds)
@@ -70,13 +70,13 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     return {**metrics, "seconds": seconds, "throughput": throughput}
 
 
-def _of_fusion(fusion: Fusion, flop_ratio: float) -> dict[str, Any]:
+def _of_fusion(fusion: Fusion, flop_ratio: float, diversity: float) -> dict[str, Any]:
     confidence = fusion.inversion_curves.get("confidence") or [None]
     return {
         "inversion": {
             "flop_ratio": flop_ratio,
             "images": fusion.images,
-            "diversity": fusion.diversity,
+            "diversity": diversity,
             "confidence": confidence[-1],
         },
         "distillation": {

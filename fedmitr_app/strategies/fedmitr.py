@@ -1,6 +1,5 @@
 """FedMITR as a Flower strategy (arXiv 2605.10748)."""
 
-import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,8 @@ from fedmitr_app.fusion import (
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of
 from fedmitr_app.reporting.environment import device_lines, resolve_device
+from fedmitr_app.reporting.metrics_log import Record
+from fedmitr_app.side_by_side import side_by_side
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import Upload, average
@@ -46,6 +47,9 @@ class FedMITR(OneShotStrategy):
     device : str | torch.device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
         or a device that the caller chose, and told about, itself.
+    with_control : bool
+        Also distil a student on procedural images neither chosen nor inverted, beside the
+        global model, to see what the pool earns.
     **one_shot
         As in :class:`OneShotStrategy`.
 
@@ -53,6 +57,8 @@ class FedMITR(OneShotStrategy):
     ----------
     fusion : Fusion | None
         How the global model came about, once there is one.
+    control : Fusion | None
+        The same of the student on procedural images, if asked for.
     clients : list[ClientModel]
         The uploads as models, in the order of their keys.
     teacher_model : Teacher | None
@@ -76,6 +82,7 @@ class FedMITR(OneShotStrategy):
         distillation: DistillationConfig | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
+        with_control: bool = False,
         **one_shot: Any,
     ) -> None:
         self.model = _wrap(model, input_spec)
@@ -96,7 +103,9 @@ class FedMITR(OneShotStrategy):
             device = resolve_device(device, "server.device")
             self._device_lines = device_lines("server", device, torch.get_num_threads())
         self.device = device
+        self.with_control = with_control
         self.fusion: Fusion | None = None
+        self.control: Fusion | None = None
         self.clients: list[ClientModel] = []
         self.teacher_model: Teacher | None = None
 
@@ -112,23 +121,36 @@ class FedMITR(OneShotStrategy):
         """Return the distilled student's state dict."""
         self.clients = load_clients(self.model, uploads, self.device)
         self.teacher_model = build_teacher(self.clients, self.settings.teacher, self.settings.seed)
-        with self._pool_folder() as folder:
-            self.fusion = fuse_by_inversion(
+        averaged, log = average(uploads), self.metrics_log
+
+        def distil(settings: FusionSettings, folder: Path, label: str, record: Record) -> Fusion:
+            return fuse_by_inversion(
                 self.model,
                 self.clients,
-                average(uploads),
+                averaged,
                 self.teacher_model,
-                self.settings,
-                Path(folder),
-                record=self.metrics_log.add,
+                settings,
+                folder,
+                label=label,
+                record=record,
             )
-        return {name: value.cpu() for name, value in self.fusion.student.vit.state_dict().items()}
 
-    def _pool_folder(self) -> contextlib.AbstractContextManager[str | Path]:
-        """The run folder's pool, or a temporary one without a run folder."""
-        if self.run_dir is None:
-            return tempfile.TemporaryDirectory(prefix="fedmitr-pool-")
-        return contextlib.nullcontext(self.run_dir / "pool")
+        with tempfile.TemporaryDirectory(prefix="fedmitr-pools-") as temporary:
+            kept = Path(temporary) if self.run_dir is None else self.run_dir
+            tasks = [lambda: distil(self.settings, kept / "pool", "", log.add)]
+            if self.with_control:
+                plain = self.settings.without_inversion()
+                tasks.append(
+                    lambda: distil(
+                        plain,
+                        Path(temporary) / "control",
+                        "control: ",
+                        lambda stage, **values: log.add("control", **values),
+                    )
+                )
+            self.fusion, *rest = side_by_side(tasks, self.device)
+        self.control = rest[0] if rest else None
+        return {name: value.cpu() for name, value in self.fusion.student.vit.state_dict().items()}
 
 
 def _wrap(vit: PatchViT | VisionTransformer, input_spec: InputSpec | None) -> PatchViT:

@@ -1,6 +1,7 @@
 """metrics.jsonl: whole lines, soon on disk, and never in the way of another error."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,21 @@ def test_without_a_folder_nothing_is_kept() -> None:
     with MetricsLog(None) as log:
         log.add("inversion", loss=1.0)
     assert log._waiting == []
+
+
+def test_stages_side_by_side_lose_no_line(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, every_seconds=0.0)
+
+    def write(stage: str) -> None:
+        for step in range(300):
+            log.add(stage, step=step)
+
+    with log:
+        threads = [threading.Thread(target=write, args=(name,)) for name in ("a", "b", "c")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    written = lines(tmp_path)
+    for name in ("a", "b", "c"):
+        assert [line["step"] for line in written if line["stage"] == name] == list(range(300))
