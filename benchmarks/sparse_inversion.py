@@ -13,33 +13,31 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from flwr.common.config import parse_config_args
-from torch import Tensor
 
 from benchmarks.common import initial_model, print_hardware, train_uploads, without_counts
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config, InversionConfig, parse_config
-from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion, load_clients
 from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.inversion.targets import draw_members, draw_targets
-from fedmitr_app.models import PatchViT
+from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.randomness import generator
-from fedmitr_app.teacher import ClientModel, Teacher
-from fedmitr_app.uploads import average, read_spool
+from fedmitr_app.teacher import Teacher
+from fedmitr_app.uploads import read_spool
 
 CPU = torch.device("cpu")
 
 
 def variants(inversion: InversionConfig) -> dict[str, InversionConfig]:
     """The pools that are compared; all but the control start from the same chosen images."""
-    control = FusionSettings(inversion=inversion).without_inversion()
+    control = without_inversion(MethodSettings(inversion=inversion))
     return {
         "dense": replace(inversion, schedule="dense"),
         "sparse": replace(inversion, schedule="sparse"),
@@ -77,27 +75,19 @@ def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
     print(f"measured (median of {repeats}) {measured:.2f} times: {measured * share:.0%} of that")
 
 
-def compare_students(
-    config: Config,
-    model: PatchViT,
-    average_state: Mapping[str, Tensor],
-    clients: Sequence[ClientModel],
-    teacher: Teacher,
-    names: Sequence[str],
-) -> dict[str, float]:
+def compare_students(config: Config, task: Task, names: Sequence[str]) -> dict[str, float]:
     """Return each variant's student accuracy and the teacher's, in percent."""
     test = load_test_set(config.data)
-    bench = TestBench(test.images, test.labels, model, CPU, config.server.eval_batch_size)
-    found = {"teacher": 100 * bench.teacher_accuracy(teacher)}
+    bench = TestBench(test.images, test.labels, task.model, CPU, config.server.eval_batch_size)
+    found = {"teacher": 100 * bench.teacher_accuracy(task.teacher)}
     print(f"seed {config.seed}, teacher: {found['teacher']:.1f} %", flush=True)
     for name in names:
         inversion = variants(config.inversion)[name]
-        settings = FusionSettings(config.teacher, inversion, config.distillation, config.seed)
         with tempfile.TemporaryDirectory() as folder:
-            fusion = fuse_by_inversion(
-                model, clients, average_state, teacher, settings, Path(folder)
+            fused = fedmitr(
+                task.alter(lambda ours: replace(ours, inversion=inversion), folder=Path(folder))
             )
-        found[name] = 100 * bench.model_accuracy(fusion.student)
+        found[name] = 100 * bench.model_accuracy(fused.model)
         print(f"seed {config.seed}, {name}: {found[name]:.1f} %", flush=True)
     return found
 
@@ -122,14 +112,11 @@ def main() -> None:
                 uploads = read_spool(arguments.uploads / f"seed{seed}" / "uploads")
             else:
                 uploads = without_counts(train_uploads(config, arguments.clients, Path(folder)))
-            model = initial_model(config)
-            clients = load_clients(model, uploads, CPU)
-            teacher = build_teacher(clients, config.teacher, config.seed)
+            model, settings = initial_model(config), MethodSettings.of(config)
+            task = Task.load(model, uploads, settings, Path(folder), CPU)
             if seed == arguments.seeds[0] and arguments.repeats:
-                compare_times(teacher, config, arguments.repeats)
-            students = compare_students(
-                config, model, average(uploads), clients, teacher, arguments.students
-            )
+                compare_times(task.teacher, config, arguments.repeats)
+            students = compare_students(config, task, arguments.students)
         for name, value in students.items():
             found.setdefault(name, []).append(value)
     for name, values in found.items():

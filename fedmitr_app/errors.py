@@ -32,3 +32,7 @@ class UploadError(FedmitrError):
 
 class RunFolderError(FedmitrError):
     """The run folder cannot be used."""
+
+
+class MethodUnavailable(FedmitrError):
+    """A method lacks what it needs; the message finishes "not run: ..."."""

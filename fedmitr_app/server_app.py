@@ -166,16 +166,15 @@ def fuse_and_measure(
         timeout=config.server.timeout,
         train_config=ConfigRecord({"class-names": list(setting.class_names)}),
     )
-    fusion = control = ensemble = None
+    fused = control = task = None
     if isinstance(strategy, FedMITR):
-        fusion, control = strategy.fusion, strategy.control
-        ensemble = strategy.clients, strategy.teacher_model
+        fused, control, task = strategy.fused, strategy.control, strategy.task
     return measure(
         outcome=strategy.outcome,
         global_state=result.arrays.to_torch_state_dict(),
-        fusion=fusion,
+        fused=fused,
         control=control,
-        ensemble=ensemble,
+        task=task,
         model=setting.model,
         names=setting.class_names,
         test_set=setting.test_set,

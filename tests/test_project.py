@@ -16,7 +16,7 @@ KNOW_FLOWER = ("client_app.py", "server_app.py", "strategies")
 MOST_LINES = 300
 # Tests of one room may be longer: a table of cases is no program.
 MOST_LINES_OF_TESTS = 450
-CORE = ("fusion", "inversion", "distillation", "teacher", "models", "training", "uploads")
+CORE = ("methods", "inversion", "distillation", "teacher", "models", "training", "uploads")
 
 
 def sources(folder: Path) -> list[Path]:

@@ -290,7 +290,7 @@ def test_the_command_to_reproduce_names_the_preset_and_what_was_changed(federati
 class _NoResults:
     """As much of Results as the command needs."""
 
-    fusion = schedule = pool = None
+    fused = schedule = pool = None
     labels: dict[str, list[int]] = {}
     simulated = True
     class_names: tuple[str, ...] = ()

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config
-from fedmitr_app.fusion import Fusion, build_teacher, load_clients
 from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
+from fedmitr_app.methods import Fused, MethodSettings, Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
 from fedmitr_app.reporting.progress import Progress
-from fedmitr_app.teacher import ClientModel, Teacher
-from fedmitr_app.uploads import RoundOutcome, average
+from fedmitr_app.teacher import Teacher
+from fedmitr_app.uploads import RoundOutcome
 
 SHOWN_IMAGES = 30
-
-Ensemble = tuple[Sequence[ClientModel], Teacher]
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,9 @@ class Results:
     """Client key to its images of each class, of those clients where the server knows it."""
     on_shards: Mapping[str, float]
     """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
-    fusion: Fusion | None = None
+    fused: Fused | None = None
     """None if the method inverts nothing; then there is no schedule, pool or control."""
-    control: Fusion | None = None
+    control: Fused | None = None
     schedule: Schedule | None = None
     flop_ratio: float = 1.0
     diversity: float = 0.0
@@ -59,9 +57,9 @@ def measure(
     *,
     outcome: RoundOutcome,
     global_state: Mapping[str, Tensor],
-    fusion: Fusion | None,
-    control: Fusion | None,
-    ensemble: Ensemble | None,
+    fused: Fused | None,
+    control: Fused | None,
+    task: Task | None,
     model: PatchViT,
     names: tuple[str, ...],
     test_set: ImageSet | None,
@@ -74,15 +72,14 @@ def measure(
     """Score the global model and everything beside it, and pick images to show.
 
     The comparators (each client, FedAvg, the ensemble) are made from the same uploads,
-    whatever ``server.method`` made the global model. ``ensemble`` is what the method loaded
+    whatever ``server.method`` made the global model. ``task`` holds what the method loaded
     already; with None it is loaded here. ``labels``, int ``[clients, classes]``,
     is what the server knows to have been dealt.
     """
-    averaged = average(outcome.accepted)
-    if ensemble is None:
-        loaded = load_clients(model, outcome.accepted, device)
-        ensemble = loaded, build_teacher(loaded, config.teacher, config.seed)
-    clients, teacher = ensemble
+    if task is None:
+        settings = MethodSettings.of(config)
+        task = Task.load(model, outcome.accepted, settings, folder.path, device)
+    teacher = task.teacher
     results = Results(
         outcome=outcome,
         global_state=global_state,
@@ -93,12 +90,12 @@ def measure(
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
     )
-    if fusion is not None:
+    if fused is not None:
         schedule = Schedule.build(config.inversion)
         pool = Pool(folder.pool, model.num_patches).load(device)
         results = replace(
             results,
-            fusion=fusion,
+            fused=fused,
             control=control,
             schedule=schedule,
             flop_ratio=flop_ratio(teacher.models[0], schedule, config.inversion.iterations),
@@ -109,12 +106,12 @@ def measure(
         return results
     # The bare ensemble has no single model: its accuracy is the teacher's.
     single = config.server.method != "ensemble"
-    other = None if control is None else control.student
-    scored = len(clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
+    other = None if control is None else control.model
+    scored = len(task.clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
     with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
         bench = TestBench(test_set.images, test_set.labels, model, device, batch_size, heard)
-        accuracy = bench.compare(clients, teacher, averaged, other)
+        accuracy = bench.compare(task.clients, teacher, task.average, other)
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
     return replace(results, accuracy=accuracy)
 

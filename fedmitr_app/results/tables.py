@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedmitr_app.fusion import Fusion
+from fedmitr_app.methods import Fused
 from fedmitr_app.reporting import ClientRow
 from fedmitr_app.results.measure import Results
 
@@ -38,7 +38,7 @@ def client_rows(results: Results) -> list[ClientRow]:
 
 def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     """Return ``metrics.json``; what varies by itself is under seconds and throughput."""
-    outcome, fusion = results.outcome, results.fusion
+    outcome, fused = results.outcome, results.fused
     metrics: dict[str, Any] = {
         "seed": seed,
         "accuracy": dict(results.accuracy),
@@ -55,33 +55,32 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
         metrics["federated_evaluation"] = dict(results.on_shards)
     seconds: dict[str, float] = {"training": outcome.collect_seconds}
     throughput: dict[str, float] = {}
-    if fusion is not None:
-        metrics |= _of_fusion(fusion, results.flop_ratio, results.diversity)
-        seconds["inversion"] = fusion.inversion_seconds
-        seconds["distillation"] = fusion.distillation_seconds
-        throughput["inverted_images_per_second"] = _rate(fusion.images, fusion.inversion_seconds)
+    if fused is not None:
+        metrics |= _of_fused(fused, results.flop_ratio, results.diversity)
+        seconds |= fused.seconds
+        throughput["inverted_images_per_second"] = _rate(fused.images, fused.seconds["inversion"])
         throughput["distillation_steps_per_second"] = _rate(
-            len(fusion.distillation_loss), fusion.distillation_seconds
+            len(fused.distillation_loss), fused.seconds["distillation"]
         )
     if results.control is not None:
-        control = results.control
-        seconds["control"] = control.inversion_seconds + control.distillation_seconds
+        # Beside the global model, on half of the CPU's threads each.
+        seconds["control"] = sum(results.control.seconds.values())
     seconds["total"] = results.total_seconds
     return {**metrics, "seconds": seconds, "throughput": throughput}
 
 
-def _of_fusion(fusion: Fusion, flop_ratio: float, diversity: float) -> dict[str, Any]:
-    confidence = fusion.inversion_curves.get("confidence") or [None]
+def _of_fused(fused: Fused, flop_ratio: float, diversity: float) -> dict[str, Any]:
+    confidence = fused.inversion_curves.get("confidence") or [None]
     return {
         "inversion": {
             "flop_ratio": flop_ratio,
-            "images": fusion.images,
+            "images": fused.images,
             "diversity": diversity,
             "confidence": confidence[-1],
         },
         "distillation": {
-            "steps": len(fusion.distillation_loss),
-            "loss": fusion.distillation_loss[-1],
+            "steps": len(fused.distillation_loss),
+            "loss": fused.distillation_loss[-1],
         },
     }
 

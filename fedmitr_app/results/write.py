@@ -68,12 +68,12 @@ def report_data(
 
 
 def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
-    fusion, schedule = results.fusion, results.schedule
-    if fusion is None or schedule is None:
+    fused, schedule = results.fused, results.schedule
+    if fused is None or schedule is None:
         return None, None
-    curves = {name: curve for name, curve in fusion.inversion_curves.items() if name != "alive"}
+    curves = {name: curve for name, curve in fused.inversion_curves.items() if name != "alive"}
     steps = range(len(curves["loss"]))
-    loss = fusion.distillation_loss
+    loss = fused.distillation_loss
     return (
         Curves(steps, curves, sorted(schedule.stops)) if steps else None,
         Curves(range(len(loss)), {"loss": loss}),

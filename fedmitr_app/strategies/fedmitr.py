@@ -1,8 +1,8 @@
 """FedMITR as a Flower strategy (arXiv 2605.10748)."""
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
-from fedmitr_app.fusion import (
-    Fusion,
-    FusionSettings,
-    build_teacher,
-    fuse_by_inversion,
-    load_clients,
-)
 from fedmitr_app.errors import ModelError
+from fedmitr_app.methods import Fused, MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of
 from fedmitr_app.reporting.environment import device_lines, resolve_device
-from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.side_by_side import side_by_side
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.teacher import ClientModel, Teacher
-from fedmitr_app.uploads import Upload, average
+from fedmitr_app.uploads import Upload
 
 
 class FedMITR(OneShotStrategy):
@@ -55,14 +47,12 @@ class FedMITR(OneShotStrategy):
 
     Attributes
     ----------
-    fusion : Fusion | None
-        How the global model came about, once there is one.
-    control : Fusion | None
+    task : Task | None
+        The uploads as models, and the teacher that they are, once they came.
+    fused : Fused | None
+        The global model and how it came about, once there is one.
+    control : Fused | None
         The same of the student on procedural images, if asked for.
-    clients : list[ClientModel]
-        The uploads as models, in the order of their keys.
-    teacher_model : Teacher | None
-        The ensemble that they are, which the global model was distilled from.
 
     Raises
     ------
@@ -92,7 +82,7 @@ class FedMITR(OneShotStrategy):
             num_classes=self.model.num_classes,
             **one_shot,
         )
-        self.settings = FusionSettings(
+        self.settings = MethodSettings(
             teacher or TeacherConfig(),
             inversion or InversionConfig(),
             distillation or DistillationConfig(),
@@ -104,53 +94,37 @@ class FedMITR(OneShotStrategy):
             self._device_lines = device_lines("server", device, torch.get_num_threads())
         self.device = device
         self.with_control = with_control
-        self.fusion: Fusion | None = None
-        self.control: Fusion | None = None
-        self.clients: list[ClientModel] = []
-        self.teacher_model: Teacher | None = None
+        self.task: Task | None = None
+        self.fused: Fused | None = None
+        self.control: Fused | None = None
 
     def summary_lines(self) -> list[str]:
         """Add the method's settings, and the device if the strategy chose it."""
         lines = super().summary_lines()
         for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
-            words = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(part).items())
+            words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
             lines.append(f"{type(part).__name__}: {words}")
         return lines + self._device_lines
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the distilled student's state dict."""
-        self.clients = load_clients(self.model, uploads, self.device)
-        self.teacher_model = build_teacher(self.clients, self.settings.teacher, self.settings.seed)
-        averaged, log = average(uploads), self.metrics_log
-
-        def distil(settings: FusionSettings, folder: Path, label: str, record: Record) -> Fusion:
-            return fuse_by_inversion(
-                self.model,
-                self.clients,
-                averaged,
-                self.teacher_model,
-                settings,
-                folder,
-                label=label,
-                record=record,
-            )
-
-        with tempfile.TemporaryDirectory(prefix="fedmitr-pools-") as temporary:
-            kept = Path(temporary) if self.run_dir is None else self.run_dir
-            tasks = [lambda: distil(self.settings, kept / "pool", "", log.add)]
+        log = self.metrics_log
+        with tempfile.TemporaryDirectory(prefix="fedmitr-") as temporary:
+            folder = self.run_dir or Path(temporary)
+            task = Task.load(self.model, uploads, self.settings, folder, self.device)
+            self.task = task = replace(task, record=log.add)
+            methods = [lambda: fedmitr(task)]
             if self.with_control:
-                plain = self.settings.without_inversion()
-                tasks.append(
-                    lambda: distil(
-                        plain,
-                        Path(temporary) / "control",
-                        "control: ",
-                        lambda stage, **values: log.add("control", **values),
-                    )
+                control = task.alter(
+                    without_inversion,
+                    folder=Path(temporary) / "control",
+                    label="control: ",
+                    record=lambda stage, **values: log.add("control", **values),
                 )
-            self.fusion, *rest = side_by_side(tasks, self.device)
-        self.control = rest[0] if rest else None
-        return {name: value.cpu() for name, value in self.fusion.student.vit.state_dict().items()}
+                methods.append(lambda: fedmitr(control))
+            self.fused, *others = side_by_side(methods, self.device)
+        self.control = others[0] if others else None
+        return {name: value.cpu() for name, value in self.fused.model.vit.state_dict().items()}
 
 
 def _wrap(vit: PatchViT | VisionTransformer, input_spec: InputSpec | None) -> PatchViT:

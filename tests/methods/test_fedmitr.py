@@ -1,16 +1,18 @@
 """From uploads to global model, without Flower: rounds, pool, θ₀, determinism."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
 from fedmitr_app.errors import ConfigError, ModelError, TrainingError
-from fedmitr_app.fusion import FusionSettings, build_teacher, fuse_by_inversion, load_clients
 from fedmitr_app.inversion import Pool
+from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
-from fedmitr_app.uploads import Upload, average
+from fedmitr_app.uploads import Upload
 from tests.inversion.tiny import SPEC, contents, tiny_vit
 
 CPU = torch.device("cpu")
@@ -18,7 +20,7 @@ CPU = torch.device("cpu")
 
 def settings(rounds=1, seed=0, distillation=None, **inversion):
     small = {"images": 11, "batch_size": 4, "iterations": 4, "stops": (0.5,), "candidates": 2}
-    return FusionSettings(
+    return MethodSettings(
         TeacherConfig(probe_images=8),
         InversionConfig(**{**small, "rounds": rounds, **inversion}),
         DistillationConfig(**{"steps": 7, "batch_size": 4, **(distillation or {})}),
@@ -42,13 +44,11 @@ def theta0():
 
 
 def fuse(theta0, uploads, chosen, folder):
-    clients = load_clients(theta0, uploads, CPU)
-    teacher = build_teacher(clients, chosen.teacher, chosen.seed)
-    return fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, folder)
+    return fedmitr(Task.load(theta0, uploads, chosen, folder, CPU))
 
 
-def test_uploads_become_models_in_their_order(theta0, uploads):
-    clients = load_clients(theta0, uploads, CPU)
+def test_uploads_become_models_in_their_order(theta0, uploads, tmp_path):
+    clients = Task.load(theta0, uploads, settings(), tmp_path, CPU).clients
     assert [(c.key, c.num_examples) for c in clients] == [
         ("client-000", 10),
         ("client-001", 20),
@@ -62,39 +62,38 @@ def test_uploads_become_models_in_their_order(theta0, uploads):
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_rounds_split_images_and_steps_without_losing_any(theta0, uploads, tmp_path, rounds):
     before = {name: value.clone() for name, value in theta0.state_dict().items()}
-    fusion = fuse(theta0, uploads, settings(rounds), tmp_path / "pool")
+    fused = fuse(theta0, uploads, settings(rounds), tmp_path)
     pool = Pool(tmp_path / "pool", theta0.num_patches)
-    assert fusion.images == len(pool.load()) == 11
-    assert len(fusion.distillation_loss) == 7
+    assert fused.images == len(pool.load()) == 11
+    assert len(fused.distillation_loss) == 7
     made = [facts["round"] for facts in pool.provenance()]
     assert made == ([0, 0, 0] if rounds == 1 else [0, 1, 2])
-    assert {len(curve) for curve in fusion.inversion_curves.values()} == {4}
-    assert fusion.inversion_seconds > 0.0 and fusion.distillation_seconds > 0.0
-    assert not fusion.student.training
+    assert {len(curve) for curve in fused.inversion_curves.values()} == {4}
+    assert min(fused.seconds[stage] for stage in ("inversion", "distillation")) > 0.0
+    assert not fused.model.training
     # θ₀ gave its shape only; the student is a model of its own.
     assert all(torch.equal(value, before[name]) for name, value in theta0.state_dict().items())
     assert any(
-        not torch.equal(value, before[name]) for name, value in fusion.student.state_dict().items()
+        not torch.equal(value, before[name]) for name, value in fused.model.state_dict().items()
     )
 
 
-def test_the_log_names_the_combination_that_is_used(theta0, uploads, caplog):
+def test_the_log_names_the_combination_that_is_used(theta0, uploads, tmp_path, caplog):
     caplog.set_level("INFO", logger="fedmitr_app")
-    clients = load_clients(theta0, uploads, CPU)
     for asked, used in (("label-aware", "prior-probed"), ("mean-logits", "mean-logits")):
         caplog.clear()
-        build_teacher(clients, TeacherConfig(asked, 8), 0)
+        plan = MethodSettings(TeacherConfig(asked, 8))
+        assert Task.load(theta0, uploads, plan, tmp_path, CPU).teacher.combine == used
         assert caplog.messages[-1] == f"== teacher: 3 models, combined by {used} =="
         # Three models read eight images each, or nobody reads any.
         assert ("== class priors: 24 images ==" in caplog.messages) == (used != asked)
 
 
 def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):
-    clients = load_clients(theta0, uploads, CPU)
     chosen = settings(distillation={"student": "best-client"})
-    teacher = build_teacher(clients, chosen.teacher, 0)
-    fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, tmp_path / "pool")
-    for client, upload in zip(clients, uploads, strict=True):
+    task = Task.load(theta0, uploads, chosen, tmp_path, CPU)
+    fedmitr(task)
+    for client, upload in zip(task.clients, uploads, strict=True):
         for name, value in upload.load_state().items():
             assert torch.equal(client.model.vit.state_dict()[name], value)
 
@@ -102,9 +101,9 @@ def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):
 def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path):
     def bits(name, seed):
         chosen = settings(rounds=2, seed=seed, disagreement=0.5)
-        fusion = fuse(theta0, uploads, chosen, tmp_path / name)
-        flat = torch.cat([value.flatten() for value in fusion.student.state_dict().values()])
-        return contents(Pool(tmp_path / name, theta0.num_patches)), flat
+        fused = fuse(theta0, uploads, chosen, tmp_path / name)
+        flat = torch.cat([value.flatten() for value in fused.model.state_dict().values()])
+        return contents(Pool(tmp_path / name / "pool", theta0.num_patches)), flat
 
     (one, first), (two, second) = bits("a", 0), bits("b", 0)
     assert one == two and torch.equal(first, second)
@@ -114,7 +113,7 @@ def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path
 
 def test_the_control_keeps_everything_but_inversion(theta0, uploads, tmp_path):
     chosen = settings(stops=(1.0, 3.0), drop=(0.2, 0.3))
-    control = chosen.without_inversion()
+    control = without_inversion(chosen)
     assert control.inversion.iterations == 0
     assert (control.teacher, control.distillation, control.seed) == (
         chosen.teacher,
@@ -122,23 +121,23 @@ def test_the_control_keeps_everything_but_inversion(theta0, uploads, tmp_path):
         chosen.seed,
     )
     plain = fuse(theta0, uploads, control, tmp_path / "control")
-    inverted = fuse(theta0, uploads, chosen, tmp_path / "pool")
+    inverted = fuse(theta0, uploads, chosen, tmp_path)
     assert plain.images == inverted.images and plain.inversion_curves["loss"] == []
-    states = plain.student.state_dict(), inverted.student.state_dict()
+    states = plain.model.state_dict(), inverted.model.state_dict()
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
-    pool = Pool(tmp_path / "control", theta0.num_patches).load()
+    pool = Pool(tmp_path / "control" / "pool", theta0.num_patches).load()
     assert not pool.mask.any()
 
 
 @pytest.mark.parametrize("stage", ["inversion", "distillation"])
 def test_leaving_the_finite_numbers_is_one_sentence(theta0, uploads, tmp_path, stage):
     chosen = settings(distillation={"learning_rate": 1e30 if stage == "distillation" else 1e-3})
-    clients = load_clients(theta0, uploads, CPU)
+    chosen = replace(chosen, teacher=TeacherConfig("mean-logits", 8))
+    task = Task.load(theta0, uploads, chosen, tmp_path, CPU)
     if stage == "inversion":
-        torch.nn.init.constant_(clients[0].model.vit.head.weight, float("nan"))
-    teacher = build_teacher(clients, TeacherConfig("mean-logits", 8), 0)
+        torch.nn.init.constant_(task.clients[0].model.vit.head.weight, float("nan"))
     with pytest.raises(TrainingError, match=f"{stage}.learning-rate = .* lower it"):
-        fuse_by_inversion(theta0, clients, average(uploads), teacher, chosen, tmp_path / "pool")
+        fedmitr(task)
 
 
 def test_more_rounds_than_images_or_steps_are_refused():
@@ -155,7 +154,7 @@ def test_the_strategy_fuses_the_same_with_and_without_a_run_folder(theta0, uploa
     first, second = within.fuse(uploads), without.fuse(uploads)
     assert all(torch.equal(first[name], second[name]) for name in theta0.vit.state_dict())
     assert len(list((tmp_path / "pool").iterdir())) == 3
-    assert [client.key for client in within.clients] == [upload.client for upload in uploads]
+    assert [client.key for client in within.task.clients] == [upload.client for upload in uploads]
 
 
 def test_the_strategy_distils_the_control_beside_the_model(theta0, uploads, tmp_path):
@@ -163,14 +162,14 @@ def test_the_strategy_distils_the_control_beside_the_model(theta0, uploads, tmp_
     parts = {name: getattr(chosen, name) for name in ("teacher", "inversion", "distillation")}
     strategy = FedMITR(theta0, device="cpu", run_dir=tmp_path / "run", with_control=True, **parts)
     fused = strategy.fuse(uploads)
-    expected = (chosen, strategy.fusion), (chosen.without_inversion(), strategy.control)
+    expected = (chosen, strategy.fused), (without_inversion(chosen), strategy.control)
     for number, (plan, found) in enumerate(expected):
         alone = fuse(theta0, uploads, plan, tmp_path / f"alone-{number}")
         # Another number of threads may add in another order.
-        torch.testing.assert_close(found.student.state_dict(), alone.student.state_dict())
+        torch.testing.assert_close(found.model.state_dict(), alone.model.state_dict())
     assert all(
         torch.equal(fused[name], value)
-        for name, value in strategy.fusion.student.vit.state_dict().items()
+        for name, value in strategy.fused.model.vit.state_dict().items()
     )
     # Its images are not kept.
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["pool"]

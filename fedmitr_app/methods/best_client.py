@@ -1,0 +1,20 @@
+"""One client's model as it is: what a round gives without any fusion."""
+
+from fedmitr_app.distillation.students import best_client as most_agreeing
+from fedmitr_app.inversion import starting_images
+from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.randomness import generator
+
+IMAGES = 256
+
+
+def best_client(task: Task) -> Fused:
+    """Choose the client that agrees most with the ensemble on procedural images.
+
+    A server without data can't know which client is best on real images: this is its guess
+    (choice).
+    """
+    rng = generator(task.settings.seed, "best-client")
+    images = starting_images("procedural", IMAGES, task.model.spec, rng).to(task.device)
+    chosen = most_agreeing(task.clients, task.teacher, images)
+    return Fused(model=task.clients[chosen].model)

@@ -1,0 +1,88 @@
+"""FedMITR: invert the teacher sparsely, relabel, distil (arXiv 2605.10748)."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fedmitr_app.inversion import Inverted, Pool, PoolRequest, make_pool, steps_per_image
+from fedmitr_app.methods.student import StudentTraining, diverged, share
+from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.models import PatchViT
+from fedmitr_app.reporting.progress import Progress
+
+
+def fedmitr(task: Task) -> Fused:
+    """Invert the teacher into a pool, distil a student on it.
+
+    With ``inversion.rounds`` above 1 the two alternate: each turn inverts its share of the
+    images (against the student so far, if ``inversion.disagreement`` is above 0) and goes on
+    distilling on the pool so far. The same settings and uploads give the same model on a CPU.
+
+    Raises
+    ------
+    TrainingError
+        If inversion or distillation leaves the finite numbers.
+    """
+    teacher, config = task.teacher, task.settings.inversion
+    pool = Pool(task.folder / "pool", task.model.num_patches)
+    student: StudentTraining | None = None
+    batches, seconds = [], {"inversion": 0.0, "distillation": 0.0}
+    for turn in range(config.rounds):
+        started = time.monotonic()
+        request = PoolRequest(share(config.images, turn, config.rounds), task.settings.seed, turn)
+        batches += _invert(task, pool, request, student.model if student else None)
+        data = pool.load(task.device)
+        if not data.images.isfinite().all():
+            raise diverged("inversion", config.learning_rate)
+        inverted = time.monotonic()
+        student = student or StudentTraining(task, data.images)
+        student.go_on(data, share(task.settings.distillation.steps, turn, config.rounds))
+        seconds["inversion"] += inverted - started
+        seconds["distillation"] += time.monotonic() - inverted
+    return Fused(
+        model=student.finish(),
+        teacher=teacher,
+        images=len(data),
+        inversion_curves=_mean_curves([batch.curves for batch in batches]),
+        distillation_loss=student.losses,
+        seconds=seconds,
+    )
+
+
+def _invert(
+    task: Task, pool: Pool, request: PoolRequest, student: PatchViT | None
+) -> list[Inverted]:
+    config = task.settings.inversion
+    stage = f"{task.label}{'inversion' if config.iterations else 'starts'}"
+    chosen = config.candidates > 1 and config.targets != "own"
+    choosing = "choosing starts" if chosen else ""
+    numbers = itertools.count()
+    # A batch's images go on together: an image counts by its share of steps done.
+    with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
+
+        def on_step(count: int, point: Mapping[str, Tensor | float]) -> None:
+            progress.advance(count, point.get("loss"), note="" if point else choosing)
+            if point:
+                batch, iteration = divmod(next(numbers), config.iterations)
+                where = {"round": request.round, "batch": batch, "iteration": iteration}
+                task.record("inversion", **where, **point)
+
+        return make_pool(
+            task.teacher,
+            pool,
+            config,
+            request,
+            device=task.device,
+            student=student,
+            on_step=on_step,
+        )
+
+
+def _mean_curves(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """Average the batches' curves, point by point."""
+    return {
+        name: [sum(points) / len(points) for points in zip(*(curve[name] for curve in curves))]
+        for name in curves[0]
+    }

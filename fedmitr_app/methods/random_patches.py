@@ -1,0 +1,19 @@
+"""Sparse inversion that stops patches by chance: what attention's choice is worth.
+
+A control of Sparse Model Inversion (Hu et al., ICML 2024).
+"""
+
+from dataclasses import replace
+
+from fedmitr_app.methods.fedmitr import fedmitr
+from fedmitr_app.methods.task import Fused, MethodSettings, Task
+
+
+def settings(ours: MethodSettings) -> MethodSettings:
+    """As many patches stop at the same times, others; all else equal."""
+    return replace(ours, inversion=replace(ours.inversion, schedule="random"))
+
+
+def random_patches(task: Task) -> Fused:
+    """Invert as FedMITR does, but keep patches by chance."""
+    return fedmitr(task.alter(settings))

@@ -1,0 +1,41 @@
+"""Distillation on real training images: out of reach for a server without data."""
+
+import time
+
+import torch
+
+from fedmitr_app.errors import MethodUnavailable
+from fedmitr_app.inversion import PoolData
+from fedmitr_app.methods.student import StudentTraining
+from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.randomness import generator
+
+
+def real_images(task: Task) -> Fused:
+    """Distil on ``inversion.images`` training images, with the ensemble's answers as labels.
+
+    Raises
+    ------
+    MethodUnavailable
+        If there are no real images, as on any true server.
+    """
+    if task.real_images is None:
+        raise MethodUnavailable("it needs the training images, which no server has")
+    started = time.monotonic()
+    count = min(task.settings.inversion.images, len(task.real_images))
+    rng = generator(task.settings.seed, "real-images")
+    chosen = torch.randperm(len(task.real_images), generator=rng)[:count]
+    images = task.real_images[chosen].to(task.device)
+    with torch.no_grad():
+        parts = [task.teacher(part).logits.softmax(-1) for part in images.split(256)]
+    # No patch was inverted towards a label: every token learns what the ensemble says of it.
+    mask = torch.zeros(count, task.model.num_patches, dtype=torch.bool, device=task.device)
+    pool = PoolData(images, torch.cat(parts), mask)
+    student = StudentTraining(task, pool.images)
+    student.go_on(pool, task.settings.distillation.steps)
+    return Fused(
+        model=student.finish(),
+        teacher=task.teacher,
+        distillation_loss=student.losses,
+        seconds={"distillation": time.monotonic() - started},
+    )

@@ -1,0 +1,137 @@
+"""What every one-shot method is given, and what it gives back.
+
+Knows tensors and typed settings only: any process, any device, no Flower.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import Config, DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.inversion import starting_images
+from fedmitr_app.models import PatchViT
+from fedmitr_app.randomness import generator
+from fedmitr_app.reporting.metrics_log import Record
+from fedmitr_app.reporting.progress import Progress, headline
+from fedmitr_app.teacher import ClientModel, Teacher, probe_priors
+from fedmitr_app.uploads import Upload, average
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """What decides the global model, given the uploads."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> "MethodSettings":
+        """Take the methods' part of a run's configuration."""
+        return cls(config.teacher, config.inversion, config.distillation, config.seed)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One round's uploads and the settings: all that a method sees.
+
+    Methods read the clients' models and never change them.
+    """
+
+    model: PatchViT
+    """Holds θ₀, on the CPU; not changed."""
+    uploads: tuple[Upload, ...]
+    """In the order of their keys; weights are on disk."""
+    clients: tuple[ClientModel, ...]
+    """The same, loaded, on the device that does the work."""
+    settings: MethodSettings
+    folder: Path
+    """For the method's files; its pool of synthetic images stays there."""
+    label: str = ""
+    """Put before the stages' names in progress lines."""
+    record: Record = lambda stage, **values: None
+    """Gets each step's numbers while they are made."""
+    real_images: Tensor | None = None
+    """Training images ``[n, C, H, W]`` as model input: no server has them, only a reference may."""
+
+    @classmethod
+    def load(
+        cls,
+        model: PatchViT,
+        uploads: Sequence[Upload],
+        settings: MethodSettings,
+        folder: Path,
+        device: torch.device,
+    ) -> "Task":
+        """Load every upload into a model of its own, in the uploads' order."""
+        clients = []
+        for upload in uploads:
+            client = copy.deepcopy(model).to(device)
+            client.vit.load_state_dict(upload.load_state())
+            client.eval().requires_grad_(False)
+            known = upload.num_examples, upload.label_counts
+            clients.append(ClientModel(upload.client, client, *known))
+        return cls(model, tuple(uploads), tuple(clients), settings, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the clients' models are."""
+        return next(self.clients[0].model.parameters()).device
+
+    @cached_property
+    def average(self) -> dict[str, Tensor]:
+        """The uploads' average by number of examples, timm's keys, on the CPU."""
+        return average(self.uploads)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The clients combined as the settings say; priors are probed on procedural images."""
+        config, seed = self.settings.teacher, self.settings.seed
+
+        def probe(models: Sequence[PatchViT]) -> Tensor:
+            count, spec = config.probe_images, models[0].spec
+            with Progress("class priors", count * len(models)) as progress:
+                images = starting_images("procedural", count, spec, generator(seed, "probing"))
+                return probe_priors(models, images.to(self.device), on_batch=progress.advance)
+
+        teacher = Teacher.build(self.clients, config, probe)
+        headline(f"teacher: {len(self.clients)} models, combined by {teacher.combine}")
+        return teacher
+
+    def alter(self, change: Callable[[MethodSettings], MethodSettings], **fields: Any) -> "Task":
+        """Return the same uploads under changed settings; the teacher too, unless it changes."""
+        settings = change(self.settings)
+        altered = replace(self, settings=settings, **fields)
+        if settings.teacher == self.settings.teacher:
+            altered.__dict__["teacher"] = self.teacher
+        return altered
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a method made of the uploads."""
+
+    model: PatchViT | None
+    """The global model; None if the method has none, as the bare ensemble."""
+    teacher: Teacher | None = None
+    """What taught it, or what answers in its place."""
+    images: int = 0
+    """Synthetic images made."""
+    inversion_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    distillation_loss: Sequence[float] = ()
+    """One number a step of the student."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What its stages took, by name."""
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Class logits ``[B, classes]`` of model input ``[B, C, H, W]``."""
+        if self.model is not None:
+            return self.model(images).logits
+        return self.teacher(images).logits
