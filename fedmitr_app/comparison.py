@@ -49,11 +49,11 @@ class TestBench:
 
     def model_accuracy(self, model: PatchViT) -> float:
         """Score one model."""
-        return self._score(lambda images: model(images).logits)
+        return self.accuracy_of(lambda images: model(images).logits)
 
     def teacher_accuracy(self, teacher: Teacher) -> float:
         """Score the ensemble."""
-        return self._score(lambda images: teacher(images).logits)
+        return self.accuracy_of(lambda images: teacher(images).logits)
 
     def state_accuracy(self, state: Mapping[str, Tensor]) -> float:
         """Score a state dict under timm's keys."""
@@ -76,7 +76,8 @@ class TestBench:
             "clients": {client.key: self.model_accuracy(client.model) for client in clients},
         }
 
-    def _score(self, predict: Callable[[Tensor], Tensor]) -> float:
+    def accuracy_of(self, predict: Callable[[Tensor], Tensor]) -> float:
+        """Score whatever turns images into class logits."""
         return accuracy(
             predict,
             self.images,

@@ -12,7 +12,7 @@ from fedmitr_app.errors import ConfigError
 RawValue = bool | int | float | str
 
 
-def parse_config(run_config: Mapping[str, Any]) -> Config:
+def parse_config(run_config: Mapping[str, Any], *, given_wins: bool = False) -> Config:
     """Return the checked configuration of a run.
 
     Parameters
@@ -21,6 +21,9 @@ def parse_config(run_config: Mapping[str, Any]) -> Config:
         Flat keys such as ``inversion.batch-size``; a missing key takes its default.
         A value that differs from the default wins over the preset; one that equals
         it can't be told from an untouched one, and the preset wins.
+    given_wins : bool
+        Every key that is there was given on purpose and wins over the preset: for callers
+        that, unlike Flower, leave out what was not.
 
     Raises
     ------
@@ -35,7 +38,11 @@ def parse_config(run_config: Mapping[str, Any]) -> Config:
     if preset not in PRESETS:
         known = ", ".join(repr(name) for name in PRESETS)
         raise ConfigError.bad_value("preset", preset, f"one of {known}")
-    changed = {key: value for key, value in run_config.items() if _differs(value, defaults[key])}
+    changed = {
+        key: value
+        for key, value in run_config.items()
+        if given_wins or _differs(value, defaults[key])
+    }
     config = _build(Config, {**defaults, **PRESETS[preset], **changed}, prefix="")
     check_together(config)
     return config

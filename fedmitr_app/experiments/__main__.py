@@ -1,0 +1,100 @@
+"""Run an experiment file and write its tables and figures."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.experiments.figures import draw_figures
+from fedmitr_app.experiments.grid import read_grid
+from fedmitr_app.experiments.run import run_grid
+from fedmitr_app.experiments.tables import latex, markdown, tidy
+from fedmitr_app.files import unwritable, write_text
+from fedmitr_app.reporting.environment import describe_environment, resolve_device
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return 0 if every cell has its result, else 1 after one sentence."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedmitr_app.experiments", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("experiment", type=Path, help="a file such as experiments/digits.toml")
+    parser.add_argument("results", type=Path, help="folder; what is there already is not redone")
+    parser.add_argument("--workers", type=int, default=1, help="processes at once (CPU)")
+    parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    parser.add_argument("--no-training", action="store_true", help="use uploads that are there")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="run-config settings for all rows, such as data.path='/data/train.parquet'",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.workers < 1:
+            raise ConfigError.bad_value("--workers", given.workers, "at least 1")
+        grid = read_grid(given.experiment, _settings(given.set))
+        device = resolve_device(given.device, "--device")
+        name = given.experiment.stem
+        given.results.mkdir(parents=True, exist_ok=True)
+        results = run_grid(
+            grid, given.results, device=device, workers=given.workers, train=not given.no_training
+        )
+        folder = given.results / name
+        folder.mkdir(exist_ok=True)
+        frame = tidy(results)
+        write_text(folder / "results.csv", frame.to_csv(index=False))
+        write_text(folder / "table.tex", latex(frame))
+        page = f"# {grid.title}\n\n{markdown(frame)}\n{_provenance(results)}\n"
+        write_text(folder / "table.md", page)
+        draw_figures(frame, folder)
+    except FedmitrError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(unwritable(given.results, error), file=sys.stderr)
+        return 1
+    print(f"\n{page}\ntables and figures: {folder.resolve()}")
+    return int(any(result["status"].startswith("failed") for result in results))
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """``key=value`` with the value as in TOML; a bare word is a string."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {word!r} must be KEY=VALUE, such as seed=1.")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
+
+
+def _provenance(results: list[dict[str, Any]]) -> str:
+    facts = describe_environment()
+    commit = facts["commit"] or {"id": "unknown", "dirty": False}
+    changed = " with uncommitted changes" if commit["dirty"] else ""
+    devices = sorted({result["device"] for result in results})
+    seeds = sorted({result["seed"] for result in results})
+    return "\n".join(
+        [
+            "Accuracy after the last step; mean ± standard deviation over the seeds "
+            f"{', '.join(map(str, seeds))}. Server seconds: the method's own work, evaluation "
+            "apart; of processor time on a CPU.",
+            f"Command: `python -m fedmitr_app.experiments {shlex.join(sys.argv[1:])}`.",
+            f"Commit {commit['id'][:12]}{changed}; {facts['cpu']}, {facts['cores']} cores, "
+            f"GPUs: {', '.join(facts['gpus']) or 'none'}; torch {facts['packages'].get('torch')}; "
+            f"each cell on {' or '.join(devices)}.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

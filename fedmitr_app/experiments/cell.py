@@ -1,0 +1,116 @@
+"""One row on one federation's uploads: fuse, then measure on the held-out test set."""
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmitr_app.comparison import TestBench
+from fedmitr_app.config import Config, flatten
+from fedmitr_app.errors import FedmitrError, MethodUnavailable
+from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
+from fedmitr_app.experiments.grid import Cell
+from fedmitr_app.files import write_json
+from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
+from fedmitr_app.models import InputSpec
+from fedmitr_app.partitions import load_test_set
+from fedmitr_app.partitions.sources import load_source
+from fedmitr_app.randomness import generator
+
+# What a result depends on; a section that only some methods read counts for those.
+SECTIONS = ("seed", "data", "partition", "model", "client", "teacher", "inversion", "distillation")
+SECTIONS_OF = {"dense": ("generator",), "co-boosting": ("generator",)}
+REAL_IMAGES = 4096
+
+
+def cell_name(cell: Cell) -> str:
+    """Return the file name of a cell's result: another for every setting that counts."""
+    read = SECTIONS + SECTIONS_OF.get(cell.row.method, ())
+    flat = {k: v for k, v in flatten(cell.config).items() if k.split(".")[0] in read}
+    flat.pop("client.device")
+    facts = {"method": cell.row.method, **flat, **asdict(cell.federation)}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{cell.row.method}-seed{cell.federation.seed}-{digest}.json"
+
+
+def run_cell(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
+    """Run one cell, write its result below ``results`` and return it.
+
+    A method that lacks what it needs, or fails in a way that its user can mend, gives a
+    result with the reason instead of figures.
+    """
+    started = time.monotonic()
+    result = {"row": cell.row.name, "method": cell.row.method, **asdict(cell.federation)}
+    try:
+        result |= {"status": "ok", **_measure(cell, results, device)}
+    except MethodUnavailable as reason:
+        result |= {"status": f"not run: {reason}"}
+    except FedmitrError as error:
+        result |= {"status": f"failed: {error}"}
+    result["total_seconds"] = time.monotonic() - started
+    result["device"] = device_name(device)
+    if not result["status"].startswith("failed"):  # what failed is tried again
+        write_json(results / "cells" / cell_name(cell), result)
+    return result
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a reader knows the device by."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
+    config = cell.config
+    test = load_test_set(config.data)
+    uploads = load_uploads(
+        results / "uploads" / uploads_name(cell.federation, config), config
+    )
+    model = initial_model(config)
+    with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
+        settings = MethodSettings.of(config)
+        task = Task.load(model, uploads, settings, Path(folder), device)
+        if cell.row.method == "real-images":
+            task = replace(task, real_images=_training_images(config, model.spec))
+        # On a CPU the time that its cores worked: other processes don't change it.
+        clock = time.monotonic if device.type == "cuda" else time.process_time
+        started = clock()
+        fused = METHODS[cell.row.method](task)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = clock() - started
+    bench = TestBench(test.images, test.labels, model, device, config.server.eval_batch_size)
+    found = {
+        "accuracy": bench.accuracy_of(fused.predict),
+        "teacher": None if fused.teacher is None else bench.teacher_accuracy(fused.teacher),
+        "seconds": seconds,
+        "images": fused.images,
+        "steps": len(fused.distillation_loss),
+        "test_images": len(test),
+        **_last(fused),
+    }
+    if cell.row.method == "best-client":
+        found["clients_accuracy"] = {
+            client.key: bench.model_accuracy(client.model) for client in task.clients
+        }
+    return found
+
+
+def _last(fused: Fused) -> dict[str, float | None]:
+    loss = fused.distillation_loss[-1] if fused.distillation_loss else None
+    return {"loss": loss, **{f"{name}_seconds": took for name, took in fused.seconds.items()}}
+
+
+def _training_images(config: Config, spec: InputSpec) -> torch.Tensor:
+    """A part of all clients' training images, as model input: no true server has them."""
+    rows = load_source(config.data).train
+    rng = generator(config.seed, "real-images", "which")
+    chosen = torch.randperm(len(rows), generator=rng)[:REAL_IMAGES].sort().values.numpy()
+    pixels = rows.take(chosen).pixels(config.data.image_size, config.data.channels)
+    return spec.normalise(torch.from_numpy(pixels))

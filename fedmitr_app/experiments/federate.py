@@ -1,0 +1,103 @@
+"""Train a federation's clients in this process and spool their uploads, as a round would."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedmitr_app.config import Config, flatten
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments.grid import Federation
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
+from fedmitr_app.partitions import class_names, load_shard
+from fedmitr_app.randomness import generator
+from fedmitr_app.training import fit
+from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
+
+DECIDES_UPLOADS = ("seed", "data", "partition", "model", "client")
+
+
+def initial_model(config: Config) -> PatchViT:
+    """Build θ₀ as the server does."""
+    data = config.data
+    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    return build_vit(config.model, spec, len(class_names(data)), config.seed)
+
+
+def uploads_name(federation: Federation, config: Config) -> str:
+    """Return the folder name of a federation's uploads: another for every setting that counts."""
+    flat = flatten(config)
+    parts = {key: value for key, value in flat.items() if key.split(".")[0] in DECIDES_UPLOADS}
+    # What a client may share beside its weights is always kept: rows take what they opt into.
+    parts.pop("client.share-label-counts"), parts.pop("client.device")
+    text = json.dumps({**parts, **dataclasses.asdict(federation)}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    readable = f"{federation.kind}-alpha{federation.alpha:g}-clients{federation.clients}"
+    return f"{readable}-seed{federation.seed}-{digest}"
+
+
+def train_federation(
+    federation: Federation, config: Config, folder: Path, device: torch.device
+) -> None:
+    """Train every client as ``flwr run`` would, one after the other, unless that was done.
+
+    ``folder`` appears with all uploads in it, or not at all.
+    """
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    spool = Spool(unfinished, unfinished / "rejected")
+    start = initial_model(config)
+    for number in range(federation.clients):
+        key = f"client-{number:03d}"
+        shard = load_shard(
+            config.data, config.partition, number, federation.clients, federation.seed
+        )
+        if len(shard) == 0:
+            continue
+        model = copy.deepcopy(start)
+        rng = generator(federation.seed, key, "training")
+        metrics = fit(model, shard, config.client, generator=rng, device=device)
+        arrays = {name: value.cpu().numpy() for name, value in model.vit.state_dict().items()}
+        counts = shard.label_counts()
+        claims = Claims(
+            num_examples=len(shard),
+            client=key,
+            architecture=architecture_of(model),
+            input_spec=model.spec,
+            label_counts=counts,
+            metrics=metrics,
+        )
+        spool.add(arrays, claims)
+    unfinished.rename(folder)
+
+
+def load_uploads(folder: Path, config: Config) -> list[Upload]:
+    """Return a federation's uploads, with only what its clients opt into sharing.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is missing or empty, naming it.
+    UploadError
+        If a file in it is damaged.
+    """
+    uploads = read_spool(folder) if folder.is_dir() else []
+    if not uploads:
+        raise ConfigError(
+            f"{folder} holds no uploads: train them (leave out --no-training), or give the folder "
+            "of an experiment that has."
+        )
+    return uploads if config.client.share_label_counts else without_counts(uploads)
+
+
+def without_counts(uploads: Sequence[Upload]) -> list[Upload]:
+    """Return the uploads as clients send them by default."""
+    return [replace(upload, label_counts=None) for upload in uploads]

@@ -1,0 +1,134 @@
+"""Run a grid's missing parts, several at once, and go on where an earlier run stopped."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.experiments.cell import cell_name, run_cell
+from fedmitr_app.experiments.federate import train_federation, uploads_name
+from fedmitr_app.experiments.grid import Cell, Grid
+from fedmitr_app.reporting.progress import duration
+
+Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
+
+
+def run_grid(
+    grid: Grid,
+    results: Path,
+    *,
+    device: torch.device,
+    workers: int = 1,
+    train: bool = True,
+    log: Callable[[str], object] = print,
+) -> list[dict[str, Any]]:
+    """Return every cell's result, in the grid's order; only what is missing is computed.
+
+    Parameters
+    ----------
+    results : Path
+        Uploads and cells are kept there; a result is on disk as soon as it is there.
+    device : torch.device
+        Where to train and fuse.
+    workers : int
+        Processes at once, each on its share of torch's threads; 1 stays in this process.
+    train : bool
+        Whether missing uploads may be trained here.
+
+    Raises
+    ------
+    ConfigError
+        If uploads are missing and may not be trained, naming the folder.
+    FedmitrError
+        If a client can't be trained.
+    """
+    (results / "cells").mkdir(parents=True, exist_ok=True)
+    (results / "uploads").mkdir(exist_ok=True)
+    trainings = []
+    for federation, config in grid.federations.items():
+        folder = results / "uploads" / uploads_name(federation, config)
+        if folder.is_dir():
+            continue
+        if not train:
+            raise ConfigError(
+                f"{folder} is missing: leave out --no-training, or give the folder of results "
+                "that has these uploads."
+            )
+        words = f"clients of {federation.group}, seed {federation.seed}"
+        trainings.append((words, train_federation, (federation, config, folder, device)))
+    # Two rows may say the same: it is computed once.
+    missing = {cell_name(cell): cell for cell in grid.cells if _read(cell, results) is None}
+    fusions = [(_words(cell), run_cell, (cell, results, device)) for cell in missing.values()]
+    log(
+        f"{grid.title}: {len(trainings)} federation(s) to train, {len(fusions)} of "
+        f"{len(grid.cells)} cells to run, {workers} at once"
+    )
+    _all(trainings, workers, log)
+    fresh = dict(zip(missing, _all(fusions, workers, log), strict=True))
+    found = []
+    for cell in grid.cells:
+        result = fresh.get(cell_name(cell)) or _read(cell, results)
+        # The same result may stand under another name in another experiment.
+        found.append({**result, "row": cell.row.name})
+    return found
+
+
+def _read(cell: Cell, results: Path) -> dict[str, Any] | None:
+    path = results / "cells" / cell_name(cell)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _words(cell: Cell) -> str:
+    return f"{cell.row.name}, {cell.federation.group}, seed {cell.federation.seed}"
+
+
+def _all(jobs: Sequence[Job], workers: int, log: Callable[[str], object]) -> list[Any]:
+    """Run the jobs, tell each one that is over, return their results in order."""
+    started, results = time.monotonic(), [None] * len(jobs)
+    for done, (index, result) in enumerate(_finished(jobs, workers), 1):
+        results[index] = result
+        seconds = time.monotonic() - started
+        left = seconds / done * (len(jobs) - done)
+        remaining = f", {duration(left)} left" if done < len(jobs) else ""
+        log(f"{done}/{len(jobs)} {jobs[index][0]}{_outcome(result)}{remaining}")
+    return results
+
+
+def _finished(jobs: Sequence[Job], workers: int) -> Iterable[tuple[int, Any]]:
+    if workers == 1 or len(jobs) < 2:
+        for index, (_, work, arguments) in enumerate(jobs):
+            yield index, work(*arguments)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    context = get_context("spawn")  # a fork would inherit OpenMP's dead threads
+    with ProcessPoolExecutor(workers, context, _prepare, (threads,)) as pool:
+        waiting: dict[Future[Any], int] = {
+            pool.submit(work, *arguments): index for index, (_, work, arguments) in enumerate(jobs)
+        }
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(future), future.result()
+        except FedmitrError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    logging.getLogger("fedmitr_app").setLevel(logging.WARNING)
+
+
+def _outcome(result: Any) -> str:
+    if not isinstance(result, dict):
+        return ": trained"
+    if result["status"] != "ok":
+        return f": {result['status']}"
+    return f": {100 * result['accuracy']:.1f} % in {duration(result['total_seconds'])}"
