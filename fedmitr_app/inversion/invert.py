@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.geometry import (
+    Views,
     draw_views,
     own_pixels,
     read_patches,
@@ -19,7 +20,7 @@ from fedmitr_app.inversion.geometry import (
     write_patches,
 )
 from fedmitr_app.inversion.losses import total_variation
-from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.inversion.objective import Gradient, Objective
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
@@ -49,6 +50,7 @@ def invert_batch(
     members: Tensor | None = None,
     student: PatchViT | None = None,
     on_step: Callable[[Mapping[str, Tensor | float]], None] | None = None,
+    on_gradient: Callable[[Tensor], None] | None = None,
 ) -> Inverted:
     """Invert one batch.
 
@@ -70,6 +72,8 @@ def invert_batch(
         To disagree with, see ``inversion.disagreement``.
     on_step : callable, optional
         Gets each iteration's point of every curve, tensors still on the device.
+    on_gradient : callable, optional
+        Gets each iteration's gradient, see :func:`pixel_gradient`; not to be changed.
 
     Returns
     -------
@@ -100,16 +104,10 @@ def invert_batch(
         views = draw_views(batch, size, config.roll, config.flip, generator).to(images.device)
         ask_density = schedule.needs_density and iteration + 1 in schedule.stops
 
-        viewed, positions = viewed_pixels(alive, views, size, patch)
-        step = objective.gradient(read_patches(images, viewed), positions, ask_density)
-        # Back to the image's own frame; frozen neighbours get some too.
-        grad = torch.zeros_like(images)
-        write_patches(grad, step.grad, viewed)
-        smooth, slope = total_variation(images)
-        grad.add_(slope, alpha=config.tv)
-
-        # Only alive patches move: a stopped patch's gradient is dropped here.
-        pixels = optimiser.step(read_patches(grad, own))
+        step, grad, smooth = pixel_gradient(objective, images, alive, own, views, ask_density)
+        if on_gradient:
+            on_gradient(grad)
+        pixels = optimiser.step(grad)
         write_patches(images, pixels.clamp_(low, high), own)
 
         if ask_density:
@@ -128,6 +126,45 @@ def invert_batch(
         "alive": [float(count) for count in counts],
     }
     return Inverted(images, targets, alive if config.iterations else alive[:, :0], curves)
+
+
+class PixelGradient(NamedTuple):
+    """One view's objective, brought back to the image's own frame."""
+
+    step: Gradient
+    grad: Tensor
+    """With respect to the alive patches' pixels, total variation included, ``[B, n, C*p*p]``."""
+    smooth: Tensor
+    """Total variation of each image, unweighted, ``[B]``."""
+
+
+def pixel_gradient(
+    objective: Objective,
+    images: Tensor,
+    alive: Tensor,
+    own: Tensor,
+    views: Views,
+    attention: bool = False,
+) -> PixelGradient:
+    """Differentiate the objective at one view of ``images`` ``[B, C, H, W]``.
+
+    Parameters
+    ----------
+    alive, own : Tensor
+        The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
+    attention : bool
+        Whether ``step.cls_attn`` is wanted.
+    """
+    model = objective.teacher.models[0]
+    viewed, positions = viewed_pixels(alive, views, model.spec.size, model.patch_size)
+    step = objective.gradient(read_patches(images, viewed), positions, attention)
+    # Back to the image's own frame; frozen neighbours get some too.
+    grad = torch.zeros_like(images)
+    write_patches(grad, step.grad, viewed)
+    smooth, slope = total_variation(images)
+    grad.add_(slope, alpha=objective.config.tv)
+    # Only alive patches move: a stopped patch's gradient is dropped here.
+    return PixelGradient(step, read_patches(grad, own), smooth)
 
 
 class PatchAdam:

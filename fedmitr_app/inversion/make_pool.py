@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -103,15 +104,26 @@ def _pick_starts(
     return torch.cat(drawn)[pick_starts(torch.cat(log_probs), targets)].to(device)
 
 
-def _one_batch(
+class Assignment(NamedTuple):
+    """What a batch is inverted from, for what, and by whom."""
+
+    starts: torch.Tensor
+    """``[B, C, H, W]``"""
+    targets: torch.Tensor
+    """Class probabilities ``[B, classes]``."""
+    members: torch.Tensor | None
+    """``[K, B]`` bool, the clients that serve each image; None for all."""
+
+
+def assign(
     teacher: Teacher,
     config: InversionConfig,
     count: int,
     rng: torch.Generator,
     device: torch.device,
-    student: PatchViT | None,
-    on_step: Callable[[Point], None],
-) -> Inverted:
+    on_step: Callable[[Point], None] = lambda point: None,
+) -> Assignment:
+    """Draw and choose all that a batch of ``count`` images needs before its inversion."""
     spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
     if config.targets == "own":
         starts = starting_images(config.start, count, spec, rng).to(device)
@@ -123,13 +135,28 @@ def _one_batch(
         # An image that is not inverted shows no drawn target: all it has is the teacher's label.
         targets = teacher(starts).logits.softmax(-1).cpu()
     members = draw_members(teacher, targets, config.teachers_per_image, rng)
+    return Assignment(
+        starts, targets.to(device), None if members is None else members.to(device)
+    )
+
+
+def _one_batch(
+    teacher: Teacher,
+    config: InversionConfig,
+    count: int,
+    rng: torch.Generator,
+    device: torch.device,
+    student: PatchViT | None,
+    on_step: Callable[[Point], None],
+) -> Inverted:
+    starts, targets, members = assign(teacher, config, count, rng, device, on_step)
     return invert_batch(
         teacher,
         starts,
-        targets.to(device),
+        targets,
         config,
         rng,
-        members=None if members is None else members.to(device),
+        members=members,
         student=student,
         on_step=on_step,
     )
