@@ -62,11 +62,6 @@ class Grid:
     title: str
     cells: tuple[Cell, ...]
 
-    @property
-    def federations(self) -> dict[Federation, Config]:
-        """What has to be trained, each with a configuration that says how."""
-        return {cell.federation: cell.config for cell in reversed(self.cells)}
-
 
 def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Read an experiment file.

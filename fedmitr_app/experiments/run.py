@@ -52,8 +52,10 @@ def run_grid(
     (results / "cells").mkdir(parents=True, exist_ok=True)
     (results / "uploads").mkdir(exist_ok=True)
     trainings = []
-    for federation, config in grid.federations.items():
-        folder = results / "uploads" / uploads_name(federation, config)
+    # Rows that train their clients alike share the uploads.
+    needed = {uploads_name(cell.federation, cell.config): cell for cell in grid.cells}
+    for name, cell in needed.items():
+        folder, federation = results / "uploads" / name, cell.federation
         if folder.is_dir():
             continue
         if not train:
@@ -62,7 +64,7 @@ def run_grid(
                 "that has these uploads."
             )
         words = f"clients of {federation.group}, seed {federation.seed}"
-        trainings.append((words, train_federation, (federation, config, folder, device)))
+        trainings.append((words, train_federation, (federation, cell.config, folder, device)))
     # Two rows may say the same: it is computed once.
     missing = {cell_name(cell): cell for cell in grid.cells if _read(cell, results) is None}
     fusions = [(_words(cell), run_cell, (cell, results, device)) for cell in missing.values()]

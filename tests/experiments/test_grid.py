@@ -1,0 +1,110 @@
+"""Experiment files: what they mean, and one sentence for each way to get them wrong."""
+
+import pytest
+
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments.cell import cell_name
+from fedmitr_app.experiments.federate import uploads_name
+from fedmitr_app.experiments.grid import read_grid
+
+PLAIN = """
+title = "two methods"
+[axes]
+seeds = [3, 4]
+alpha = [0.1, 1]
+[settings]
+preset = "quick"
+client.epochs = 2
+[rows."ours"]
+method = "fedmitr"
+settings = { inversion.schedule = "dense" }
+[rows.fedavg]
+"""
+
+
+def grid(tmp_path, text=PLAIN, **overrides):
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return read_grid(path, overrides)
+
+
+def test_every_row_meets_every_federation(tmp_path):
+    found = grid(tmp_path)
+    assert found.title == "two methods"
+    cells = [(c.row.name, c.row.method, c.federation.alpha, c.federation.seed) for c in found.cells]
+    assert cells == [
+        (name, method, alpha, seed)
+        for seed in (3, 4)
+        for alpha in (0.1, 1.0)
+        for name, method in (("ours", "fedmitr"), ("fedavg", "fedavg"))
+    ]
+    for cell in found.cells:
+        assert (cell.config.seed, cell.config.client.epochs) == (cell.federation.seed, 2)
+        assert cell.config.partition.alpha == cell.federation.alpha
+        dense = cell.config.inversion.schedule == "dense"
+        assert dense == (cell.row.name == "ours")
+
+
+def test_what_is_given_wins_over_the_preset_and_the_command_line_over_the_file(tmp_path):
+    # The default number of epochs, which the preset replaces unless it is given.
+    text = PLAIN.replace("client.epochs = 2", "client.epochs = 30")
+    assert {c.config.client.epochs for c in grid(tmp_path, text).cells} == {30}
+    found = grid(tmp_path, **{"client.epochs": 7})
+    assert {c.config.client.epochs for c in found.cells} == {7}
+
+
+def test_uploads_are_shared_by_all_rows_of_a_federation(tmp_path):
+    def names(found):
+        return [uploads_name(cell.federation, cell.config) for cell in found.cells]
+
+    first = names(grid(tmp_path))
+    assert len(set(first)) == 4 and first[0] == first[1]
+    # What clients may share beside their weights is kept in any case.
+    opted = 'schedule = "dense", client.share-label-counts = true'
+    shared = PLAIN.replace('schedule = "dense"', opted)
+    assert names(grid(tmp_path, shared)) == first
+    assert not set(names(grid(tmp_path, **{"client.epochs": 3}))) & set(first)
+
+
+def test_a_cell_has_another_name_for_every_setting_that_counts(tmp_path):
+    base = [cell_name(cell) for cell in grid(tmp_path).cells]
+    assert len(set(base)) == 8
+    for key, value in (
+        ("distillation.steps", 61),
+        ("teacher.combine", "mean-logits"),
+        ("client.share-label-counts", True),
+    ):
+        changed = [cell_name(cell) for cell in grid(tmp_path, **{key: value}).cells]
+        assert not set(changed) & set(base), key
+    for key, value in (("server.device", "cpu"), ("output.run-dir", "elsewhere")):
+        assert [cell_name(cell) for cell in grid(tmp_path, **{key: value}).cells] == base, key
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rows = ", "no experiment file that can be read"),
+        ("", "has no rows"),
+        ("colour = 1", "'colour' is unknown; known are title, axes, settings, rows"),
+        ("[rows.magic]", "'magic' is not a method; the methods are 'fedmitr'"),
+        ("[rows.fedavg]\nstep = 1", "'step' is unknown; known are method, settings"),
+        ("[rows]\nfedavg = 1", "rows.fedavg must be a table"),
+        ("[axes]\nseed = [0]\n[rows.fedavg]", "'seed' is unknown; known are kind, alpha"),
+        ("[axes]\nseeds = []\n[rows.fedavg]", r"axes.seeds = \[\] must be a list of different"),
+        ("[axes]\nseeds = [1, 1]\n[rows.fedavg]", "must be a list of different whole numbers"),
+        ("[axes]\nseeds = [true]\n[rows.fedavg]", "must be a list of different whole numbers"),
+        ("[axes]\nclients = [0]\n[rows.fedavg]", "axes.clients = .* at least 1"),
+        ("[axes]\nalpha = [0]\n[rows.fedavg]", "partition.alpha = 0.0 is not allowed"),
+        ("[axes]\nkind = ['magic']\n[rows.fedavg]", "partition.kind = 'magic' is not allowed"),
+        ("[rows.fedavg]\nsettings = { inversion.typo = 1 }", "inversion.typo is not a setting"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words) as raised:
+        grid(tmp_path, text)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.toml is no experiment file"):
+        read_grid(tmp_path / "nowhere.toml")

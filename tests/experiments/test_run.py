@@ -1,0 +1,151 @@
+"""A small grid from nothing: uploads once, cells once, tables and figures that tell it."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from fedmitr_app.errors import TrainingError
+from fedmitr_app.experiments import cell as cells
+from fedmitr_app.experiments.__main__ import main
+from fedmitr_app.experiments.grid import read_grid
+from fedmitr_app.experiments.run import run_grid
+
+EXPERIMENT = """
+title = "tiny"
+[axes]
+seeds = [0, 1]
+clients = [2]
+alpha = [0.5, 2.0]
+[settings]
+preset = "quick"
+data.max-train = 80
+data.max-test = 40
+client.epochs = 1
+model.depth = 1
+inversion.images = 8
+inversion.iterations = 4
+teacher.probe-images = 8
+distillation.steps = 3
+distillation.batch-size = 4
+[rows.fedmitr]
+[rows.real-images]
+[rows.best-client]
+[rows."label-aware ensemble"]
+method = "ensemble"
+settings = { teacher.combine = "label-aware", client.share-label-counts = true }
+"""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
+    results = tmp_path / "results"
+    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 federation(s) to train, 16 of 16 cells to run" in shown and "16/16 " in shown
+    frame = pd.read_csv(results / "tiny" / "results.csv")
+    assert len(frame) == 16 and (frame["status"] == "ok").all()
+    assert frame["accuracy"].between(0, 1).all() and (frame["test_images"] == 40).all()
+    ours = frame[frame["row"] == "fedmitr"]
+    assert (ours["images"] == 8).all() and (ours["steps"] == 3).all()
+    assert (ours["seconds"] > 0).all()
+    # An ensemble is its own teacher.
+    ensemble = frame[frame["row"] == "label-aware ensemble"]
+    assert (ensemble["accuracy"] == ensemble["teacher"]).all()
+    assert frame.loc[frame["row"] == "best-client", "best_client"].notna().all()
+    page = (results / "tiny" / "table.md").read_text()
+    for part in ("**2 clients, dirichlet, α = 0.5**", "| fedmitr |", "seeds 0, 1", "Commit "):
+        assert part in page
+    mean = 100 * ours.loc[ours["alpha"] == 0.5, "accuracy"].mean()
+    assert f"| fedmitr | {mean:.1f} ± " in page
+    tex = (results / "tiny" / "table.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == 2 and r"$\pm$" in tex and "%, " not in tex
+    drawn = {path.name for path in (results / "tiny").glob("*.png")}
+    assert drawn == {"bars-1.png", "bars-2.png", "compute-1.png", "compute-2.png", "alpha-1.png"}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (results / "tiny").glob("*.png"))
+
+    # Again: nothing is trained or fused a second time.
+    before = stamps(results / "uploads") | stamps(results / "cells")
+    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    assert "0 federation(s) to train, 0 of 16 cells to run" in capsys.readouterr().out
+    assert stamps(results / "uploads") | stamps(results / "cells") == before
+    assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
+
+
+def test_a_stopped_grid_goes_on_and_gives_the_same(experiment, tmp_path):
+    grid = read_grid(experiment, {"data.max-train": 60})
+    whole = run_grid(grid, tmp_path / "whole", device=CPU, log=lambda line: None)
+    said = []
+
+    def stop(line):
+        said.append(line)
+        if line.startswith("5/16 "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, tmp_path / "parts", device=CPU, log=stop)
+    rest = run_grid(grid, tmp_path / "parts", device=CPU, log=said.append)
+    assert "0 federation(s) to train, 11 of 16 cells to run" in said[-12]
+    for one, two in zip(whole, rest, strict=True):
+        assert {k: v for k, v in one.items() if "seconds" not in k} == {
+            k: v for k, v in two.items() if "seconds" not in k
+        }
+
+
+def test_workers_give_what_one_process_gives(experiment, tmp_path):
+    grid = read_grid(experiment, {"data.max-train": 60})
+    one = run_grid(grid, tmp_path / "one", device=CPU, log=lambda line: None)
+    two = run_grid(grid, tmp_path / "two", device=CPU, workers=2, log=lambda line: None)
+    for first, second in zip(one, two, strict=True):
+        assert first["accuracy"] == pytest.approx(second["accuracy"], abs=0.03)
+        assert (first["row"], first["seed"], first["steps"]) == (
+            second["row"],
+            second["seed"],
+            second["steps"],
+        )
+
+
+def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch, capsys):
+    def fail(task):
+        raise TrainingError("distillation.learning-rate = 9 made it diverge: lower it.")
+
+    monkeypatch.setitem(cells.METHODS, "best-client", fail)
+    monkeypatch.setattr(cells, "_training_images", lambda config, spec: None)
+    results = tmp_path / "results"
+    assert main([str(experiment), str(results), "--device", "cpu"]) == 1
+    page = (results / "tiny" / "table.md").read_text()
+    assert "| real-images | not run: it needs the training images" in page
+    assert "| best-client | failed: distillation.learning-rate = 9" in page
+    names = [json.loads(path.read_text())["row"] for path in (results / "cells").iterdir()]
+    # What can't run here won't run tomorrow; what failed is tried again.
+    assert "real-images" in names and "best-client" not in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--no-training"], "uploads/dirichlet-alpha0.5-clients2-seed0-"),
+        (["--workers", "0"], "--workers = 0 is not allowed"),
+        (["--device", "cuda:99"], "--device = 'cuda:99' is not allowed"),
+        (["--set", "seed"], "--set 'seed' must be KEY=VALUE"),
+        (["--set", "client.typo=1"], "client.typo is not a setting"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    experiment, tmp_path, capsys, arguments, words
+):
+    assert main([str(experiment), str(tmp_path / "results"), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
