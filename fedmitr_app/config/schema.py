@@ -54,6 +54,7 @@ class DataConfig:
     label_column: str = text("label")
     domain_column: str = text("domain")
     image_size: int = whole(28, low=4, high=1024)
+    stored_size: int = whole(0, low=0, high=1024)
     channels: int = whole(1, low=1, high=3)
     mean: tuple[float, ...] = numbers((0.5,), low=0.0, high=1.0)
     std: tuple[float, ...] = numbers((0.5,), low=1e-3)

@@ -33,6 +33,12 @@ def _check_data(config: Config) -> None:
             raise ConfigError.bad_value(
                 key, shown, f"one number or one per channel (data.channels = {data.channels})"
             )
+    if data.stored_size > data.image_size:
+        raise ConfigError.bad_value(
+            "data.stored-size",
+            data.stored_size,
+            f"0, or at most data.image-size = {data.image_size}, which images are enlarged to",
+        )
     if data.source == "hub" and not data.name:
         raise ConfigError.bad_value(
             "data.name", "", "a dataset's name on the hub, because data.source = 'hub'"

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -28,8 +29,16 @@ class InputSpec:
     std: tuple[float, ...]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pixels, or float pixels in [0, 1], ``[B, C, H, W]`` into model input."""
+        """Turn uint8 pixels, or float pixels in [0, 1], ``[B, C, H, W]`` into model input.
+
+        Squares of another size are resized here, a batch at a time and on its device: a set
+        of small images needn't be held in memory at the size that the model takes.
+        """
         unit = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        if unit.shape[-1] != self.size:
+            # With antialias this is Pillow's bicubic, which the pixels go through elsewhere.
+            side = (self.size, self.size)
+            unit = F.interpolate(unit, side, mode="bicubic", antialias=True).clamp(0, 1)
         return (unit - self._row(self.mean, unit)) / self._row(self.std, unit)
 
     def denormalise(self, images: Tensor) -> Tensor:

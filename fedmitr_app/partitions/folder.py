@@ -1,5 +1,6 @@
 """Image folders: class/image, or domain/class/image."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.paths import existing_path
 from fedmitr_app.partitions.rows import Indices, Rows, make_rows
+from fedmitr_app.partitions.splits import split_folders
 
 
 def read_image_folder(data: DataConfig) -> tuple[Rows, Rows | None]:
     """Return the training rows, and the test rows where there are any.
 
-    A folder with both ``train`` and ``test`` inside is split by them;
-    ``data.test_path`` goes before that.
+    A folder with both ``train`` and ``test`` (or ``validation``, ``val``) inside is split by
+    them; ``data.test_path`` goes before that. A domain may lack some of the classes.
 
     Raises
     ------
@@ -24,9 +26,7 @@ def read_image_folder(data: DataConfig) -> tuple[Rows, Rows | None]:
     """
     root = existing_path("data.path", data.path)
     where = f"data.path = {data.path!r}"
-    train, test = root, None
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        train, test = root / "train", root / "test"
+    train, test = split_folders(root)
     if data.test_path:
         test = existing_path("data.test-path", data.test_path)
         return _rows(train, where), _rows(test, f"data.test-path = {data.test_path!r}")
@@ -40,11 +40,11 @@ def _rows(root: Path, where: str) -> Rows:
         for path in root.rglob("*")
         if path.suffix.lower() in suffixes and path.is_file() and not _hidden(path, root)
     )
-    depths = {len(path.relative_to(root).parts) for path in paths}
-    if not paths or depths not in ({2}, {3}):
+    depths = Counter(len(path.relative_to(root).parts) for path in paths)
+    if depths.keys() not in ({2}, {3}):
         raise DataError(
             f"{where}: {root} must hold images as class/image or as domain/class/image, all "
-            f"{'the same way, and these are mixed' if paths else 'in a format Pillow reads'}."
+            f"{_odd_one_out(paths, root, depths) or 'in a format Pillow reads'}."
         )
 
     def cells(rows: Indices) -> Any:
@@ -54,8 +54,16 @@ def _rows(root: Path, where: str) -> Rows:
         [path.parent.name for path in paths],
         cells,
         where,
-        domains=[path.parent.parent.name for path in paths] if depths == {3} else None,
+        domains=[path.parent.parent.name for path in paths] if 3 in depths else None,
     )
+
+
+def _odd_one_out(paths: list[Path], root: Path, depths: Counter[int]) -> str:
+    if not paths:
+        return ""
+    rarest = min(depths, key=lambda depth: (depth in (2, 3), depths[depth]))
+    odd = next(path for path in paths if len(path.relative_to(root).parts) == rarest)
+    return f"the same way, unlike {str(odd.relative_to(root))!r}"
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -13,9 +13,8 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.columns import find_image_column
 from fedmitr_app.partitions.rows import Indices, Rows, make_rows, require_column
+from fedmitr_app.partitions.splits import TEST_SPLITS
 
-# The names that hub datasets give to their held-out split, the best one first.
-TEST_SPLITS = ("test", "validation", "valid", "val")
 SECONDS_FOR_AN_ANSWER = 10.0
 
 

@@ -25,7 +25,8 @@ class ImageSet:
     Parameters
     ----------
     images : Tensor
-        uint8, ``[N, C, H, W]``.
+        uint8, ``[N, C, H, W]``: of ``data.stored_size`` if that is set, else of the model's
+        own size; ``InputSpec.normalise`` enlarges them batch by batch.
     labels : Tensor
         int64, ``[N]``, indices into ``class_names``.
     class_names : tuple[str, ...]

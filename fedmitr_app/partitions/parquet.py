@@ -15,13 +15,15 @@ from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.columns import find_image_column
 from fedmitr_app.partitions.paths import existing_path
 from fedmitr_app.partitions.rows import Indices, Rows, make_rows, require_column
+from fedmitr_app.partitions.splits import split_files
 
 
 def read_parquet(data: DataConfig) -> tuple[Rows, Rows | None]:
     """Return the training rows, and the test rows where there are any.
 
-    ``data.path`` is a file, or a folder: there, files whose names start with ``test`` are
-    the test split and all others are for training. ``data.test_path`` goes before that.
+    ``data.path`` is a file, or a folder: there, files whose names start with ``test``, or
+    where there are none with ``validation`` or ``val``, are the test split; all others that
+    don't start so are for training. ``data.test_path`` goes before that.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def read_parquet(data: DataConfig) -> tuple[Rows, Rows | None]:
     if not train:
         raise DataError(
             f"data.path = {data.path!r} holds no training files: it must be a parquet file, or a "
-            "folder with *.parquet files of which not all start with 'test'."
+            "folder with *.parquet files of which not all start with 'test' or 'validation'."
         )
     where = f"data.path = {data.path!r}"
     test_where = f"data.test-path = {data.test_path!r}" if data.test_path else where
@@ -45,9 +47,7 @@ def _files(setting: str, text: str) -> tuple[list[Path], list[Path]]:
     path = existing_path(setting, text)
     if path.is_file():
         return [path], []
-    found = sorted(path.glob("*.parquet"))
-    test = [file for file in found if file.name.startswith("test")]
-    return [file for file in found if file not in test], test
+    return split_files(sorted(path.glob("*.parquet")))
 
 
 def _rows(files: list[Path], data: DataConfig, where: str) -> Rows:

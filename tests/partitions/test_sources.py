@@ -288,7 +288,8 @@ def test_folder_mishaps(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     refusal(lambda: load_source(of_folder(tmp_path / "empty")), "data.path", "class/image")
     picture(0).save(folder / "stray.png")
-    refusal(lambda: load_source(of_folder(folder)), "data.path", "class/image", "mixed")
+    data = of_folder(folder)
+    refusal(lambda: load_source(data), "data.path", "class/image", "unlike 'stray.png'")
 
 
 def test_other_files_in_a_folder_are_passed_over(folder):
