@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_text(folder / "table.tex", latex(frame))
         page = f"# {grid.title}\n\n{markdown(frame)}\n{_provenance(results)}\n"
         write_text(folder / "table.md", page)
-        draw_figures(frame, folder)
+        draw_figures(frame, folder, grid.curve)
     except FedmitrError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,11 +16,14 @@ HIGHLIGHT = "fedmitr"
 _WIDE = 6.4
 
 
-def draw_figures(frame: pd.DataFrame, folder: Path) -> list[Path]:
+def draw_figures(
+    frame: pd.DataFrame, folder: Path, curve: tuple[str, str] | None = None
+) -> list[Path]:
     """Draw what the grid's axes give, and return the PNGs' paths.
 
     ``bars-<n>.png`` and ``compute-<n>.png`` for each federation, ``alpha-<n>.png`` for each
-    kind and number of clients with several α.
+    kind and number of clients with several α, ``curve-<n>.png`` for each federation if
+    ``curve`` names the settings to draw.
     """
     good = frame[frame["status"] == "ok"]
     paths = []
@@ -28,6 +31,8 @@ def draw_figures(frame: pd.DataFrame, folder: Path) -> list[Path]:
         paths.append(accuracy_bars(part, folder / f"bars-{number}.png"))
         if (part["seconds"] > 0).any():
             paths.append(accuracy_against_compute(part, folder / f"compute-{number}.png"))
+        if curve is not None:
+            paths.append(accuracy_against_setting(part, *curve, folder / f"curve-{number}.png"))
     for number, (_, part) in enumerate(good.groupby(["kind", "clients"], sort=False), 1):
         if part["alpha"].nunique() > 1:
             paths.append(accuracy_against_alpha(part, folder / f"alpha-{number}.png"))
@@ -94,6 +99,31 @@ def accuracy_against_alpha(part: pd.DataFrame, path: Path) -> Path:
         axes.set_xlabel("Dirichlet α (left: more skewed)")
         _percent(axes)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        faint_grid(axes, "y")
+    return path
+
+
+def accuracy_against_setting(part: pd.DataFrame, x: str, line: str, path: Path) -> Path:
+    """Draw accuracy over a setting, a line for each value of another one.
+
+    Numbers stand at their places on a scale that is linear near 0 and logarithmic beyond.
+    """
+    with canvas(path, _WIDE, 4.0) as figure:
+        axes = figure.subplots()
+        numeric = pd.api.types.is_numeric_dtype(part[x])
+        for name, row in part.groupby(line, sort=False):
+            by_value = row.groupby(x, sort=numeric)["accuracy"]
+            mean, spread = by_value.mean(), by_value.std().fillna(0.0)
+            axes.errorbar(mean.index, mean, spread, marker="o", capsize=2, label=label(name))
+        if numeric:
+            values = sorted(part[x].unique())
+            least = min((value for value in values if value > 0), default=1)
+            axes.set_xscale("symlog", linthresh=least)
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+        axes.set_xlabel(x)
+        _percent(axes)
+        axes.legend(title=line)
         faint_grid(axes, "y")
     return path
 

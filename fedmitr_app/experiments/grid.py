@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmitr_app.config import Config, parse_config
+from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods import METHODS
 
@@ -17,7 +17,7 @@ AXES: dict[str, tuple[type, list[Any]]] = {
     "clients": (int, [5]),
     "seeds": (int, [0, 1, 2]),
 }
-TOP = ("title", "axes", "settings", "rows")
+TOP = ("title", "axes", "settings", "rows", "figure")
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,17 @@ class Grid:
 
     title: str
     cells: tuple[Cell, ...]
+    curve: tuple[str, str] | None = None
+    """Two run-config keys: a figure of accuracy over the first, a line for each of the second."""
 
 
 def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Read an experiment file.
 
     Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``),
-    ``settings`` (run-config keys for all rows), and ``rows.<name>`` with ``method`` (the
-    row's name unless given) and ``settings`` of its own. What is given wins over a preset.
+    ``settings`` (run-config keys for all rows), ``rows.<name>`` with ``method`` (the row's
+    name unless given) and ``settings`` of its own, and perhaps ``figure`` with two keys, ``x``
+    and ``line``, for a curve. What is given wins over a preset.
 
     Parameters
     ----------
@@ -101,7 +104,8 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
         for row in rows:
             config = parse_config({**common, **dealt, **row.settings}, given_wins=True)
             cells.append(Cell(row, federation, config))
-    return Grid(str(table.get("title", path.stem)), tuple(cells))
+    curve = _curve(table.get("figure"), cells[0].config, path)
+    return Grid(str(table.get("title", path.stem)), tuple(cells), curve)
 
 
 def _row(name: str, given: Any, path: Path) -> Row:
@@ -126,6 +130,20 @@ def _axis(name: str, axes: Mapping[str, Any], path: Path) -> list[Any]:
     if name == "clients" and min(values) < 1:
         raise ConfigError(f"{path}: axes.clients = {values!r} must be numbers of at least 1.")
     return values
+
+
+def _curve(figure: Any, config: Config, path: Path) -> tuple[str, str] | None:
+    if figure is None:
+        return None
+    _only(figure, ("x", "line"), f"{path}, figure")
+    known = flatten(config)
+    for name in ("x", "line"):
+        if figure.get(name) not in known:
+            raise ConfigError(
+                f"{path}: figure.{name} = {figure.get(name)!r} must be a setting, such as "
+                "'inversion.iterations'."
+            )
+    return figure["x"], figure["line"]
 
 
 def _only(table: Mapping[str, Any], known: Any, where: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fedmitr_app.config import flatten
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.experiments.cell import cell_name, run_cell
 from fedmitr_app.experiments.federate import train_federation, uploads_name
@@ -78,7 +79,8 @@ def run_grid(
     for cell in grid.cells:
         result = fresh.get(cell_name(cell)) or _read(cell, results)
         # The same result may stand under another name in another experiment.
-        found.append({**result, "row": cell.row.name})
+        curve = {key: flatten(cell.config)[key] for key in grid.curve or ()}
+        found.append({**result, "row": cell.row.name, **curve})
     return found
 
 

@@ -96,6 +96,8 @@ def test_a_cell_has_another_name_for_every_setting_that_counts(tmp_path):
         ("[axes]\nclients = [0]\n[rows.fedavg]", "axes.clients = .* at least 1"),
         ("[axes]\nalpha = [0]\n[rows.fedavg]", "partition.alpha = 0.0 is not allowed"),
         ("[axes]\nkind = ['magic']\n[rows.fedavg]", "partition.kind = 'magic' is not allowed"),
+        ("[figure]\nx = 'magic'\n[rows.fedavg]", "figure.x = 'magic' must be a setting"),
+        ("[figure]\ncolour = 1\n[rows.fedavg]", "'colour' is unknown; known are x, line"),
         ("[rows.fedavg]\nsettings = { inversion.typo = 1 }", "inversion.typo is not a setting"),
     ],
 )

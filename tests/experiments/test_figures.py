@@ -1,0 +1,63 @@
+"""Figures of a grid are drawn from what the frame says, and only where it says enough."""
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fedmitr_app.experiments.figures import draw_figures
+
+
+def frame(alphas=(0.1,), rows=(("ours", "fedmitr"), ("$odd_name%", "fedavg")), **extra):
+    lines = [
+        {
+            "row": name,
+            "method": method,
+            "kind": "dirichlet",
+            "alpha": alpha,
+            "clients": 5,
+            "seed": seed,
+            "status": "ok",
+            "accuracy": 0.1 + 0.2 * index + 0.05 * seed,
+            "seconds": 10.0**index,
+            **extra,
+        }
+        for alpha in alphas
+        for index, (name, method) in enumerate(rows)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(lines)
+
+
+def drawn(data, folder, curve=None):
+    paths = draw_figures(data, folder, curve)
+    for path in paths:
+        with Image.open(path) as image:
+            assert len(image.convert("L").getcolors()) > 20, path  # not blank
+    return sorted(path.name for path in paths)
+
+
+def test_one_federation_has_bars_and_compute(tmp_path):
+    assert drawn(frame(), tmp_path) == ["bars-1.png", "compute-1.png"]
+
+
+def test_several_alphas_have_lines(tmp_path):
+    names = drawn(frame((0.1, 0.5)), tmp_path)
+    assert names == ["alpha-1.png", "bars-1.png", "bars-2.png", "compute-1.png", "compute-2.png"]
+
+
+def test_what_was_not_run_or_took_no_time_is_left_out(tmp_path):
+    data = frame(rows=(("ours", "fedmitr"),))
+    data["seconds"] = 0.0
+    assert drawn(data, tmp_path) == ["bars-1.png"]
+    data["status"] = "not run: no images"
+    assert drawn(data, tmp_path) == []
+
+
+@pytest.mark.parametrize("values", [[0, 30, 100, 400], ["none", "token", "image", "background"]])
+def test_a_curve_over_a_setting(tmp_path, values):
+    rows = [(f"row {value}", "fedmitr") for value in values]
+    data = frame(rows=rows)
+    data["inversion.iterations"] = [value for value in values for _ in range(2)]
+    data["inversion.start"] = ["white", "procedural"] * len(values)
+    names = drawn(data, tmp_path, ("inversion.iterations", "inversion.start"))
+    assert names == ["bars-1.png", "compute-1.png", "curve-1.png"]
