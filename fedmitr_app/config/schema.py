@@ -178,6 +178,20 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class GeneratorConfig:
+    """Synthetic images from generators, for the rival methods that train them."""
+
+    turns: int = whole(8, low=1)
+    steps: int = whole(30, low=1)
+    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    latent: int = whole(256, low=1)
+    width: int = whole(32, low=1)
+    disagreement: float = number(1.0, low=0.0)
+    weight_step: float = number(0.01, low=0.0, high=1.0)
+    perturbation: float = number(8.0, low=0.0, high=255.0)
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole run."""
 
@@ -192,3 +206,4 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     inversion: InversionConfig = field(default_factory=InversionConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from fedmitr_app.methods.averaging import fedavg, fedavg_uniform
 from fedmitr_app.methods.best_client import best_client
+from fedmitr_app.methods.co_boosting import co_boosting
+from fedmitr_app.methods.dense import dense
 from fedmitr_app.methods.dense_inversion import dense_inversion
 from fedmitr_app.methods.ensemble import ensemble
 from fedmitr_app.methods.fedmitr import fedmitr
@@ -28,6 +30,8 @@ METHODS: dict[str, Method] = {
     "fedavg-uniform": fedavg_uniform,
     "best-client": best_client,
     "ensemble": ensemble,
+    "dense": dense,
+    "co-boosting": co_boosting,
     "real-images": real_images,
 }
 

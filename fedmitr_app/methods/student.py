@@ -12,6 +12,7 @@ from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.teacher import Teacher
 
 CHOOSING_IMAGES = 256
 
@@ -43,6 +44,10 @@ class StudentTraining:
     def model(self) -> PatchViT:
         """The student so far."""
         return self._distiller.student
+
+    def learn_from(self, teacher: Teacher) -> None:
+        """Have another teacher from the next step on, where a method's changes on the way."""
+        self._distiller.teacher = teacher
 
     def go_on(self, pool: PoolData, steps: int) -> None:
         """Take some more of the ``distillation.steps``.

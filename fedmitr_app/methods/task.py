@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmitr_app.config import Config, DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.config import (
+    Config,
+    DistillationConfig,
+    GeneratorConfig,
+    InversionConfig,
+    TeacherConfig,
+)
 from fedmitr_app.inversion import starting_images
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
@@ -31,11 +37,18 @@ class MethodSettings:
     inversion: InversionConfig = field(default_factory=InversionConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     seed: int = 0
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
 
     @classmethod
     def of(cls, config: Config) -> "MethodSettings":
         """Take the methods' part of a run's configuration."""
-        return cls(config.teacher, config.inversion, config.distillation, config.seed)
+        return cls(
+            config.teacher,
+            config.inversion,
+            config.distillation,
+            config.seed,
+            config.generator,
+        )
 
 
 @dataclass(frozen=True)

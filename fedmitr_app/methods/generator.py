@@ -1,0 +1,269 @@
+"""Images from a generator that is trained against the teacher: what DENSE and Co-Boosting share.
+
+DENSE (NeurIPS 2022) and, after it, Co-Boosting (ICLR 2024) alternate, turn by turn: a fresh
+convolutional generator learns one batch of images for one fixed draw of noise and labels; the
+batch joins the pool; the student goes on distilling on the pool so far. The two papers differ
+in the generator's loss and in what happens to the pool and the ensemble before the student
+sees them: both are arguments here.
+
+From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
+N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
+loss is kept. Choice: the noise stays as drawn (there Adam moves it too, by a few hundredths);
+labels are balanced, not independent; the losses are taken on views with the inversion's own
+rolls and flips (DENSE crops and mirrors likewise); images larger than 32 pixels get more
+doublings from a smaller start, where the papers' first layer would hold most of a hundred
+million weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmitr_app.config import GeneratorConfig
+from fedmitr_app.inversion import Inverted, Pool, PoolData
+from fedmitr_app.inversion.geometry import apply_view, draw_views
+from fedmitr_app.inversion.targets import draw_targets
+from fedmitr_app.methods.student import StudentTraining, diverged, share
+from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.models import InputSpec, PatchViT
+from fedmitr_app.randomness import generator, seeded_init
+from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.teacher import Teacher
+
+Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""The generator's loss per image ``[B]``, of the ensemble's logits ``[B, C]``, the targets
+``[B, C]`` and the student's logits ``[B, C]``, or None before there is a student."""
+Boost = Callable[[PoolData, int], tuple[Teacher, PoolData]]
+"""From the pool so far and the turn to who teaches, and on what, until the next turn."""
+
+LARGEST_START = 8
+
+
+class Generator(nn.Module):
+    """From noise ``[B, latent]`` to model input ``[B, C, size, size]`` in its valid range."""
+
+    def __init__(self, spec: InputSpec, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.spec = spec
+        self.sides = doublings(spec.size)
+        # The papers' two stages first; a further one, at a larger side, is half as wide.
+        widths = [2 * config.width, 2 * config.width, config.width]
+        for _ in self.sides[3:]:
+            widths.append(max(widths[-1] // 2, min(16, config.width)))
+        self.start = nn.Linear(config.latent, widths[0] * self.sides[0] ** 2)
+        self.start_norm = nn.BatchNorm2d(widths[0])
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.LeakyReLU(0.2),
+            )
+            for before, after in zip(widths, widths[1:])
+        )
+        self.pixels = nn.Conv2d(widths[-1], spec.channels, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Make one image of each row of noise."""
+        side = self.sides[0]
+        features = self.start_norm(self.start(noise).unflatten(1, (-1, side, side)))
+        for side, stage in zip(self.sides[1:], self.stages, strict=True):
+            features = stage(F.interpolate(features, size=(side, side)))
+        return self.spec.normalise(self.pixels(features).sigmoid())
+
+
+def doublings(size: int) -> list[int]:
+    """Return the sides of the generator's maps: at least two doublings, from at most 8 pixels.
+
+    >>> doublings(28), doublings(224)
+    ([7, 14, 28], [7, 14, 28, 56, 112, 224])
+    """
+    sides = [size]
+    while len(sides) < 3 or sides[0] > LARGEST_START:
+        sides.insert(0, math.ceil(sides[0] / 2))
+    return sides
+
+
+def ensemble_logits(teacher: Teacher, images: Tensor) -> Tensor:
+    """Combined logits ``[B, classes]`` with a graph to the images: the teacher's own has none."""
+    return teacher.combine_logits(torch.stack([model(images).logits for model in teacher.models]))
+
+
+def class_token_only(ours: MethodSettings) -> MethodSettings:
+    """Distil the class token's answer only: no patch of a generated image was ever stopped."""
+    return replace(ours, distillation=replace(ours.distillation, relabel="none"))
+
+
+def number_of_turns(settings: MethodSettings) -> int:
+    """Return ``generator.turns``, or more where a turn's images would not fit one batch.
+
+    Never more than one turn an image.
+    """
+    images = settings.inversion.images
+    least = math.ceil(images / settings.inversion.batch_size)
+    return min(max(settings.generator.turns, least), images)
+
+
+class Generated(NamedTuple):
+    """One turn's images and how they came about."""
+
+    batch: Inverted
+    """Every patch counts as kept."""
+    curves: dict[str, Tensor]
+    """Batch means, one a step: ``loss``, ``confidence`` (the target's probability)."""
+
+
+def generate_batch(
+    task: Task,
+    teacher: Teacher,
+    objective: Objective,
+    student: PatchViT | None,
+    turn: int,
+    count: int,
+    on_step: Callable[[Mapping[str, Tensor]], None] = lambda point: None,
+) -> Generated:
+    """Train a fresh generator for one draw of noise and labels; return its best batch.
+
+    Parameters
+    ----------
+    task : Task
+        Its settings and its device.
+    teacher : Teacher
+        Frozen; may differ from the task's own.
+    objective : Objective
+        What the generator minimises, averaged over the batch.
+    student : PatchViT, optional
+        The student so far; its parameters get no gradient.
+    turn : int
+        Each turn draws anew.
+    count : int
+        Images.
+    on_step : callable, optional
+        Gets each step's point of every curve, tensors still on the device.
+    """
+    settings, spec = task.settings, task.model.spec
+    config, inversion = settings.generator, settings.inversion
+    rng = generator(settings.seed, "generator", turn)
+    with seeded_init(settings.seed, "generator-weights", turn):
+        maker = Generator(spec, config)
+    maker = maker.to(task.device).train()
+    noise = torch.randn(count, config.latent, generator=rng).to(task.device)
+    targets = draw_targets("balanced", count, task.model.num_classes, rng).to(task.device)
+    parameters = list(maker.parameters())
+    optimiser = torch.optim.Adam(parameters, config.learning_rate, betas=(0.5, 0.999))
+    lowest, best, points = torch.tensor(math.inf, device=task.device), None, []
+    for _ in range(config.steps):
+        images = maker(noise)
+        views = draw_views(count, spec.size, inversion.roll, inversion.flip, rng)
+        viewed = apply_view(images, views.to(task.device))
+        logits = ensemble_logits(teacher, viewed)
+        loss = objective(logits, targets, student(viewed).logits if student else None).mean()
+        optimiser.zero_grad(set_to_none=True)
+        # Named inputs: the student's own gradients are none of the generator's business.
+        loss.backward(inputs=parameters)
+        optimiser.step()
+        # Chosen on the device: reading the loss at every step would stall a GPU.
+        images, loss, sure = images.detach(), loss.detach(), logits.detach().softmax(-1)
+        best = images if best is None else torch.where(loss < lowest, images, best)
+        lowest = torch.minimum(loss, lowest)
+        points.append({"loss": loss, "confidence": (targets * sure).sum(-1).mean()})
+        on_step(points[-1])
+    curves = {name: torch.stack([point[name] for point in points]) for name in points[0]}
+    if not curves["loss"].isfinite().all():
+        raise diverged("generator", config.learning_rate)
+    keep_idx = torch.arange(task.model.num_patches).expand(count, -1)
+    return Generated(Inverted(best, targets, keep_idx, {}), curves)
+
+
+def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = None) -> Fused:
+    """Alternate a fresh generator and the student's training until all images are made.
+
+    Parameters
+    ----------
+    task : Task
+        Its ``inversion.images`` are shared out over the turns, its ``distillation.steps`` too.
+    objective : Objective
+        The generator's loss. In the first turn there is no student yet (choice, as in the
+        inversion's rounds).
+    boost : Boost, optional
+        Called each turn between the generator and the student.
+
+    Raises
+    ------
+    TrainingError
+        If generator or distillation leaves the finite numbers.
+    """
+    task = task.alter(class_token_only)
+    settings, teacher = task.settings, task.teacher
+    pool = Pool(task.folder / "pool", task.model.num_patches)
+    student: StudentTraining | None = None
+    curves, seconds = [], {"inversion": 0.0, "distillation": 0.0}
+    turns = number_of_turns(settings)
+    for turn in range(turns):
+        started = time.monotonic()
+        count = share(settings.inversion.images, turn, turns)
+        made = _generate(task, teacher, objective, student.model if student else None, turn, count)
+        pool.add(made.batch, _provenance(settings, teacher, turn))
+        curves.append(made.curves)
+        # What is distilled is what is stored.
+        data = lesson = pool.load(task.device)
+        if boost:
+            teacher, lesson = boost(data, turn)
+        generated = time.monotonic()
+        student = student or StudentTraining(task, lesson.images)
+        student.learn_from(teacher)
+        student.go_on(lesson, share(settings.distillation.steps, turn, turns))
+        seconds["inversion"] += generated - started
+        seconds["distillation"] += time.monotonic() - generated
+    return Fused(
+        model=student.finish(),
+        teacher=teacher,
+        images=len(data),
+        inversion_curves={
+            name: torch.stack([curve[name] for curve in curves]).mean(0).tolist()
+            for name in curves[0]
+        },
+        distillation_loss=student.losses,
+        seconds=seconds,
+    )
+
+
+def _generate(
+    task: Task,
+    teacher: Teacher,
+    objective: Objective,
+    student: PatchViT | None,
+    turn: int,
+    count: int,
+) -> Generated:
+    """Make a turn's images and tell how it goes."""
+    steps = task.settings.generator.steps
+    numbers = iter(range(steps))
+    with Progress(f"{task.label}generator", count, parts=steps) as progress:
+
+        def on_step(point: Mapping[str, Tensor]) -> None:
+            progress.advance(count, point["loss"])
+            task.record("generator", turn=turn, step=next(numbers), **point)
+
+        return generate_batch(task, teacher, objective, student, turn, count, on_step)
+
+
+def _provenance(settings: MethodSettings, teacher: Teacher, turn: int) -> dict:
+    return {
+        "seed": settings.seed,
+        "turn": turn,
+        "teacher": teacher.combine,
+        "settings": asdict(settings.generator),
+    }
