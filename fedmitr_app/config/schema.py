@@ -61,6 +61,7 @@ class DataConfig:
     max_train: int = whole(0, low=0)
     max_test: int = whole(0, low=0)
     test_share: float = number(0.2, low=0.0, high=0.9, open_low=True)
+    test_split: str = choice("test", "test", "validation")
 
 
 @dataclass(frozen=True)

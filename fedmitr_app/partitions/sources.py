@@ -26,7 +26,8 @@ def load_source(data: DataConfig) -> Source:
     The test rows are the source's own test split where it has one, else a fixed,
     stratified share ``data.test_share`` of it. Neither that split nor what
     ``data.max_train`` and ``data.max_test`` keep depends on the run's seed; a smaller
-    maximum keeps a subset of what a larger one keeps.
+    maximum keeps a subset of what a larger one keeps. With ``data.test_split = "validation"``
+    a share of the training rows stands in for the test rows, which nobody looks at.
 
     Raises
     ------
@@ -39,6 +40,8 @@ def load_source(data: DataConfig) -> Source:
         train, test = _hold_out(train, data.test_share)
     else:
         test, _ = encode_labels(test, class_names)
+    if data.test_split == "validation":
+        train, test = _hold_out(train, data.test_share, "validation-split")
     return Source(
         train=limit(train, data.max_train, "max-train"),
         test=limit(test, data.max_test, "max-test"),
@@ -60,12 +63,12 @@ def _read(data: DataConfig) -> tuple[Rows, Rows | None]:
             return read_image_folder(data)
 
 
-def _hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
+def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows, Rows]:
     if len(rows) < 2:
         raise DataError(
             f"{rows.where} holds a single image and no test split: it must hold at least two, or "
             "set data.test-path."
         )
-    order = stratified_order(rows.labels, "test-split")
+    order = stratified_order(rows.labels, name)
     count = min(max(round(share * len(rows)), 1), len(rows) - 1)
     return rows.take(order[count:]), rows.take(order[:count])

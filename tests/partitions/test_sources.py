@@ -431,3 +431,13 @@ def test_a_client_that_there_is_not(parquet, partition_id):
         lambda: load_shard(of_parquet(parquet), IID, partition_id, 3, 0),
         f"partition-id = {partition_id}", "num-partitions - 1 = 2", kind=ConfigError,
     )
+
+
+def test_the_validation_split_takes_the_place_of_the_test_split():
+    whole = load_source(SKLEARN)
+    chosen = load_source(replace(SKLEARN, test_split="validation"))
+    train, test = set(chosen.train.index), set(chosen.test.index)
+    # Only training images, each on one side, and none of those that results are measured on.
+    assert train | test == set(whole.train.index) and not train & test
+    assert not (train | test) & set(whole.test.index)
+    assert len(test) == round(0.2 * len(whole.train))
