@@ -8,6 +8,7 @@ from typing import Any
 from fedmitr_app.files import write_text
 from fedmitr_app.reporting import figures, figures_images, figures_labels, html
 from fedmitr_app.reporting.data import ReportData
+from fedmitr_app.reporting.diagnosis import diagnosis_section
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME
 from fedmitr_app.reporting.progress import duration
 from fedmitr_app.reporting.run_folder import RunFolder
@@ -68,6 +69,7 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
             ),
         ),
         _clients(data),
+        diagnosis_section(data.metrics),
         _cost(data.metrics),
         _model(folder.path / DESCRIPTION_NAME),
         _configuration(data),

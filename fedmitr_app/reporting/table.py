@@ -48,7 +48,7 @@ def client_table(rows: Sequence[ClientRow], most: int = _MOST_LINES) -> str:
         shown = in_order(sorted(shown, key=lambda row: row.status == "ok")[:most])
     lines = [[_short(cell) for cell in client_cells(row)] for row in shown]
     header = ["client", "examples", "train loss", "test accuracy", "status"]
-    text = _aligned(header, lines, left=(0, 4))
+    text = aligned(header, lines, left=(0, 4))
     if len(rows) > most:
         text += f"\n... and {len(rows) - most} more in clients.csv"
     return text
@@ -65,8 +65,8 @@ def result_table(metrics: Mapping[str, Any]) -> str:
     if not lines:
         return "no test set: nothing was evaluated"
     if student is None:
-        return _aligned(["model", "test accuracy"], [line[:2] for line in lines], left=(0,))
-    return _aligned(["model", "test accuracy", "student's lead"], lines, left=(0,))
+        return aligned(["model", "test accuracy"], [line[:2] for line in lines], left=(0,))
+    return aligned(["model", "test accuracy", "student's lead"], lines, left=(0,))
 
 
 def final_lines(rows: Sequence[ClientRow], metrics: Mapping[str, Any], folder: Path) -> list[str]:
@@ -119,7 +119,8 @@ def _short(cell: str) -> str:
     return clean if len(clean) <= _WIDEST else clean[: _WIDEST - 1] + "…"
 
 
-def _aligned(header: list[str], lines: list[list[str]], left: Sequence[int]) -> str:
+def aligned(header: list[str], lines: list[list[str]], left: Sequence[int]) -> str:
+    """Return a table as text; the columns ``left`` are set left, the others right."""
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
 
     def joined(cells: list[str]) -> str:

@@ -1,0 +1,154 @@
+"""The inversion's gradient, dense against sparse, from the same starts and draws.
+
+The paper's summaries claim that sparse inversion makes the gradient less unstable: here that is
+the gradient with respect to an image's pixels, its norm, how it varies from image to image, and
+how it varies over views of one image (choice: they name no estimator).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion import Inverted, Schedule, invert_batch
+from fedmitr_app.inversion.geometry import draw_views, own_pixels
+from fedmitr_app.inversion.invert import pixel_gradient
+from fedmitr_app.inversion.make_pool import Assignment, assign
+from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
+
+VIEWS = 8
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class GradientFigures:
+    """One inversion's gradient with respect to the pixels that still move.
+
+    Attributes
+    ----------
+    norm : float
+        L2 norm of an image's gradient; mean over images and iterations. Like the next two, of
+        the iterations since the first stop: before it dense and sparse are the same.
+    norm_variance : float
+        Variance of that norm over the batch's images; mean over iterations.
+    norm_spread : float
+        Its standard deviation divided by its mean, per iteration; mean over iterations. Free
+        of scale: fewer moving pixels alone make a norm smaller.
+    view_variance : float
+        At the last iterate: the gradient's variance over rolls and flips of one image, summed
+        over its pixels; mean over images.
+    view_spread : float
+        The same divided by the squared norm of the mean over views: noise to signal.
+    norms, variances : tuple[float, ...]
+        ``norm`` and ``norm_variance`` of each iteration, from the first.
+    """
+
+    norm: float
+    norm_variance: float
+    norm_spread: float
+    view_variance: float
+    view_spread: float
+    norms: tuple[float, ...]
+    variances: tuple[float, ...]
+
+
+def compare_gradients(
+    teacher: Teacher,
+    config: InversionConfig,
+    *,
+    images: int,
+    seed: int,
+    device: torch.device,
+    views: int = VIEWS,
+) -> Mapping[str, GradientFigures] | None:
+    """Invert one batch twice, ``dense`` and ``sparse``, and measure both.
+
+    Starts, targets, clients per image and views are the same; all but the schedule is as
+    ``config`` says. ``inversion.disagreement`` plays no part: there is no student yet.
+
+    Parameters
+    ----------
+    images : int
+        In the batch; at least 2.
+    seed : int
+        Run seed: the batch is drawn as the run draws its first one.
+
+    Returns
+    -------
+    Mapping[str, GradientFigures] or None
+        None if ``config.iterations`` is 0: nothing is inverted.
+    """
+    if not config.iterations:
+        return None
+    rng = generator(seed, "inversion", 0, 0)
+    batch = assign(teacher, config, images, rng, device)
+    drawn = rng.get_state()
+    stops = Schedule.build(replace(config, schedule="sparse")).stops
+    # A stop past the end stops nothing: then all iterations count, and both are the same.
+    first = min((at for at in stops if at < config.iterations), default=0)
+    figures = {}
+    for name in ("dense", "sparse"):
+        norms: list[Tensor] = []
+
+        def listen(grad: Tensor, norms: list[Tensor] = norms) -> None:
+            norms.append(grad.flatten(1).norm(dim=1))
+
+        rng.set_state(drawn)
+        plan = replace(config, schedule=name)
+        inverted = invert_batch(
+            teacher, *batch[:2], plan, rng, members=batch.members, on_gradient=listen
+        )
+        looks = generator(seed, "diagnosis", "views")
+        figures[name] = _figures(
+            torch.stack(norms), first, over_views(teacher, inverted, batch, plan, looks, views)
+        )
+    return figures
+
+
+def over_views(
+    teacher: Teacher,
+    inverted: Inverted,
+    batch: Assignment,
+    config: InversionConfig,
+    rng: torch.Generator,
+    views: int,
+) -> tuple[float, float]:
+    """Return the gradient's variance over views of the finished images, and that of its mean.
+
+    Returns
+    -------
+    tuple[float, float]
+        ``view_variance`` and ``view_spread`` of :class:`GradientFigures`.
+    """
+    objective = Objective(teacher, batch.targets, config, batch.members)
+    model, alive = teacher.models[0], inverted.keep_idx
+    size = model.spec.size
+    own = own_pixels(alive, size, model.patch_size)
+    grads = []
+    for _ in range(views):
+        look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)
+        grads.append(pixel_gradient(objective, inverted.images, alive, own, look).grad)
+    found = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
+    variance = found.var(0).sum(1)
+    signal = found.mean(0).square().sum(1)
+    return float(variance.mean()), float((variance / signal.clamp_min(_TINY)).mean())
+
+
+def _figures(norms: Tensor, first: int, views: tuple[float, float]) -> GradientFigures:
+    """Sum up norms ``[iterations, B]`` from iteration ``first`` on."""
+    variances, means = norms.var(1), norms.mean(1)
+    later = slice(first, None)
+    spread = variances.sqrt() / means.clamp_min(_TINY)
+    return GradientFigures(
+        norm=float(means[later].mean()),
+        norm_variance=float(variances[later].mean()),
+        norm_spread=float(spread[later].mean()),
+        view_variance=views[0],
+        view_spread=views[1],
+        norms=tuple(means.tolist()),
+        variances=tuple(variances.tolist()),
+    )
