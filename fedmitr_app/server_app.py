@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.methods import MethodSettings
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
 from fedmitr_app.reporting import RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
 from fedmitr_app.results import Results, measure, write_results
-from fedmitr_app.strategies import BareEnsemble, FedMITR, OneShotFedAvg, OneShotStrategy
+from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotMethod, OneShotStrategy
 from fedmitr_app.strategies.logs import join_flower_log
 
 _log = logging.getLogger(__name__)
@@ -138,15 +139,14 @@ def build_strategy(
         return OneShotFedAvg(**common, **declared)
     if server.method == "ensemble":
         return BareEnsemble(**common, **declared)
-    # FedMITR reads what uploads must declare off the model itself.
-    return FedMITR(
+    # What uploads must declare is read off the model itself.
+    makes_images = server.method not in ("procedural", "noise", "fedavg-uniform", "best-client")
+    return OneShotMethod(
         model,
-        teacher=config.teacher,
-        inversion=config.inversion,
-        distillation=config.distillation,
-        seed=config.seed,
+        server.method,
+        MethodSettings.of(config),
         device=device,
-        with_control=server.control and server.test_set,
+        with_control=server.control and server.test_set and makes_images,
         **common,
     )
 
@@ -167,7 +167,7 @@ def fuse_and_measure(
         train_config=ConfigRecord({"class-names": list(setting.class_names)}),
     )
     fused = control = task = None
-    if isinstance(strategy, FedMITR):
+    if isinstance(strategy, OneShotMethod):
         fused, control, task = strategy.fused, strategy.control, strategy.task
     return measure(
         outcome=strategy.outcome,

@@ -147,6 +147,35 @@ def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
     assert stages == ["training"] * 3 + ["evaluation"]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "dense-inversion",
+        "random-patches",
+        "procedural",
+        "noise",
+        "dense",
+        "co-boosting",
+        "fedavg-uniform",
+        "best-client",
+    ],
+)
+def test_every_rival_makes_a_model_and_a_report(federation, method):
+    metrics = federation.run(**{"server.method": method, "generator.steps": 2})
+    makes_images = method not in ("fedavg-uniform", "best-client")
+    assert ("inversion" in metrics) == makes_images == (federation.folder / "pool").exists()
+    with_control = makes_images and method not in ("procedural", "noise")
+    assert (metrics["accuracy"]["control"] is not None) == with_control
+    if method == "best-client":
+        assert metrics["accuracy"]["student"] in metrics["accuracy"]["clients"].values()
+    if makes_images:
+        # Only an inversion that stops patches does less work than one that never does.
+        predicted = metrics["inversion"]["flop_ratio"]
+        assert 0 < predicted < 1 if method == "random-patches" else predicted in (None, 1.0)
+    assert (federation.folder / "global_model.safetensors").exists()
+    assert method in (federation.folder / "report.html").read_text()
+
+
 def test_the_bare_ensemble_has_a_teacher_and_no_model(federation):
     metrics = federation.run(**{"server.method": "ensemble"})
     assert metrics["accuracy"]["student"] is None and metrics["accuracy"]["teacher"] > 0.0

@@ -17,7 +17,19 @@ PARTITIONERS = (
     "iid",
     "natural",
 )
-METHODS = ("fedmitr", "fedavg", "ensemble")
+METHODS = (
+    "fedmitr",
+    "dense-inversion",
+    "random-patches",
+    "procedural",
+    "noise",
+    "dense",
+    "co-boosting",
+    "fedavg",
+    "fedavg-uniform",
+    "best-client",
+    "ensemble",
+)
 COMBINATIONS = (
     "mean-logits",
     "mean-softmax",

@@ -45,6 +45,7 @@ def fedmitr(task: Task) -> Fused:
         model=student.finish(),
         teacher=teacher,
         images=len(data),
+        inversion=config,
         inversion_curves=_mean_curves([batch.curves for batch in batches]),
         distillation_loss=student.losses,
         seconds=seconds,

@@ -136,7 +136,9 @@ class Fused:
     teacher: Teacher | None = None
     """What taught it, or what answers in its place."""
     images: int = 0
-    """Synthetic images made."""
+    """Synthetic images made; they are in the task's ``pool``."""
+    inversion: InversionConfig | None = None
+    """How they were made, if they were inverted or come from starting images."""
     inversion_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     distillation_loss: Sequence[float] = ()
     """One number a step of the student."""

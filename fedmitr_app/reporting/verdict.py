@@ -70,6 +70,8 @@ def inversion_worth(data: ReportData) -> Worth | None:
 def _what_made_the_images(data: ReportData) -> str:
     """Name what the run did and the control didn't."""
     config = data.config
+    if config.get("server.method") in ("dense", "co-boosting"):
+        return "Generating images"
     done = []
     if config.get("inversion.candidates", 1) > 1 and config.get("inversion.targets") != "own":
         done.append("choosing")

@@ -41,10 +41,10 @@ class Results:
     on_shards: Mapping[str, float]
     """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
     fused: Fused | None = None
-    """None if the method inverts nothing; then there is no schedule, pool or control."""
+    """None if the strategy is no :class:`OneShotMethod`: the plain average, the ensemble."""
     control: Fused | None = None
     schedule: Schedule | None = None
-    flop_ratio: float = 1.0
+    flop_ratio: float | None = None
     diversity: float = 0.0
     """Of the pool, within a class."""
     pool: PoolSample | None = None
@@ -91,17 +91,16 @@ def measure(
         on_shards=on_shards,
     )
     if fused is not None:
-        schedule = Schedule.build(config.inversion)
-        pool = Pool(folder.pool, model.num_patches).load(device)
-        results = replace(
-            results,
-            fused=fused,
-            control=control,
-            schedule=schedule,
-            flop_ratio=flop_ratio(teacher.models[0], schedule, config.inversion.iterations),
-            diversity=_diversity(teacher, pool),
-            pool=_sample(pool, teacher, model, names, schedule),
-        )
+        results = replace(results, fused=fused, control=control)
+        teacher = fused.teacher or teacher
+        if fused.inversion is not None:
+            schedule = Schedule.build(fused.inversion)
+            ratio = flop_ratio(teacher.models[0], schedule, fused.inversion.iterations)
+            results = replace(results, schedule=schedule, flop_ratio=ratio)
+        if fused.images:
+            pool = Pool(folder.pool, model.num_patches).load(device)
+            sample = _sample(pool, teacher, model, names, results.schedule)
+            results = replace(results, diversity=_diversity(teacher, pool), pool=sample)
     if test_set is None:
         return results
     # The bare ensemble has no single model: its accuracy is the teacher's.
@@ -150,7 +149,7 @@ def _diversity(teacher: Teacher, pool: PoolData) -> float:
 
 @torch.no_grad()
 def _sample(
-    pool: PoolData, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule
+    pool: PoolData, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule | None
 ) -> PoolSample:
     images, targets, mask = (part[:SHOWN_IMAGES] for part in (pool.images, pool.targets, pool.mask))
     # [K, n, N] -> [n, grid, grid]
@@ -160,6 +159,6 @@ def _sample(
         images=model.spec.denormalise(images).cpu(),
         patch_size=model.patch_size,
         titles=[_title(target, names) for target in targets.cpu()],
-        kept=[row.nonzero().flatten().cpu() for row in mask] if schedule.stops else None,
+        kept=[row.nonzero().flatten().cpu() for row in mask] if schedule and schedule.stops else None,
         attention=attention.cpu(),
     )

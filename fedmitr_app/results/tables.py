@@ -56,9 +56,11 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     seconds: dict[str, float] = {"training": outcome.collect_seconds}
     throughput: dict[str, float] = {}
     if fused is not None:
-        metrics |= _of_fused(fused, results.flop_ratio, results.diversity)
         seconds |= fused.seconds
-        throughput["inverted_images_per_second"] = _rate(fused.images, fused.seconds["inversion"])
+    if fused is not None and fused.images:
+        metrics |= _of_fused(fused, results.flop_ratio, results.diversity)
+        making, *_ = fused.seconds.values()
+        throughput["inverted_images_per_second"] = _rate(fused.images, making)
         throughput["distillation_steps_per_second"] = _rate(
             len(fused.distillation_loss), fused.seconds["distillation"]
         )
@@ -69,7 +71,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     return {**metrics, "seconds": seconds, "throughput": throughput}
 
 
-def _of_fused(fused: Fused, flop_ratio: float, diversity: float) -> dict[str, Any]:
+def _of_fused(fused: Fused, flop_ratio: float | None, diversity: float) -> dict[str, Any]:
     confidence = fused.inversion_curves.get("confidence") or [None]
     return {
         "inversion": {

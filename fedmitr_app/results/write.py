@@ -69,12 +69,12 @@ def report_data(
 
 def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
     fused, schedule = results.fused, results.schedule
-    if fused is None or schedule is None:
+    if fused is None or not fused.images:
         return None, None
     curves = {name: curve for name, curve in fused.inversion_curves.items() if name != "alive"}
-    steps = range(len(curves["loss"]))
+    steps = range(len(next(iter(curves.values()))))
     loss = fused.distillation_loss
     return (
-        Curves(steps, curves, sorted(schedule.stops)) if steps else None,
+        Curves(steps, curves, sorted(schedule.stops) if schedule else []) if steps else None,
         Curves(range(len(loss)), {"loss": loss}),
     )

@@ -1,0 +1,141 @@
+"""Any one-shot method of this package as a Flower strategy."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from fedmitr_app.config.schema import METHODS as SERVER_METHODS
+from fedmitr_app.errors import ConfigError, ModelError
+from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task, without_inversion
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of
+from fedmitr_app.reporting.environment import device_lines, resolve_device
+from fedmitr_app.side_by_side import side_by_side
+from fedmitr_app.strategies.one_shot import OneShotStrategy
+from fedmitr_app.uploads import Upload
+
+
+class OneShotMethod(OneShotStrategy):
+    """Fuse the uploads by a method that is known by name.
+
+    Parameters
+    ----------
+    model : PatchViT | VisionTransformer
+        The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
+    method : str
+        As ``server.method``, but one that makes a single model.
+    settings : MethodSettings | None
+        The same uploads and settings give the same model on a CPU; None: the defaults.
+    input_spec : InputSpec | None
+        What the clients feed their model; None reads size and channels off the model
+        and takes pixels in [-1, 1] (mean and std 0.5).
+    device : str | torch.device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
+        or a device that the caller chose, and told about, itself.
+    with_control : bool
+        Also distil a student on procedural images neither chosen nor inverted, beside the
+        global model, to see what the method's own images earn.
+    **one_shot
+        As in :class:`OneShotStrategy`.
+
+    Attributes
+    ----------
+    task : Task | None
+        The uploads as models, and the teacher that they are, once they came.
+    fused : Fused | None
+        The global model and how it came about, once there is one.
+    control : Fused | None
+        The same of the student on procedural images, if asked for.
+
+    Raises
+    ------
+    ModelError
+        If ``model`` is no plain ViT or DeiT, or takes other images than ``input_spec`` says.
+    ConfigError
+        If there is no such method, or ``device`` isn't there.
+    """
+
+    def __init__(
+        self,
+        model: PatchViT | VisionTransformer,
+        method: str,
+        settings: MethodSettings | None = None,
+        *,
+        input_spec: InputSpec | None = None,
+        device: str | torch.device = "auto",
+        with_control: bool = False,
+        **one_shot: Any,
+    ) -> None:
+        single = [name for name in SERVER_METHODS if name != "ensemble"]
+        if method not in single:
+            raise ConfigError.bad_value("method", method, f"one of {', '.join(map(repr, single))}")
+        self.method = method
+        self.model = _wrap(model, input_spec)
+        super().__init__(
+            architecture=architecture_of(self.model),
+            input_spec=self.model.spec,
+            num_classes=self.model.num_classes,
+            **one_shot,
+        )
+        self.settings = settings or MethodSettings()
+        self._device_lines: list[str] = []
+        if isinstance(device, str):
+            device = resolve_device(device, "server.device")
+            self._device_lines = device_lines("server", device, torch.get_num_threads())
+        self.device = device
+        self.with_control = with_control
+        self.task: Task | None = None
+        self.fused: Fused | None = None
+        self.control: Fused | None = None
+
+    def summary_lines(self) -> list[str]:
+        """Add the method and its settings, and the device if the strategy chose it."""
+        lines = [*super().summary_lines(), f"Method: {self.method}"]
+        for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
+            words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
+            lines.append(f"{type(part).__name__}: {words}")
+        return lines + self._device_lines
+
+    def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
+        """Return the global model's state dict."""
+        log, method = self.metrics_log, METHODS[self.method]
+        with tempfile.TemporaryDirectory(prefix="fedmitr-") as temporary:
+            folder = self.run_dir or Path(temporary)
+            task = Task.load(self.model, uploads, self.settings, folder, self.device)
+            self.task = task = replace(task, record=log.add)
+            work = [lambda: method(task)]
+            if self.with_control:
+                control = task.alter(
+                    without_inversion,
+                    folder=Path(temporary) / "control",
+                    label="control: ",
+                    record=lambda stage, **values: log.add("control", **values),
+                )
+                work.append(lambda: METHODS["fedmitr"](control))
+            self.fused, *others = side_by_side(work, self.device)
+        self.control = others[0] if others else None
+        return {name: value.cpu() for name, value in self.fused.model.vit.state_dict().items()}
+
+
+def _wrap(vit: PatchViT | VisionTransformer, input_spec: InputSpec | None) -> PatchViT:
+    if isinstance(vit, PatchViT):
+        if input_spec not in (None, vit.spec):
+            raise ModelError(
+                f"input_spec = {input_spec} is not what the PatchViT takes ({vit.spec}): leave it "
+                "out, or pass the timm model."
+            )
+        return vit
+    if not isinstance(vit, VisionTransformer):
+        raise ModelError(
+            f"FedMITR inverts Vision Transformers, not a {type(vit).__name__}: pass a plain timm "
+            "ViT or DeiT."
+        )
+    if input_spec is None:
+        size, channels = vit.patch_embed.img_size[0], vit.patch_embed.proj.in_channels
+        input_spec = InputSpec(size, channels, (0.5,), (0.5,))
+    return PatchViT(vit, input_spec)
