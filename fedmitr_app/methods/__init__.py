@@ -4,35 +4,19 @@ A method is a function from a :class:`Task` to a :class:`Fused`; it raises
 ``MethodUnavailable`` where the uploads lack what it needs.
 """
 
-from collections.abc import Callable
-
-from fedmitr_app.methods.averaging import fedavg, fedavg_uniform
-from fedmitr_app.methods.best_client import best_client
-from fedmitr_app.methods.co_boosting import co_boosting
-from fedmitr_app.methods.dense import dense
-from fedmitr_app.methods.dense_inversion import dense_inversion
-from fedmitr_app.methods.ensemble import ensemble
+from fedmitr_app.methods.beside import beside
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.random_patches import random_patches
-from fedmitr_app.methods.real_images import real_images
+from fedmitr_app.methods.registry import METHODS, Method
 from fedmitr_app.methods.task import Fused, MethodSettings, Task
-from fedmitr_app.methods.uninverted import noise, procedural, without_inversion
+from fedmitr_app.methods.uninverted import without_inversion
 
-Method = Callable[[Task], Fused]
-
-METHODS: dict[str, Method] = {
-    "fedmitr": fedmitr,
-    "dense-inversion": dense_inversion,
-    "random-patches": random_patches,
-    "procedural": procedural,
-    "noise": noise,
-    "fedavg": fedavg,
-    "fedavg-uniform": fedavg_uniform,
-    "best-client": best_client,
-    "ensemble": ensemble,
-    "dense": dense,
-    "co-boosting": co_boosting,
-    "real-images": real_images,
-}
-
-__all__ = ["METHODS", "Fused", "Method", "MethodSettings", "Task", "fedmitr", "without_inversion"]
+__all__ = [
+    "METHODS",
+    "Fused",
+    "Method",
+    "MethodSettings",
+    "Task",
+    "beside",
+    "fedmitr",
+    "without_inversion",
+]

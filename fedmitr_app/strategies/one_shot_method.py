@@ -12,10 +12,16 @@ from torch import Tensor
 
 from fedmitr_app.config.schema import METHODS as SERVER_METHODS
 from fedmitr_app.errors import ConfigError, ModelError
-from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task, without_inversion
+from fedmitr_app.methods import (
+    METHODS,
+    Fused,
+    MethodSettings,
+    Task,
+    beside,
+    without_inversion,
+)
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of
 from fedmitr_app.reporting.environment import device_lines, resolve_device
-from fedmitr_app.side_by_side import side_by_side
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.uploads import Upload
 
@@ -103,22 +109,23 @@ class OneShotMethod(OneShotStrategy):
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the global model's state dict."""
-        log, method = self.metrics_log, METHODS[self.method]
+        log = self.metrics_log
         with tempfile.TemporaryDirectory(prefix="fedmitr-") as temporary:
             folder = self.run_dir or Path(temporary)
             task = Task.load(self.model, uploads, self.settings, folder, self.device)
             self.task = task = replace(task, record=log.add)
-            work = [lambda: method(task)]
-            if self.with_control:
+            if not self.with_control:
+                self.fused = METHODS[self.method](task)
+            else:
                 control = task.alter(
                     without_inversion,
                     folder=Path(temporary) / "control",
                     label="control: ",
                     record=lambda stage, **values: log.add("control", **values),
                 )
-                work.append(lambda: METHODS["fedmitr"](control))
-            self.fused, *others = side_by_side(work, self.device)
-        self.control = others[0] if others else None
+                with beside("fedmitr", control) as result:
+                    self.fused = METHODS[self.method](task)
+                    self.control = result()
         return {name: value.cpu() for name, value in self.fused.model.vit.state_dict().items()}
 
 

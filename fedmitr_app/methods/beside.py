@@ -1,0 +1,171 @@
+"""A method beside other work, in a process of its own."""
+
+import contextlib
+import copy
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedmitr_app.errors import FedmitrError
+from fedmitr_app.methods.registry import METHODS
+from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.models import PatchViT
+from fedmitr_app.uploads import Upload
+
+_log = logging.getLogger("fedmitr_app")
+
+INITIAL, FUSED = "initial.safetensors", "fused.safetensors"
+
+Result = Callable[[], Fused | None]
+
+
+@contextlib.contextmanager
+def beside(method: str, task: Task) -> Iterator[Result]:
+    """Run a method while the ``with`` block does something else; give a way to its result.
+
+    Small models leave a second core half idle: two of them on one thread each are done sooner
+    than one after the other on two. Threads of one process would wait for each other's Python.
+    On a GPU, which one of them fills, or a single CPU thread, the method runs when its result
+    is asked for.
+
+    Parameters
+    ----------
+    method : str
+        Its name in ``METHODS``; one that makes a model.
+    task : Task
+        The other process reads the uploads itself and keeps its files in the task's folder;
+        its lines and records come back.
+
+    Yields
+    ------
+    Callable[[], Fused | None]
+        Waits for the result, whose teacher is left out. None, after a warning that says why,
+        if the method failed or its process died: what goes on beside it isn't lost with it.
+    """
+    threads = torch.get_num_threads()
+    if task.device.type != "cpu" or threads < 2:
+        yield lambda: _here(method, task)
+        return
+    context = get_context("spawn")  # a fork would inherit OpenMP's dead threads
+    ours, theirs = context.Pipe(duplex=False)
+    share = threads // 2
+    # Weights go by files: tensors that are sent share memory, of which a container has little.
+    task.folder.mkdir(parents=True, exist_ok=True)
+    save_file(task.model.vit.state_dict(), task.folder / INITIAL)
+    shape = copy.deepcopy(task.model).to("meta")
+    order = _Order(method, shape, task.uploads, task.settings, task.folder, task.label, share)
+    process = context.Process(target=_work, args=(theirs, order), name="beside", daemon=True)
+    listener = _Listener(ours, method, task)
+    torch.set_num_threads(threads - share)
+    try:
+        process.start()
+        theirs.close()  # else its end would never be heard here
+        listener.start()
+        yield listener.result
+    finally:
+        torch.set_num_threads(threads)
+        process.terminate()  # over already, unless the block raised
+        process.join()
+
+
+def _here(method: str, task: Task) -> Fused | None:
+    try:
+        return METHODS[method](task)
+    except FedmitrError as error:
+        _warn(method, str(error))
+        return None
+
+
+def _warn(method: str, reason: str) -> None:
+    _log.warning("The method %r beside the global model gave nothing: %s", method, reason)
+
+
+class _Order(NamedTuple):
+    """What the other process is told; no weights."""
+
+    method: str
+    model: PatchViT
+    """Its shape, on the meta device."""
+    uploads: Sequence[Upload]
+    settings: MethodSettings
+    folder: Path
+    label: str
+    threads: int
+
+
+class _Listener(threading.Thread):
+    """Hears the other process out: its lines go to the log, its records to the task's."""
+
+    def __init__(self, pipe: Connection, method: str, task: Task) -> None:
+        super().__init__(name="beside", daemon=True)
+        self._pipe, self._method, self._task = pipe, method, task
+        self._fused: Fused | None = None
+
+    def run(self) -> None:
+        failure = "its process died."
+        # The pipe ends when the process does, whatever ended it.
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                kind, *content = self._pipe.recv()
+                if kind == "line":
+                    _log.log(*content)
+                elif kind == "record":
+                    stage, values = content
+                    self._task.record(stage, **values)
+                elif kind == "failed":
+                    failure = content[0]
+                else:
+                    self._fused = self._with_model(content[0])
+        if self._fused is None:
+            _warn(self._method, failure)
+
+    def _with_model(self, fused: Fused) -> Fused:
+        model = copy.deepcopy(self._task.model)
+        model.vit.load_state_dict(load_file(self._task.folder / FUSED))
+        return replace(fused, model=model.eval())
+
+    def result(self) -> Fused | None:
+        self.join()
+        return self._fused
+
+
+def _work(pipe: Connection, order: _Order) -> None:
+    torch.set_num_threads(order.threads)
+    _log.handlers[:] = [_Lines(pipe)]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+
+    def record(stage: str, **values: Any) -> None:
+        plain = {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+        pipe.send(("record", stage, plain))
+
+    model = order.model.to_empty(device="cpu")
+    model.vit.load_state_dict(load_file(order.folder / INITIAL))
+    task = Task.load(model, order.uploads, order.settings, order.folder, torch.device("cpu"))
+    try:
+        fused = METHODS[order.method](replace(task, label=order.label, record=record))
+    except FedmitrError as error:
+        pipe.send(("failed", str(error)))
+        return
+    save_file(fused.model.vit.state_dict(), order.folder / FUSED)
+    pipe.send(("fused", replace(fused, model=None, teacher=None)))
+
+
+class _Lines(logging.Handler):
+    """Sends each line to the process that shows it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._pipe.send(("line", record.levelno, record.getMessage()))

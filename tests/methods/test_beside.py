@@ -1,0 +1,83 @@
+"""A method in another process: the same result, its lines and records, no harm when it fails."""
+
+import time
+from dataclasses import replace
+from multiprocessing import active_children
+
+import pytest
+import torch
+
+from fedmitr_app.methods import METHODS, Task, beside
+from tests.methods.test_fedmitr import CPU, settings, theta0, uploads
+
+__all__ = ["theta0", "uploads"]  # fixtures
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def task(theta0, uploads, tmp_path):
+    return Task.load(theta0, uploads, settings(), tmp_path / "task", CPU)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_other_process_gives_what_this_one_gives(task, tmp_path, caplog):
+    caplog.set_level("INFO", logger="fedmitr_app")
+    heard, here = [], []
+    telling = replace(task, label="aside: ", record=lambda stage, **v: heard.append((stage, v)))
+    with beside("fedmitr", telling) as result:
+        assert torch.get_num_threads() == 1
+        found = result()
+    assert torch.get_num_threads() == 2
+    alone = replace(task, folder=tmp_path / "alone", record=lambda s, **v: here.append((s, v)))
+    torch.set_num_threads(1)
+    expected = METHODS["fedmitr"](alone)
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(found.model.state_dict()[name], value)
+    assert found.distillation_loss == expected.distillation_loss and found.images == 11
+    assert found.teacher is None
+    assert [stage for stage, _ in heard] == [stage for stage, _ in here]
+    losses = [values["loss"] for stage, values in heard if stage == "distillation"]
+    assert losses == pytest.approx(expected.distillation_loss)
+    assert any(line.startswith("aside: distillation: 7 steps in") for line in caplog.messages)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_method_that_fails_costs_nothing_but_itself(task, caplog, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    diverging = task.alter(
+        lambda ours: replace(ours, distillation=replace(ours.distillation, learning_rate=1e30))
+    )
+    try:
+        with beside("fedmitr", diverging) as result:
+            assert result() is None
+    finally:
+        torch.set_num_threads(before)
+    assert "'fedmitr' beside the global model gave nothing: distillation.learning-rate" in caplog.text
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_process_that_dies_is_told(task, caplog):
+    with beside("fedmitr", task) as result:
+        (process,) = [child for child in active_children() if child.name == "beside"]
+        process.kill()
+        assert result() is None
+    assert "its process died" in caplog.text
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_here_does_not_wait_for_the_other(task):
+    slow = task.alter(
+        lambda ours: replace(ours, distillation=replace(ours.distillation, steps=10**6))
+    )
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="here"), beside("fedmitr", slow):
+        raise ValueError("here")
+    assert time.monotonic() - started < 60 and torch.get_num_threads() == 2
