@@ -152,6 +152,7 @@ def _sample(
     pool: PoolData, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule | None
 ) -> PoolSample:
     images, targets, mask = (part[:SHOWN_IMAGES] for part in (pool.images, pool.targets, pool.mask))
+    stopped = schedule is not None and bool(schedule.stops)
     # [K, n, N] -> [n, grid, grid]
     maps = torch.stack([member(images, attention=True).cls_attn for member in teacher.models])
     attention = teacher.density(maps, targets).unflatten(1, (model.grid, model.grid))
@@ -159,6 +160,6 @@ def _sample(
         images=model.spec.denormalise(images).cpu(),
         patch_size=model.patch_size,
         titles=[_title(target, names) for target in targets.cpu()],
-        kept=[row.nonzero().flatten().cpu() for row in mask] if schedule and schedule.stops else None,
+        kept=[row.nonzero().flatten().cpu() for row in mask] if stopped else None,
         attention=attention.cpu(),
     )
