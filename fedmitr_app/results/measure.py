@@ -149,7 +149,11 @@ def _diversity(teacher: Teacher, pool: PoolData) -> float:
 
 @torch.no_grad()
 def _sample(
-    pool: PoolData, teacher: Teacher, model: PatchViT, names: Sequence[str], schedule: Schedule | None
+    pool: PoolData,
+    teacher: Teacher,
+    model: PatchViT,
+    names: Sequence[str],
+    schedule: Schedule | None,
 ) -> PoolSample:
     images, targets, mask = (part[:SHOWN_IMAGES] for part in (pool.images, pool.targets, pool.mask))
     stopped = schedule is not None and bool(schedule.stops)
