@@ -20,9 +20,11 @@ from pathlib import Path
 import torch
 from flwr.common.config import parse_config_args
 
-from benchmarks.common import initial_model, print_hardware, train_uploads, without_counts
+from benchmarks.common import print_hardware
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config, InversionConfig, parse_config
+from fedmitr_app.experiments.federate import initial_model, load_uploads, train_federation
+from fedmitr_app.experiments.grid import Federation
 from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.inversion.targets import draw_members, draw_targets
@@ -111,7 +113,10 @@ def main() -> None:
             if arguments.uploads:
                 uploads = read_spool(arguments.uploads / f"seed{seed}" / "uploads")
             else:
-                uploads = without_counts(train_uploads(config, arguments.clients, Path(folder)))
+                dealt = config.partition.kind, config.partition.alpha, arguments.clients
+                trained = Path(folder) / "uploads"
+                train_federation(Federation(*dealt, seed), config, trained, CPU)
+                uploads = load_uploads(trained, config)
             model, settings = initial_model(config), MethodSettings.of(config)
             task = Task.load(model, uploads, settings, Path(folder), CPU)
             if seed == arguments.seeds[0] and arguments.repeats:

@@ -8,7 +8,6 @@ ancestor's soft-label loss (Hinton et al., 2015); the token term follows Token L
 (NeurIPS 2021). All functions return one loss per image, ``[B]``.
 """
 
-import torch
 from torch import Tensor
 
 

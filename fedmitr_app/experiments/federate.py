@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,9 +94,6 @@ def load_uploads(folder: Path, config: Config) -> list[Upload]:
             f"{folder} holds no uploads: train them (leave out --no-training), or give the folder "
             "of an experiment that has."
         )
-    return uploads if config.client.share_label_counts else without_counts(uploads)
-
-
-def without_counts(uploads: Sequence[Upload]) -> list[Upload]:
-    """Return the uploads as clients send them by default."""
+    if config.client.share_label_counts:
+        return uploads
     return [replace(upload, label_counts=None) for upload in uploads]
