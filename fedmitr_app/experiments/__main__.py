@@ -12,7 +12,7 @@ from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.experiments.tables import latex, markdown, tidy
 from fedmitr_app.files import unwritable, write_text
-from fedmitr_app.reporting.environment import describe_environment, resolve_device
+from fedmitr_app.reporting.environment import resolve_device
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set",
         nargs="*",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="run-config settings for all rows, such as data.path='/data/train.parquet'",
+        help="run-config settings for all rows, such as client.epochs=10",
     )
     given = parser.parse_args(arguments)
     try:
@@ -38,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError.bad_value("--workers", given.workers, "at least 1")
         grid = read_grid(given.experiment, _settings(given.set))
         device = resolve_device(given.device, "--device")
+        if device.type == "cuda" and given.workers > 1:
+            raise ConfigError.bad_value(
+                "--workers", given.workers, "1 on a GPU, which one cell fills"
+            )
         name = given.experiment.stem
         given.results.mkdir(parents=True, exist_ok=True)
         results = run_grid(
@@ -69,7 +74,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise ConfigError(f"--set {word!r} must be KEY=VALUE, such as seed=1.")
+            raise ConfigError(f"--set {word!r} must be KEY=VALUE, such as client.epochs=10.")
         try:
             found[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -78,20 +83,17 @@ def _settings(words: list[str]) -> dict[str, Any]:
 
 
 def _provenance(results: list[dict[str, Any]]) -> str:
-    facts = describe_environment()
-    commit = facts["commit"] or {"id": "unknown", "dirty": False}
-    changed = " with uncommitted changes" if commit["dirty"] else ""
-    devices = sorted({result["device"] for result in results})
+    made_by = sorted({f"{result['code']}, {result['device']}" for result in results})
+    images = {result.get("split") for result in results} - {None}
+    held = {"validation": "held-out training images"}.get("".join(images), "test images")
     seeds = sorted({result["seed"] for result in results})
     return "\n".join(
         [
-            "Accuracy after the last step; mean ± standard deviation over the seeds "
+            f"Accuracy on {held} after the last step; mean ± standard deviation over the seeds "
             f"{', '.join(map(str, seeds))}. Server seconds: the method's own work, evaluation "
             "apart; of processor time on a CPU.",
             f"Command: `python -m fedmitr_app.experiments {shlex.join(sys.argv[1:])}`.",
-            f"Commit {commit['id'][:12]}{changed}; {facts['cpu']}, {facts['cores']} cores, "
-            f"GPUs: {', '.join(facts['gpus']) or 'none'}; torch {facts['packages'].get('torch')}; "
-            f"each cell on {' or '.join(devices)}.",
+            f"Each cell by {'; or '.join(made_by)}.",
         ]
     )
 

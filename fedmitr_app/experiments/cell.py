@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -21,11 +22,13 @@ from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
 from fedmitr_app.randomness import generator
+from fedmitr_app.reporting.environment import describe_environment
 
 # What a result depends on; a section that only some methods read counts for those.
 SECTIONS = ("seed", "data", "partition", "model", "client", "teacher", "inversion", "distillation")
 SECTIONS_OF = {"dense": ("generator",), "co-boosting": ("generator",)}
 REAL_IMAGES = 4096
+_log = logging.getLogger(__name__)
 
 
 def cell_name(cell: Cell) -> str:
@@ -41,8 +44,8 @@ def cell_name(cell: Cell) -> str:
 def run_cell(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
     """Run one cell, write its result below ``results`` and return it.
 
-    A method that lacks what it needs, or fails in a way that its user can mend, gives a
-    result with the reason instead of figures.
+    A method that lacks what it needs, or fails, gives a result with the reason instead of
+    figures.
     """
     started = time.monotonic()
     result = {"row": cell.row.name, "method": cell.row.method, **asdict(cell.federation)}
@@ -52,8 +55,13 @@ def run_cell(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         result |= {"status": f"not run: {reason}"}
     except FedmitrError as error:
         result |= {"status": f"failed: {error}"}
+    except torch.OutOfMemoryError:
+        result |= {"status": "failed: out of memory: lower inversion.batch-size"}
+    except Exception as error:  # the other cells are not lost over it
+        _log.exception("%s", cell.row.name)
+        result |= {"status": f"failed: {type(error).__name__}: {error}"}
     result["total_seconds"] = time.monotonic() - started
-    result["device"] = device_name(device)
+    result |= {"device": device_name(device), "code": _code()}
     if not result["status"].startswith("failed"):  # what failed is tried again
         write_json(results / "cells" / cell_name(cell), result)
     return result
@@ -72,6 +80,10 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
     uploads = load_uploads(
         results / "uploads" / uploads_name(cell.federation, config), config
     )
+    unknown = any(upload.label_counts is None for upload in uploads)
+    if config.teacher.combine == "label-aware" and unknown:
+        # The teacher would fall back to another combination, under this one's name.
+        raise MethodUnavailable("its clients share no label counts (client.share-label-counts)")
     model = initial_model(config)
     with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
         settings = MethodSettings.of(config)
@@ -93,6 +105,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         "images": fused.images,
         "steps": len(fused.distillation_loss),
         "test_images": len(test),
+        "split": config.data.test_split,
         **_last(fused),
     }
     if cell.row.method == "best-client":
@@ -100,6 +113,14 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
             client.key: bench.model_accuracy(client.model) for client in task.clients
         }
     return found
+
+
+def _code() -> str:
+    """What made the result: this package's commit, and torch."""
+    facts = describe_environment()
+    commit = facts["commit"] or {"id": "unknown commit", "dirty": False}
+    changed = " with uncommitted changes" if commit["dirty"] else ""
+    return f"{commit['id'][:12]}{changed}, torch {facts['packages'].get('torch')}, {facts['cpu']}"
 
 
 def _last(fused: Fused) -> dict[str, float | None]:
@@ -112,5 +133,6 @@ def _training_images(config: Config, spec: InputSpec) -> torch.Tensor:
     rows = load_source(config.data).train
     rng = generator(config.seed, "real-images", "which")
     chosen = torch.randperm(len(rows), generator=rng)[:REAL_IMAGES].sort().values.numpy()
-    pixels = rows.take(chosen).pixels(config.data.image_size, config.data.channels)
+    data = config.data
+    pixels = rows.take(chosen).pixels(data.stored_size or data.image_size, data.channels)
     return spec.normalise(torch.from_numpy(pixels))

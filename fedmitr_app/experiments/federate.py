@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def uploads_name(federation: Federation, config: Config) -> str:
     parts.pop("client.share-label-counts"), parts.pop("client.device")
     text = json.dumps({**parts, **dataclasses.asdict(federation)}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    readable = f"{federation.kind}-alpha{federation.alpha:g}-clients{federation.clients}"
+    skew = "" if federation.alpha is None else f"-alpha{federation.alpha:g}"
+    readable = f"{federation.kind}{skew}-clients{federation.clients}"
     return f"{readable}-seed{federation.seed}-{digest}"
 
 
@@ -50,8 +52,8 @@ def train_federation(
     """
     if folder.exists():
         return
-    unfinished = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    # A folder of its own: another experiment may be training the same.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     spool = Spool(unfinished, unfinished / "rejected")
     start = initial_model(config)
     for number in range(federation.clients):
@@ -75,7 +77,12 @@ def train_federation(
             metrics=metrics,
         )
         spool.add(arrays, claims)
-    unfinished.rename(folder)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)  # the other one was sooner
 
 
 def load_uploads(folder: Path, config: Config) -> list[Upload]:

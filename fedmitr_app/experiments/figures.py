@@ -56,7 +56,7 @@ def accuracy_bars(part: pd.DataFrame, path: Path) -> Path:
         axes.invert_yaxis()
         axes.set_xlim(0, min(1.0, part["accuracy"].max() + 0.12))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_xlabel("test accuracy (bar: mean, dots: seeds)")
+        axes.set_xlabel(f"{_measured(part)} (bar: mean, dots: seeds)")
         faint_grid(axes, "x")
     return path
 
@@ -75,7 +75,7 @@ def accuracy_against_compute(part: pd.DataFrame, path: Path) -> Path:
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.25)  # room for the names
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        _percent(axes)
+        _percent(axes, part)
         axes.set_xlabel("server time per seed, seconds (of processor time on a CPU)")
         _name_points(axes, {n: (r["seconds"].mean(), r["accuracy"].mean()) for n, r in taken})
         faint_grid(axes, "y")
@@ -97,7 +97,7 @@ def accuracy_against_alpha(part: pd.DataFrame, path: Path) -> Path:
             )
         axes.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axes.set_xlabel("Dirichlet α (left: more skewed)")
-        _percent(axes)
+        _percent(axes, part)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         faint_grid(axes, "y")
     return path
@@ -122,15 +122,20 @@ def accuracy_against_setting(part: pd.DataFrame, x: str, line: str, path: Path) 
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.minorticks_off()
         axes.set_xlabel(x)
-        _percent(axes)
+        _percent(axes, part)
         axes.legend(title=line)
         faint_grid(axes, "y")
     return path
 
 
-def _percent(axes: Axes) -> None:
+def _percent(axes: Axes, part: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(_measured(part))
+
+
+def _measured(part: pd.DataFrame) -> str:
+    """Say on which images: those that choose settings are no test."""
+    return "validation accuracy" if "validation" in set(part["split"]) else "test accuracy"
 
 
 def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:

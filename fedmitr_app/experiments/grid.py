@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods import METHODS
 
-AXES: dict[str, tuple[type, list[Any]]] = {
-    "kind": (str, ["dirichlet"]),
-    "alpha": (float, [0.1]),
-    "clients": (int, [5]),
-    "seeds": (int, [0, 1, 2]),
-}
+AXES: dict[str, type] = {"kind": str, "alpha": float, "clients": int, "seeds": int}
+# What the axes say must not be said again elsewhere.
+KEYS_OF_AXES = {"partition.kind": "kind", "partition.alpha": "alpha", "seed": "seeds"}
+WITHOUT_ALPHA = ("iid", "natural", "pathological")
 TOP = ("title", "axes", "settings", "rows", "figure")
 
 
@@ -25,14 +23,15 @@ class Federation:
     """One way of dealing the data to clients, with one seed: the uploads that it gives."""
 
     kind: str
-    alpha: float
+    alpha: float | None
+    """None for kinds that know no α."""
     clients: int
     seed: int
 
     @property
     def group(self) -> str:
         """The same for every seed."""
-        skew = "" if self.kind in ("iid", "natural", "pathological") else f", α = {self.alpha:g}"
+        skew = "" if self.alpha is None else f", α = {self.alpha:g}"
         return f"{self.clients} clients, {self.kind}{skew}"
 
 
@@ -68,7 +67,8 @@ class Grid:
 def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Read an experiment file.
 
-    Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``),
+    Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``; without one
+    the settings' own kind and α, 5 clients, seeds 0 to 2),
     ``settings`` (run-config keys for all rows), ``rows.<name>`` with ``method`` (the row's
     name unless given) and ``settings`` of its own, and perhaps ``figure`` with two keys, ``x``
     and ``line``, for a curve. What is given wins over a preset.
@@ -76,7 +76,8 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     Parameters
     ----------
     overrides : Mapping[str, Any], optional
-        Run-config keys that stand for all rows' ``settings``, and win over the file's.
+        Run-config keys for all rows, which win over the file's ``settings``; a key that a row
+        sets itself is refused.
 
     Raises
     ------
@@ -88,19 +89,22 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is no experiment file that can be read: {error}.") from error
     _only(table, TOP, str(path))
-    axes = {name: _axis(name, table.get("axes", {}), path) for name in AXES}
-    _only(table.get("axes", {}), AXES, f"{path}, axes")
-    rows = [_row(name, given, path) for name, given in table.get("rows", {}).items()]
+    given = {name: _table(table, name, str(path)) for name in ("axes", "settings", "rows")}
+    rows = [_row(name, given["rows"], path) for name in given["rows"]]
     if not rows:
         raise ConfigError(f"{path} has no rows: it must have a table such as [rows.fedmitr].")
-    common = {**_flat(table.get("settings", {})), **(overrides or {})}
+    overrides = dict(overrides or {})
+    common = {**_flat(given["settings"]), **overrides}
+    _require_one_place(common, overrides, rows, path)
+    own = parse_config(common, given_wins=True).partition
+    defaults = {"kind": [own.kind], "alpha": [own.alpha], "clients": [5], "seeds": [0, 1, 2]}
+    _only(given["axes"], AXES, f"{path}, axes")
+    axes = {name: _axis(name, {**defaults, **given["axes"]}[name], path) for name in AXES}
     cells = []
-    # Seeds last: the first whole column of a table is there early.
-    for seed, kind, alpha, clients in itertools.product(
-        axes["seeds"], axes["kind"], axes["alpha"], axes["clients"]
-    ):
-        federation = Federation(kind, float(alpha), clients, seed)
-        dealt = {"seed": seed, "partition.kind": kind, "partition.alpha": float(alpha)}
+    for federation in _federations(axes):
+        dealt = {"seed": federation.seed, "partition.kind": federation.kind}
+        if federation.alpha is not None:
+            dealt["partition.alpha"] = federation.alpha
         for row in rows:
             config = parse_config({**common, **dealt, **row.settings}, given_wins=True)
             cells.append(Cell(row, federation, config))
@@ -108,42 +112,76 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     return Grid(str(table.get("title", path.stem)), tuple(cells), curve)
 
 
-def _row(name: str, given: Any, path: Path) -> Row:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{path}: rows.{name} must be a table, such as [rows.{name}].")
+def _federations(axes: Mapping[str, list[Any]]) -> list[Federation]:
+    """All of them; seeds last, so that the first whole column of a table is there early."""
+    product = itertools.product(axes["seeds"], axes["kind"], axes["alpha"], axes["clients"])
+    made = [
+        Federation(kind, None if kind in WITHOUT_ALPHA else alpha, clients, seed)
+        for seed, kind, alpha, clients in product
+    ]
+    return list(dict.fromkeys(made))
+
+
+def _require_one_place(
+    common: Mapping[str, Any], overrides: Mapping[str, Any], rows: Sequence[Row], path: Path
+) -> None:
+    for key, axis in KEYS_OF_AXES.items():
+        if key in common or any(key in row.settings for row in rows):
+            raise ConfigError(
+                f"{path}: {key} belongs to the axes: give it there, as a list under axes.{axis}."
+            )
+    for row in rows:
+        for key in sorted(overrides.keys() & row.settings.keys()):
+            raise ConfigError(
+                f"{key} = {overrides[key]!r} can't stand for all rows, because {path} sets it for "
+                f"the row {row.name!r}: change the file."
+            )
+
+
+def _row(name: str, rows: Mapping[str, Any], path: Path) -> Row:
+    given = _table(rows, name, f"{path}, rows")
     _only(given, ("method", "settings"), f"{path}, rows.{name}")
     method = given.get("method", name)
     if method not in METHODS:
         known = ", ".join(map(repr, METHODS))
         raise ConfigError(f"{path}: {method!r} is not a method; the methods are {known}.")
-    return Row(name, method, _flat(given.get("settings", {})))
+    return Row(name, method, _flat(_table(given, "settings", f"{path}, rows.{name}")))
 
 
-def _axis(name: str, axes: Mapping[str, Any], path: Path) -> list[Any]:
-    kind, default = AXES[name]
-    values = axes.get(name, default)
+def _axis(name: str, values: Any, path: Path) -> list[Any]:
+    kind = AXES[name]
     allowed = (int, float) if kind is float else (kind,)
-    good = isinstance(values, list) and values and len(set(map(str, values))) == len(values)
-    if not good or any(isinstance(v, bool) or not isinstance(v, allowed) for v in values):
+    good = isinstance(values, list) and values and all(
+        isinstance(value, allowed) and not isinstance(value, bool) for value in values
+    )
+    if not good or len({kind(value) for value in values}) < len(values):
         words = {str: "names", float: "numbers", int: "whole numbers"}[kind]
         raise ConfigError(f"{path}: axes.{name} = {values!r} must be a list of different {words}.")
     if name == "clients" and min(values) < 1:
         raise ConfigError(f"{path}: axes.clients = {values!r} must be numbers of at least 1.")
-    return values
+    return [kind(value) for value in values]
 
 
 def _curve(figure: Any, config: Config, path: Path) -> tuple[str, str] | None:
     if figure is None:
         return None
+    figure = _table({"figure": figure}, "figure", str(path))
     _only(figure, ("x", "line"), f"{path}, figure")
     known = flatten(config)
     for name in ("x", "line"):
-        if figure.get(name) not in known:
+        if not isinstance(figure.get(name), str) or figure[name] not in known:
             raise ConfigError(
                 f"{path}: figure.{name} = {figure.get(name)!r} must be a setting, such as "
                 "'inversion.iterations'."
             )
     return figure["x"], figure["line"]
+
+
+def _table(holder: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    found = holder.get(name, {})
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{where}: {name} = {found!r} must be a table, such as [{name}].")
+    return found
 
 
 def _only(table: Mapping[str, Any], known: Any, where: str) -> None:

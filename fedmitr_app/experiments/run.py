@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedmitr_app.config import flatten
-from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.cell import cell_name, run_cell
 from fedmitr_app.experiments.federate import train_federation, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
@@ -86,7 +86,11 @@ def run_grid(
 
 def _read(cell: Cell, results: Path) -> dict[str, Any] | None:
     path = results / "cells" / cell_name(cell)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged: made again
+        return None
+    return found if isinstance(found, dict) and "status" in found else None
 
 
 def _words(cell: Cell) -> str:
@@ -120,8 +124,8 @@ def _finished(jobs: Sequence[Job], workers: int) -> Iterable[tuple[int, Any]]:
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(future), future.result()
-        except FedmitrError:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # also Ctrl-C: nothing new may begin
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 

@@ -22,11 +22,13 @@ COLUMNS = (
     "steps",
     "test_images",
     "best_client",
+    "split",
     "device",
+    "code",
 )
 HEADINGS = (
     "method",
-    "test accuracy, %",
+    "accuracy, %",
     "its teacher, %",
     "student / teacher, %",
     "server seconds",
@@ -47,7 +49,8 @@ def groups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the lines of each federation, all seeds together, by its description."""
     keys = ["kind", "alpha", "clients"]
     return {
-        Federation(*key, seed=0).group: part for key, part in frame.groupby(keys, sort=False)
+        Federation(kind, None if pd.isna(alpha) else alpha, clients, seed=0).group: part
+        for (kind, alpha, clients), part in frame.groupby(keys, sort=False, dropna=False)
     }
 
 

@@ -65,22 +65,23 @@ def beside(method: str, task: Task) -> Iterator[Result]:
     order = _Order(method, shape, task.uploads, task.settings, task.folder, task.label, share)
     process = context.Process(target=_work, args=(theirs, order), name="beside", daemon=True)
     listener = _Listener(ours, method, task)
+    process.start()
+    theirs.close()  # else its end would never be heard here
+    listener.start()
     torch.set_num_threads(threads - share)
     try:
-        process.start()
-        theirs.close()  # else its end would never be heard here
-        listener.start()
         yield listener.result
     finally:
         torch.set_num_threads(threads)
-        process.terminate()  # over already, unless the block raised
+        listener.wanted = False
+        process.terminate()  # over already, unless nobody asked for the result
         process.join()
 
 
 def _here(method: str, task: Task) -> Fused | None:
     try:
         return METHODS[method](task)
-    except FedmitrError as error:
+    except Exception as error:  # such as a GPU out of memory: the global model is there already
         _warn(method, str(error))
         return None
 
@@ -109,12 +110,12 @@ class _Listener(threading.Thread):
         super().__init__(name="beside", daemon=True)
         self._pipe, self._method, self._task = pipe, method, task
         self._fused: Fused | None = None
+        self.wanted = True
 
     def run(self) -> None:
         failure = "its process died."
-        # The pipe ends when the process does, whatever ended it.
-        with contextlib.suppress(EOFError, OSError):
-            while True:
+        try:
+            while self._fused is None:
                 kind, *content = self._pipe.recv()
                 if kind == "line":
                     _log.log(*content)
@@ -125,7 +126,11 @@ class _Listener(threading.Thread):
                     failure = content[0]
                 else:
                     self._fused = self._with_model(content[0])
-        if self._fused is None:
+        except EOFError:  # the pipe ends when the process does, whatever ended it
+            pass
+        except Exception as error:  # such as a full disk
+            failure = str(error)
+        if self._fused is None and self.wanted:
             _warn(self._method, failure)
 
     def _with_model(self, fused: Fused) -> Fused:

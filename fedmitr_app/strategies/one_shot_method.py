@@ -102,7 +102,10 @@ class OneShotMethod(OneShotStrategy):
     def summary_lines(self) -> list[str]:
         """Add the method and its settings, and the device if the strategy chose it."""
         lines = [*super().summary_lines(), f"Method: {self.method}"]
-        for part in (self.settings.teacher, self.settings.inversion, self.settings.distillation):
+        parts = [self.settings.teacher, self.settings.inversion, self.settings.distillation]
+        if self.method in ("dense", "co-boosting"):
+            parts.append(self.settings.generator)
+        for part in parts:
             words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
             lines.append(f"{type(part).__name__}: {words}")
         return lines + self._device_lines

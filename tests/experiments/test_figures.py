@@ -19,6 +19,7 @@ def frame(alphas=(0.1,), rows=(("ours", "fedmitr"), ("$odd_name%", "fedavg")), *
             "status": "ok",
             "accuracy": 0.1 + 0.2 * index + 0.05 * seed,
             "seconds": 10.0**index,
+            "split": "test",
             **extra,
         }
         for alpha in alphas

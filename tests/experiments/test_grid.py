@@ -53,6 +53,32 @@ def test_what_is_given_wins_over_the_preset_and_the_command_line_over_the_file(t
     assert {c.config.client.epochs for c in found.cells} == {7}
 
 
+def test_without_axes_the_settings_own_kind_and_alpha_count(tmp_path):
+    text = "[settings]\npreset = 'office-home-deit-tiny'\n[axes]\nclients = [4]\n[rows.fedavg]"
+    (*_, cell) = grid(tmp_path, text).cells
+    assert (cell.federation.kind, cell.federation.alpha) == ("natural", None)
+    (cell, *_) = grid(tmp_path, "[settings]\npreset = 'quick'\n[rows.fedavg]").cells
+    assert (cell.federation.kind, cell.federation.alpha) == ("dirichlet", 0.5)
+
+
+def test_a_kind_without_alpha_is_dealt_once(tmp_path):
+    text = PLAIN.replace("[axes]", "[axes]\nkind = ['dirichlet', 'iid']")
+    found = {cell.federation for cell in grid(tmp_path, text).cells if cell.federation.seed == 3}
+    assert {(one.kind, one.alpha) for one in found} == {
+        ("dirichlet", 0.1),
+        ("dirichlet", 1.0),
+        ("iid", None),
+    }
+    assert {one.group for one in found} >= {"5 clients, iid", "5 clients, dirichlet, α = 0.1"}
+
+
+def test_the_command_line_changes_no_row_behind_its_back(tmp_path):
+    with pytest.raises(ConfigError, match="inversion.schedule = 'sparse' can't stand for all rows"):
+        grid(tmp_path, **{"inversion.schedule": "sparse"})
+    with pytest.raises(ConfigError, match="seed belongs to the axes"):
+        grid(tmp_path, **{"seed": 5})
+
+
 def test_uploads_are_shared_by_all_rows_of_a_federation(tmp_path):
     def names(found):
         return [uploads_name(cell.federation, cell.config) for cell in found.cells]
@@ -88,7 +114,19 @@ def test_a_cell_has_another_name_for_every_setting_that_counts(tmp_path):
         ("colour = 1", "'colour' is unknown; known are title, axes, settings, rows"),
         ("[rows.magic]", "'magic' is not a method; the methods are 'fedmitr'"),
         ("[rows.fedavg]\nstep = 1", "'step' is unknown; known are method, settings"),
-        ("[rows]\nfedavg = 1", "rows.fedavg must be a table"),
+        ("[rows]\nfedavg = 1", "rows: fedavg = 1 must be a table"),
+        ("[[rows]]\nname = 'fedavg'", "rows = .* must be a table"),
+        ("axes = 3\n[rows.fedavg]", "axes = 3 must be a table"),
+        ("settings = 'x'\n[rows.fedavg]", "settings = 'x' must be a table"),
+        ("[rows.fedavg]\nsettings = 'x'", "rows.fedavg: settings = 'x' must be a table"),
+        ("figure = 'x'\n[rows.fedavg]", "figure = 'x' must be a table"),
+        ("[figure]\nx = ['seed']\n[rows.fedavg]", "figure.x = .* must be a setting"),
+        ("[axes]\nalpha = [1, 1.0]\n[rows.fedavg]", "must be a list of different numbers"),
+        ("[settings]\nseed = 3\n[rows.fedavg]", "seed belongs to the axes: .* axes.seeds"),
+        (
+            "[rows.fedavg]\nsettings = { partition.alpha = 3.0 }",
+            "partition.alpha belongs to the axes: .* axes.alpha",
+        ),
         ("[axes]\nseed = [0]\n[rows.fedavg]", "'seed' is unknown; known are kind, alpha"),
         ("[axes]\nseeds = []\n[rows.fedavg]", r"axes.seeds = \[\] must be a list of different"),
         ("[axes]\nseeds = [1, 1]\n[rows.fedavg]", "must be a list of different whole numbers"),

@@ -66,7 +66,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert (ensemble["accuracy"] == ensemble["teacher"]).all()
     assert frame.loc[frame["row"] == "best-client", "best_client"].notna().all()
     page = (results / "tiny" / "table.md").read_text()
-    for part in ("**2 clients, dirichlet, α = 0.5**", "| fedmitr |", "seeds 0, 1", "Commit "):
+    for part in ("**2 clients, dirichlet, α = 0.5**", "| fedmitr |", "seeds 0, 1", "Accuracy on test images", "Each cell by "):
         assert part in page
     mean = 100 * ours.loc[ours["alpha"] == 0.5, "accuracy"].mean()
     assert f"| fedmitr | {mean:.1f} ± " in page
@@ -82,6 +82,18 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert "0 federation(s) to train, 0 of 16 cells to run" in capsys.readouterr().out
     assert stamps(results / "uploads") | stamps(results / "cells") == before
     assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
+
+
+def test_a_damaged_result_is_made_again(experiment, tmp_path):
+    grid = read_grid(experiment, {"data.max-train": 60})
+    first = run_grid(grid, tmp_path / "results", device=CPU, log=lambda line: None)
+    (damaged, other, *_) = (tmp_path / "results" / "cells").iterdir()
+    damaged.write_text(damaged.read_text()[:20])
+    other.write_text("[]")
+    said = []
+    again = run_grid(grid, tmp_path / "results", device=CPU, log=said.append)
+    assert "0 federation(s) to train, 2 of 16 cells" in said[0]
+    assert [one["accuracy"] for one in first] == [one["accuracy"] for one in again]
 
 
 def test_a_stopped_grid_goes_on_and_gives_the_same(experiment, tmp_path):
@@ -122,12 +134,20 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
         raise TrainingError("distillation.learning-rate = 9 made it diverge: lower it.")
 
     monkeypatch.setitem(cells.METHODS, "best-client", fail)
+    def stumble(task):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setitem(cells.METHODS, "fedmitr", stumble)
     monkeypatch.setattr(cells, "_training_images", lambda config, spec: None)
+    experiment.write_text(EXPERIMENT.replace(", client.share-label-counts = true", ""))
     results = tmp_path / "results"
     assert main([str(experiment), str(results), "--device", "cpu"]) == 1
     page = (results / "tiny" / "table.md").read_text()
     assert "| real-images | not run: it needs the training images" in page
     assert "| best-client | failed: distillation.learning-rate = 9" in page
+    assert "| fedmitr | failed: ZeroDivisionError: a bug" in page
+    # Never filled in by the combination that a round would fall back to.
+    assert "| label-aware ensemble | not run: its clients share no label counts" in page
     names = [json.loads(path.read_text())["row"] for path in (results / "cells").iterdir()]
     # What can't run here won't run tomorrow; what failed is tried again.
     assert "real-images" in names and "best-client" not in names
@@ -141,6 +161,7 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
         (["--device", "cuda:99"], "--device = 'cuda:99' is not allowed"),
         (["--set", "seed"], "--set 'seed' must be KEY=VALUE"),
         (["--set", "client.typo=1"], "client.typo is not a setting"),
+        (["--set", "client.epochs=2", "--set", "seed=1"], "seed belongs to the axes"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(

@@ -12,11 +12,16 @@ from fedmitr_app.config import DistillationConfig, GeneratorConfig, InversionCon
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Pool
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.methods import METHODS, MethodSettings, Task, co_boosting, dense
+from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.methods import generator as shared
-from fedmitr_app.methods.co_boosting import WeightedEnsemble, difficulty, diversify
+from fedmitr_app.methods.co_boosting import (
+    WeightedEnsemble,
+    co_boosting,
+    difficulty,
+    diversify,
+)
 from fedmitr_app.methods.co_boosting import objective as co_boosting_objective
-from fedmitr_app.methods.dense import disagreement
+from fedmitr_app.methods.dense import dense, disagreement
 from fedmitr_app.methods.dense import objective as dense_objective
 from fedmitr_app.methods.generator import (
     Generator,
