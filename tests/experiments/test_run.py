@@ -66,7 +66,13 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert (ensemble["accuracy"] == ensemble["teacher"]).all()
     assert frame.loc[frame["row"] == "best-client", "best_client"].notna().all()
     page = (results / "tiny" / "table.md").read_text()
-    for part in ("**2 clients, dirichlet, α = 0.5**", "| fedmitr |", "seeds 0, 1", "Accuracy on test images", "Each cell by "):
+    for part in (
+        "**2 clients, dirichlet, α = 0.5**",
+        "| fedmitr |",
+        "seeds 0, 1",
+        "Accuracy on test images",
+        "Each cell by ",
+    ):
         assert part in page
     mean = 100 * ours.loc[ours["alpha"] == 0.5, "accuracy"].mean()
     assert f"| fedmitr | {mean:.1f} ± " in page
