@@ -60,7 +60,8 @@ def test_a_method_that_fails_costs_nothing_but_itself(task, caplog, threads):
             assert result() is None
     finally:
         torch.set_num_threads(before)
-    assert "'fedmitr' beside the global model gave nothing: distillation.learning-rate" in caplog.text
+    said = "'fedmitr' beside the global model gave nothing: distillation.learning-rate"
+    assert said in caplog.text
 
 
 @pytest.mark.usefixtures("two_threads")
