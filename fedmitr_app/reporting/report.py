@@ -27,6 +27,7 @@ from fedmitr_app.reporting.verdict import (
     what_the_command_lacks,
 )
 
+_TIMES = {"control": "control's time, on a CPU beside those two"}
 _MOST_OPEN_CLIENTS = 25
 
 
@@ -165,7 +166,7 @@ def _clients(data: ReportData) -> str:
 
 def _cost(metrics: Mapping[str, Any]) -> str:
     rows = [
-        (f"{stage} time", duration(seconds))
+        (_TIMES.get(stage, f"{stage} time"), duration(seconds))
         for stage, seconds in (metrics.get("seconds") or {}).items()
         if isinstance(seconds, (int, float))
     ]
