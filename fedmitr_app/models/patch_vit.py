@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fedmitr_app.errors import ModelError
+from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
 
 
@@ -113,11 +114,13 @@ class PatchViT(nn.Module):
         """
         vit = self.vit
         tokens = vit.norm_pre(self._embed(patches, position_idx))
+        packing = Packing.of(tokens)
+        tokens = packing.pack(tokens)
         for block in vit.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, attn_mask=packing.mask)
         last = vit.blocks[-1]
-        cls_attn = self._class_attention(last, tokens) if attention else None
-        tokens = vit.norm(last(tokens))
+        cls_attn = self._class_attention(last, packing.unpack(tokens)) if attention else None
+        tokens = packing.unpack(vit.norm(last(tokens, attn_mask=packing.mask)))
         patch_tokens = tokens[:, vit.num_prefix_tokens :]
         features = vit.fc_norm(tokens[:, 0])
         return ViTOutput(
