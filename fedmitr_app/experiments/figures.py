@@ -44,11 +44,11 @@ def accuracy_bars(part: pd.DataFrame, path: Path) -> Path:
     names = list(dict.fromkeys(part["row"]))
     with canvas(path, _WIDE, 0.7 + 0.3 * len(names)) as figure:
         axes = figure.subplots()
+        colours = _colours(part)
         for place, name in enumerate(names):
             row = part[part["row"] == name]
             mean = row["accuracy"].mean()
-            colour = _colours(part)[name]
-            axes.barh(place, mean, height=0.66, color=colour, alpha=0.85)
+            axes.barh(place, mean, height=0.66, color=colours[name], alpha=0.85)
             axes.scatter(row["accuracy"], [place] * len(row), s=10, color=INK, zorder=3)
             right = max(row["accuracy"].max(), mean)
             axes.text(right + 0.015, place, f"{100 * mean:.1f}", va="center", color=INK)
