@@ -70,8 +70,9 @@ def compare_times(teacher: Teacher, config: Config, repeats: int) -> None:
         times = [batch_seconds(teacher, each, config.seed) for each in (dense, sparse)]
         ratios.append(times[0] / times[1])
         print(f"dense {times[0]:.2f} s, sparse {times[1]:.2f} s: {ratios[-1]:.2f}", flush=True)
-    schedule = Schedule.build(sparse)
-    share = flop_ratio(teacher.models[0], schedule, sparse.iterations)
+    model = teacher.models[0]
+    counts = Schedule.build(sparse).counts(model.num_patches, sparse.iterations)
+    share = flop_ratio(model, counts)
     measured = statistics.median(ratios)
     print(f"FLOPs sparse/dense {share:.3f}: {1 / share:.2f} times faster predicted")
     print(f"measured (median of {repeats}) {measured:.2f} times: {measured * share:.0%} of that")

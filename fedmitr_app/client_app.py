@@ -22,12 +22,14 @@ from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
     METRICS_KEY,
+    MOMENTS_KEY,
     UPLOAD_KEY,
     RecordKeys,
+    moments_record,
     records_of,
     to_array_record,
 )
-from fedmitr_app.training import fit
+from fedmitr_app.training import class_moments, fit
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,10 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
         return _no_upload(client.key, "no-data", "its shard is empty.")
     model = _load_model(client, content)
     settings = client.config.client
+    shared = {}
+    if settings.share_moments:  # of θ₀'s features, so before training
+        moments = class_moments(model, shard, device=client.device)
+        shared[MOMENTS_KEY] = moments_record(moments)
     batches = math.ceil(len(shard) / settings.batch_size)
     steps, each = settings.epochs * batches, len(shard) / batches
     stage = f"client {client.key}: training"
@@ -146,6 +152,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
         upload["label-counts"] = json.dumps(counts)
     return RecordDict(
         {
+            **shared,
             KEYS.arrays: to_array_record(model.vit.state_dict()),
             METRICS_KEY: MetricRecord({**metrics, KEYS.weighted_by: len(shard)}),
             UPLOAD_KEY: ConfigRecord(upload),

@@ -27,6 +27,9 @@ from fedmitr_app.strategies.logs import join_flower_log
 
 _log = logging.getLogger(__name__)
 
+# Methods whose images are theirs to make: what those earn is seen beside procedural ones.
+WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
+
 app = ServerApp()
 
 
@@ -140,13 +143,12 @@ def build_strategy(
     if server.method == "ensemble":
         return BareEnsemble(**common, **declared)
     # What uploads must declare is read off the model itself.
-    makes_images = server.method not in ("procedural", "noise", "fedavg-uniform", "best-client")
     return OneShotMethod(
         model,
         server.method,
         MethodSettings.of(config),
         device=device,
-        with_control=server.control and server.test_set and makes_images,
+        with_control=server.control and server.test_set and server.method in WITH_CONTROL,
         **common,
     )
 

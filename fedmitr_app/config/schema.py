@@ -28,6 +28,7 @@ METHODS = (
     "fedavg",
     "fedavg-uniform",
     "best-client",
+    "fedcgs",
     "ensemble",
 )
 COMBINATIONS = (
@@ -40,7 +41,7 @@ COMBINATIONS = (
     "prior-confidence",
 )
 STARTS = ("white", "multi-scale", "procedural")
-SCHEDULES = ("dense", "sparse", "random")
+SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
 STUDENT_INITS = ("initial", "average", "best-client")
 TRAINABLE = ("all", "head", "last-blocks")
@@ -110,6 +111,7 @@ class ClientConfig:
     label_smoothing: float = number(0.1, low=0.0, high=0.9)
     augment: str = choice("affine", "none", "shift", "shift-flip", "affine")
     share_label_counts: bool = flag(False)
+    share_moments: bool = flag(False)
     device: str = text("auto")
 
 

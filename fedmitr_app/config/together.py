@@ -17,6 +17,10 @@ def check_together(config: Config) -> None:
     _check_data(config)
     _check_model(config)
     _check_inversion(config)
+    if config.server.method == "fedcgs" and not config.client.share_moments:
+        raise ConfigError.bad_value(
+            "server.method", "fedcgs", "another method while client.share-moments = false"
+        )
     devices = {"client.device": config.client.device, "server.device": config.server.device}
     for key, device in devices.items():
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from fedmitr_app.experiments.grid import Federation
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import class_names, load_shard
 from fedmitr_app.randomness import generator
-from fedmitr_app.training import fit
+from fedmitr_app.training import class_moments, fit
 from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
 
 DECIDES_UPLOADS = ("seed", "data", "partition", "model", "client")
@@ -35,7 +36,8 @@ def uploads_name(federation: Federation, config: Config) -> str:
     flat = flatten(config)
     parts = {key: value for key, value in flat.items() if key.split(".")[0] in DECIDES_UPLOADS}
     # What a client may share beside its weights is always kept: rows take what they opt into.
-    parts.pop("client.share-label-counts"), parts.pop("client.device")
+    for key in ("client.share-label-counts", "client.share-moments", "client.device"):
+        parts.pop(key)
     text = json.dumps({**parts, **dataclasses.asdict(federation)}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     skew = "" if federation.alpha is None else f"-alpha{federation.alpha:g}"
@@ -64,6 +66,7 @@ def train_federation(
         if len(shard) == 0:
             continue
         model = copy.deepcopy(start)
+        moments = class_moments(model, shard, device=device)
         rng = generator(federation.seed, key, "training")
         metrics = fit(model, shard, config.client, generator=rng, device=device)
         arrays = {name: value.cpu().numpy() for name, value in model.vit.state_dict().items()}
@@ -76,7 +79,7 @@ def train_federation(
             label_counts=counts,
             metrics=metrics,
         )
-        spool.add(arrays, claims)
+        spool.add(arrays, claims, moments)
     try:
         unfinished.rename(folder)
     except OSError:
@@ -101,6 +104,9 @@ def load_uploads(folder: Path, config: Config) -> list[Upload]:
             f"{folder} holds no uploads: train them (leave out --no-training), or give the folder "
             "of an experiment that has."
         )
-    if config.client.share_label_counts:
-        return uploads
-    return [replace(upload, label_counts=None) for upload in uploads]
+    kept_back: dict[str, Any] = {}
+    if not config.client.share_label_counts:
+        kept_back["label_counts"] = None
+    if not config.client.share_moments:
+        kept_back["moments"] = ""
+    return [replace(upload, **kept_back) for upload in uploads]

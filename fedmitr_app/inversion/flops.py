@@ -1,9 +1,10 @@
 """What a schedule saves, counted."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 
 
@@ -19,15 +20,14 @@ def step_flops(model: PatchViT, alive: int) -> int:
     return counter.get_total_flops()
 
 
-def flop_ratio(model: PatchViT, schedule: Schedule, iterations: int) -> float:
-    """FLOPs of the schedule over those of as many dense iterations, in (0, 1].
+def flop_ratio(model: PatchViT, counts: Sequence[int]) -> float:
+    """FLOPs with so many alive patches in each iteration over those of dense ones, in (0, 1].
 
     ``model`` must be frozen; every client's model has the same architecture, so that the
     ratio is the ensemble's too.
     """
-    counts = schedule.counts(model.num_patches, iterations)
     if not counts:
         return 1.0
     per_count = {alive: step_flops(model, alive) for alive in set(counts)}
     dense = step_flops(model, model.num_patches)
-    return sum(per_count[alive] for alive in counts) / (dense * iterations)
+    return sum(per_count[alive] for alive in counts) / (dense * len(counts))

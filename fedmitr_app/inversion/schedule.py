@@ -1,7 +1,8 @@
 """Which patches go on being inverted, and from when on (ancestor: Sparse Model Inversion).
 
 A schedule is asked once per stop which of the alive patches stay. ``dense`` never stops any;
-``sparse`` keeps those the teacher attends to most; ``random`` keeps as many by chance (control).
+``sparse`` keeps those the teacher attends to most; ``random`` keeps as many by chance (control);
+``automatic`` finds their number too (choice; the paper leaves it to future work).
 """
 
 import math
@@ -22,9 +23,10 @@ class Schedule:
     Parameters
     ----------
     name : str
-        ``dense``, ``sparse`` or ``random``.
+        ``dense``, ``sparse``, ``random`` or ``automatic``.
     stops : Mapping[int, float]
-        Iteration -> share of the alive patches that stop before it.
+        Iteration -> share of the alive patches that stop before it; for ``automatic`` the share
+        of their attention that may be lost with them.
     """
 
     name: str
@@ -52,10 +54,14 @@ class Schedule:
     @property
     def needs_density(self) -> bool:
         """Whether :meth:`keep` looks at the density."""
-        return self.name == "sparse"
+        return self.name in ("sparse", "automatic")
 
     def counts(self, num_patches: int, iterations: int) -> list[int]:
-        """Return how many patches are alive in each iteration."""
+        """Return how many patches are alive in each iteration.
+
+        ``automatic`` can't know before it has seen the images: its counts are those of
+        :func:`~fedmitr_app.inversion.invert.invert_batch`'s ``alive`` curve.
+        """
         alive, counts = num_patches, []
         for iteration in range(iterations):
             if iteration in self.stops:
@@ -69,7 +75,7 @@ class Schedule:
         Parameters
         ----------
         share : float
-            Share of the alive patches that stops, in [0, 1).
+            What the stop ends, in [0, 1): see ``stops``.
         density : Tensor
             ``[B, n]``, higher is more worth keeping; for ``random`` only its shape counts.
         generator : torch.Generator
@@ -84,7 +90,22 @@ class Schedule:
             density = torch.rand(density.shape, generator=generator).to(density.device)
         # argsort, keep the best, restore the spatial order  [B, n] -> [B, m]
         ranked = density.argsort(dim=1, descending=True, stable=True)
-        return ranked[:, : keep_count(density.shape[1], share)].sort(dim=1).values
+        if self.name == "automatic":
+            count = _covering_count(density, 1 - share)
+        else:
+            count = keep_count(density.shape[1], share)
+        return ranked[:, :count].sort(dim=1).values
+
+
+def _covering_count(density: Tensor, cover: float) -> int:
+    """How many patches hold ``cover`` of an image's density ``[B, n]``, the batch's mean.
+
+    One number for the batch, so that its images still share one matrix product.
+    """
+    held = density.sort(dim=1, descending=True).values.double().cumsum(1)
+    # The first few that hold that much: those before which less is held.
+    short = held < cover * held[:, -1:] * (1 - 1e-9)
+    return min(density.shape[1], round((short.sum(1) + 1).double().mean().item()))
 
 
 def keep_count(alive: int, share: float) -> int:

@@ -8,6 +8,7 @@ from fedmitr_app.methods.co_boosting import co_boosting
 from fedmitr_app.methods.dense import dense
 from fedmitr_app.methods.dense_inversion import dense_inversion
 from fedmitr_app.methods.ensemble import ensemble
+from fedmitr_app.methods.fedcgs import fedcgs
 from fedmitr_app.methods.fedmitr import fedmitr
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.methods.real_images import real_images
@@ -28,5 +29,6 @@ METHODS: dict[str, Method] = {
     "ensemble": ensemble,
     "dense": dense,
     "co-boosting": co_boosting,
+    "fedcgs": fedcgs,
     "real-images": real_images,
 }

@@ -94,9 +94,11 @@ def measure(
         results = replace(results, fused=fused, control=control)
         teacher = fused.teacher or teacher
         if fused.inversion is not None:
-            schedule = Schedule.build(fused.inversion)
-            ratio = flop_ratio(teacher.models[0], schedule, fused.inversion.iterations)
-            results = replace(results, schedule=schedule, flop_ratio=ratio)
+            alive = [round(count) for count in fused.inversion_curves.get("alive", ())]
+            ratio = flop_ratio(teacher.models[0], alive)
+            results = replace(
+                results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio
+            )
         if fused.images:
             pool = Pool(folder.pool, model.num_patches).load(device)
             sample = _sample(pool, teacher, model, names, results.schedule)

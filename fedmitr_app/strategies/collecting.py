@@ -117,7 +117,7 @@ class Collector:
 
     def _keep(self, checked: CheckedReply, asked: int) -> None:
         # Outside the try: a full disk is the server's trouble, not this client's.
-        key = self._spool.add(checked.arrays, checked.claims)
+        key = self._spool.add(checked.arrays, checked.claims, checked.moments)
         self._received += 1
         for note in checked.notes:
             _log.info("%s: %s", key, note)

@@ -15,15 +15,21 @@ from fedmitr_app.uploads import (
     ArrayHeader,
     ArraySpec,
     Claims,
+    ClassMoments,
     Expected,
     check_arrays,
     check_claims,
     check_headers,
+    check_moments,
     decode_npy,
+    moments_reference,
 )
 
 UPLOAD_KEY = "upload"
+MOMENTS_KEY = "class-moments"
 METRICS_KEY = "metrics"
+# timm's name of the classifier: its shape is that of the class moments.
+HEAD = "head.weight"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_JSON_LENGTH = 20_000
 
@@ -46,6 +52,7 @@ class CheckedReply:
     arrays: dict[str, np.ndarray]
     claims: Claims
     notes: list[str]
+    moments: ClassMoments | None = None
 
 
 def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
@@ -77,7 +84,19 @@ def check_reply(
         and only if everything declared about them is right.
     """
     claims = check_claims(_claims(content, keys), expected)
-    arrays = _only(records_of(content, ArrayRecord), keys.arrays, "arrays")
+    records = records_of(content, ArrayRecord)
+    shared = records.pop(MOMENTS_KEY, None)
+    clean, notes = _decode(_only(records, keys.arrays, "arrays"), reference)
+    moments = None
+    if shared is not None and len(shape := reference[HEAD].shape if HEAD in reference else ()) == 2:
+        sums, _ = _decode(shared, moments_reference(*shape))
+        moments = check_moments(sums, claims.num_examples)
+    return CheckedReply(clean, claims, notes, moments)
+
+
+def _decode(
+    arrays: ArrayRecord, reference: Mapping[str, ArraySpec]
+) -> tuple[dict[str, np.ndarray], list[str]]:
     check_headers({name: _header(name, array) for name, array in arrays.items()}, reference)
     decoded = {name: decode_npy(array.data, name=name) for name, array in arrays.items()}
     for name, array in arrays.items():
@@ -86,8 +105,7 @@ def check_reply(
                 f"{name} declares values of type {array.dtype} "
                 f"but holds values of type {decoded[name].dtype}."
             )
-    clean, notes = check_arrays(decoded, reference)
-    return CheckedReply(clean, claims, notes)
+    return check_arrays(decoded, reference)
 
 
 def metrics_of(content: RecordDict, keys: RecordKeys) -> dict[str, Any]:
@@ -107,6 +125,11 @@ def reference_of_record(arrays: ArrayRecord) -> dict[str, ArraySpec]:
 def to_array_record(state: Mapping[str, Tensor]) -> ArrayRecord:
     """Return a state dict as an ArrayRecord, its half-width floats as float32."""
     return ArrayRecord({name: Array(_to_numpy(value)) for name, value in state.items()})
+
+
+def moments_record(moments: ClassMoments) -> ArrayRecord:
+    """Return class moments as they travel, under ``MOMENTS_KEY``."""
+    return ArrayRecord({name: Array(value) for name, value in moments.arrays().items()})
 
 
 def _to_numpy(value: Tensor) -> np.ndarray:

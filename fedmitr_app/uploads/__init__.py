@@ -2,6 +2,12 @@
 
 from fedmitr_app.uploads.averaging import average
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.moments import (
+    ClassMoments,
+    check_moments,
+    moments_reference,
+    pool_moments,
+)
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
@@ -17,6 +23,7 @@ from fedmitr_app.uploads.validate import (
 __all__ = [
     "ArrayHeader",
     "ArraySpec",
+    "ClassMoments",
     "Claims",
     "Expected",
     "Rejection",
@@ -27,8 +34,11 @@ __all__ = [
     "check_arrays",
     "check_claims",
     "check_headers",
+    "check_moments",
     "check_num_examples",
     "decode_npy",
+    "moments_reference",
+    "pool_moments",
     "read_spool",
     "weights_digest",
 ]

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.files import unwritable, write_atomically, write_json
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.uploads.claims import Claims
-from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.uploads.moments import ClassMoments
+from fedmitr_app.uploads.upload import Upload, moments_file
 from fedmitr_app.uploads.validate import weights_digest
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
@@ -65,7 +66,12 @@ class Spool:
                 f"{uploads} already holds uploads of another round: choose another run folder."
             )
 
-    def add(self, arrays: Mapping[str, np.ndarray], claims: Claims) -> str:
+    def add(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        claims: Claims,
+        moments: ClassMoments | None = None,
+    ) -> str:
         """Write one checked upload, and return the client key it is kept under.
 
         Parameters
@@ -75,14 +81,20 @@ class Spool:
         claims : Claims
             From :func:`~fedmitr_app.uploads.check_claims`; without a client key the
             upload is known by its weights, ``weights-<12 hex digits>``.
+        moments : ClassMoments | None
+            From :func:`~fedmitr_app.uploads.check_moments`, if the client shares them.
         """
         digest = weights_digest(arrays)
         client = claims.client or f"weights-{digest[:12]}"
+        shared = {} if moments is None else moments.arrays()
         manifest = _manifest(client, digest, claims)
+        manifest["moments"] = weights_digest(shared) if shared else ""
         path = self.uploads / f"{safe_name(client)}.json"
         if path.exists() and not self._takes_over(manifest, json.loads(path.read_text())):
             return client
         weights = path.with_suffix(".safetensors")
+        if shared:
+            write_atomically(moments_file(weights), lambda file: save_file(shared, file))
         write_atomically(weights, lambda unfinished: save_file(dict(arrays), unfinished))
         write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
@@ -172,6 +184,9 @@ def _read_upload(path: Path) -> Upload:
     try:
         manifest = json.loads(path.read_text())
         intact = _sha256(weights) == manifest.pop("sha256")
+        if manifest.get("moments"):
+            kept = load_file(moments_file(weights))
+            intact = intact and weights_digest(kept) == manifest["moments"]
         spec, counts = manifest.pop("input_spec"), manifest.pop("label_counts")
         upload = Upload(
             **manifest,

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.uploads.moments import ClassMoments
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Upload:
         Samples per class, only if the client chose to share them.
     digest : str
         SHA-256 of the arrays themselves (names, types, shapes, values), in hex.
+    moments : str
+        The same of the class moments, only if the client chose to share them; else empty.
     """
 
     client: str
@@ -44,7 +48,17 @@ class Upload:
     metrics: Mapping[str, float] = field(default_factory=dict)
     label_counts: tuple[int, ...] | None = None
     digest: str = ""
+    moments: str = ""
 
     def load_state(self) -> dict[str, Tensor]:
         """Read the weights: a fresh state dict on the CPU at every call."""
         return load_file(self.weights)
+
+    def load_moments(self) -> ClassMoments:
+        """Read the class moments, which only some uploads have."""
+        return ClassMoments(**load_numpy(moments_file(self.weights)))
+
+
+def moments_file(weights: Path) -> Path:
+    """Return where the class moments that came with these weights are."""
+    return weights.with_suffix(".moments.safetensors")

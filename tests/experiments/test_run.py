@@ -35,6 +35,8 @@ distillation.batch-size = 4
 [rows."label-aware ensemble"]
 method = "ensemble"
 settings = { teacher.combine = "label-aware", client.share-label-counts = true }
+[rows.fedcgs]
+settings = { client.share-moments = true }
 """
 CPU = torch.device("cpu")
 
@@ -54,9 +56,9 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     results = tmp_path / "results"
     assert main([str(experiment), str(results), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "4 federation(s) to train, 16 of 16 cells to run" in shown and "16/16 " in shown
+    assert "4 federation(s) to train, 20 of 20 cells to run" in shown and "20/20 " in shown
     frame = pd.read_csv(results / "tiny" / "results.csv")
-    assert len(frame) == 16 and (frame["status"] == "ok").all()
+    assert len(frame) == 20 and (frame["status"] == "ok").all()
     assert frame["accuracy"].between(0, 1).all() and (frame["test_images"] == 40).all()
     ours = frame[frame["row"] == "fedmitr"]
     assert (ours["images"] == 8).all() and (ours["steps"] == 3).all()
@@ -85,7 +87,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     # Again: nothing is trained or fused a second time.
     before = stamps(results / "uploads") | stamps(results / "cells")
     assert main([str(experiment), str(results), "--device", "cpu"]) == 0
-    assert "0 federation(s) to train, 0 of 16 cells to run" in capsys.readouterr().out
+    assert "0 federation(s) to train, 0 of 20 cells to run" in capsys.readouterr().out
     assert stamps(results / "uploads") | stamps(results / "cells") == before
     assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
 
@@ -98,7 +100,7 @@ def test_a_damaged_result_is_made_again(experiment, tmp_path):
     other.write_text("[]")
     said = []
     again = run_grid(grid, tmp_path / "results", device=CPU, log=said.append)
-    assert "0 federation(s) to train, 2 of 16 cells" in said[0]
+    assert "0 federation(s) to train, 2 of 20 cells" in said[0]
     assert [one["accuracy"] for one in first] == [one["accuracy"] for one in again]
 
 
@@ -109,13 +111,13 @@ def test_a_stopped_grid_goes_on_and_gives_the_same(experiment, tmp_path):
 
     def stop(line):
         said.append(line)
-        if line.startswith("5/16 "):
+        if line.startswith("5/20 "):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid, tmp_path / "parts", device=CPU, log=stop)
     rest = run_grid(grid, tmp_path / "parts", device=CPU, log=said.append)
-    assert "0 federation(s) to train, 11 of 16 cells to run" in said[-12]
+    assert "0 federation(s) to train, 15 of 20 cells to run" in said[-16]
     for one, two in zip(whole, rest, strict=True):
         assert {k: v for k, v in one.items() if "seconds" not in k} == {
             k: v for k, v in two.items() if "seconds" not in k
@@ -145,7 +147,8 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
 
     monkeypatch.setitem(cells.METHODS, "fedmitr", stumble)
     monkeypatch.setattr(cells, "_training_images", lambda config, spec: None)
-    experiment.write_text(EXPERIMENT.replace(", client.share-label-counts = true", ""))
+    text = EXPERIMENT.replace(", client.share-label-counts = true", "")
+    experiment.write_text(text.replace("client.share-moments = true", ""))
     results = tmp_path / "results"
     assert main([str(experiment), str(results), "--device", "cpu"]) == 1
     page = (results / "tiny" / "table.md").read_text()
@@ -154,6 +157,7 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
     assert "| fedmitr | failed: ZeroDivisionError: a bug" in page
     # Never filled in by the combination that a round would fall back to.
     assert "| label-aware ensemble | not run: its clients share no label counts" in page
+    assert "| fedcgs | not run: client-000, client-001 uploaded no class moments" in page
     names = [json.loads(path.read_text())["row"] for path in (results / "cells").iterdir()]
     # What can't run here won't run tomorrow; what failed is tried again.
     assert "real-images" in names and "best-client" not in names

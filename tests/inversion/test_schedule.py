@@ -71,3 +71,33 @@ def test_random_keeps_as_many_by_chance_per_image():
     assert torch.bincount(keep.flatten(), minlength=10).float().div(400).sub(0.7).abs().max() < 0.1
     assert schedule.counts(10, 8) == build().counts(10, 8)
     assert not schedule.needs_density and build().needs_density
+
+
+def covering(row, cover):
+    """The fewest of the densest patches that hold ``cover`` of a row's density."""
+    for count in range(1, len(row) + 1):
+        if sum(sorted(row, reverse=True)[:count]) >= cover * sum(row) * (1 - 1e-9):
+            return count
+    return len(row)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=9, max_size=9), min_size=1, max_size=4),
+       st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+def test_automatic_keeps_as_few_as_hold_the_attention(rows, share):
+    density = torch.tensor(rows).float()
+    schedule = build(schedule="automatic")
+    keep = schedule.keep(share, density, torch.Generator())
+    counts = [covering(row, 1 - share) for row in rows]
+    assert keep.shape == (len(rows), round(sum(counts) / len(counts)))
+    for row, kept in zip(rows, keep.tolist()):
+        ranked = sorted(range(9), key=lambda index: (-row[index], index))
+        assert kept == sorted(ranked[: keep.shape[1]])
+    assert schedule.needs_density
+
+
+def test_automatic_keeps_few_where_attention_is_peaked_and_many_where_it_is_flat():
+    schedule, rng = build(schedule="automatic"), torch.Generator()
+    flat, peaked = torch.full((3, 16), 1 / 16), torch.full((3, 16), 0.01)
+    peaked[:, 5] = 0.85
+    assert schedule.keep(0.3, flat, rng).shape == (3, 12)
+    assert schedule.keep(0.3, peaked, rng).tolist() == [[5]] * 3

@@ -1,5 +1,6 @@
 """The real ClientApp, called by a fake Grid."""
 
+import dataclasses
 import json
 import random
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message
+from flwr.serverapp.exception import AggregationError
 from PIL import Image
 
 from fedmitr_app.client_app import align_labels, app
@@ -16,6 +18,7 @@ from fedmitr_app.models import InputSpec, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, load_shard
 from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import to_array_record
+from fedmitr_app.training import class_moments
 from tests.strategies.fake_grid import FakeGrid, context
 
 CLIENTS = 3
@@ -91,10 +94,36 @@ def test_clients_train_once_and_are_accepted(tmp_path):
     assert not torch.equal(before["head.weight"], model.vit.head.weight)
 
 
-def test_label_counts_stay_private_by_default(tmp_path):
+def test_class_moments_travel_if_a_client_shares_them(tmp_path):
+    raw = run_config(**{"client.share-moments": True})
+    strategy, result = play(raw, run_dir=tmp_path)
+    config = parse_config(raw)
+    for number, upload in enumerate(strategy.outcome.accepted):
+        shard = load_shard(config.data, config.partition, number, CLIENTS, config.seed)
+        # Of θ₀'s features, not of the trained model's, which would not add up.
+        own = class_moments(theta0(raw), shard, device="cpu").arrays()
+        for name, value in upload.load_moments().arrays().items():
+            assert np.allclose(value, own[name], rtol=1e-5)
+        assert upload.label_counts is None
+    plain, _ = play(run_config(), run_dir=tmp_path / "plain")
+    pairs = zip(strategy.outcome.accepted, plain.outcome.accepted, strict=True)
+    assert all(one.digest == other.digest for one, other in pairs)
+
+
+def test_moments_that_no_images_have_are_refused(tmp_path, monkeypatch):
+    def lie(model, shard, **_):
+        honest = class_moments(model, shard, device="cpu")
+        return dataclasses.replace(honest, scatter=-honest.scatter)
+
+    monkeypatch.setattr("fedmitr_app.client_app.class_moments", lie)
+    with pytest.raises(AggregationError, match="a scatter that no images can have"):
+        play(run_config(**{"client.share-moments": True}), run_dir=tmp_path)
+
+
+def test_what_data_clients_hold_stays_private_by_default(tmp_path):
     strategy, _ = play(run_config(), run_dir=tmp_path)
     for upload in strategy.outcome.accepted:
-        assert upload.label_counts is None
+        assert upload.label_counts is None and not upload.moments
         assert "label" not in json.dumps({**upload.architecture, **upload.metrics})
 
 

@@ -1,0 +1,60 @@
+"""FedCGS: a head fitted to all clients' class moments, without training (AAAI 2025).
+
+Guan et al., "Capturing Global Statistics for One-shot Federated Learning". It needs more than
+weights: each client's class moments of the frozen θ₀'s features, which add up to those of all
+images together. The head is the Gaussian classifier with one covariance for all classes.
+"""
+
+import copy
+
+import numpy as np
+import torch
+
+from fedmitr_app.errors import MethodUnavailable
+from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.uploads import ClassMoments, pool_moments
+
+SHRINKAGE = 1e-2
+ABSENT = -1e6
+
+
+def fedcgs(task: Task) -> Fused:
+    """Give θ₀ the head that the pooled moments make.
+
+    Raises
+    ------
+    MethodUnavailable
+        If a client shares no class moments, naming it.
+    """
+    silent = [upload.client for upload in task.uploads if not upload.moments]
+    if silent:
+        raise MethodUnavailable(
+            f"{', '.join(silent)} uploaded no class moments (client.share-moments)"
+        )
+    weight, bias = gaussian_head(pool_moments([upload.load_moments() for upload in task.uploads]))
+    model = copy.deepcopy(task.model).to(task.device)
+    head = model.vit.head
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))
+    return Fused(model=model.eval())
+
+
+def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
+    """Return weight ``[C, D]`` and bias ``[C]`` of the linear discriminant.
+
+    w_c = Σ⁻¹ μ_c and b_c = ln π_c − ½ μ_cᵀ Σ⁻¹ μ_c, with Σ the pooled covariance within classes,
+    shrunk a hundredth of the way to a multiple of the identity (choice): few images span fewer
+    directions than features have. A class without images is never answered.
+    """
+    present = moments.counts > 0
+    total, (classes, size) = moments.counts.sum(), moments.sums.shape
+    covariance = moments.within_scatter() / total
+    mean_variance = max(np.trace(covariance) / size, np.finfo(np.float64).tiny)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * mean_variance * np.eye(size)
+    means = moments.sums[present] / moments.counts[present, None]
+    weight, bias = np.zeros((classes, size)), np.full(classes, ABSENT)
+    weight[present] = np.linalg.solve(covariance, means.T).T
+    bias[present] = np.log(moments.counts[present] / total)
+    bias[present] -= (weight[present] * means).sum(1) / 2
+    return weight, bias

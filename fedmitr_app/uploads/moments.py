@@ -1,0 +1,90 @@
+"""Class moments of a client's features: what it may share beside its weights.
+
+FedCGS (Guan et al., "Capturing Global Statistics for One-shot Federated Learning", AAAI 2025)
+fits a head from them without training. They say more about the data than weights that were
+asked for anyway: each class's number of images and the mean of their features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.uploads.validate import ArraySpec
+
+# Rounding of sums over a shard may push an eigenvalue that is zero a little below it.
+NEGATIVE_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Counts, sums and second moments of features φ(x) ∈ R^D, all float64.
+
+    They add up: the moments of two shards together are the sums of theirs.
+    """
+
+    counts: np.ndarray
+    """``[C]`` images of each class."""
+    sums: np.ndarray
+    """``[C, D]``: Σ φ(x) over each class."""
+    scatter: np.ndarray
+    """``[D, D]``: Σ φ(x) φ(x)ᵀ over all images."""
+
+    def __add__(self, other: "ClassMoments") -> "ClassMoments":
+        """Return the moments of both shards together."""
+        return ClassMoments(
+            self.counts + other.counts, self.sums + other.sums, self.scatter + other.scatter
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return them by name, as they travel and as they are kept."""
+        return {"counts": self.counts, "sums": self.sums, "scatter": self.scatter}
+
+    def within_scatter(self) -> np.ndarray:
+        """Return ``[D, D]``: the scatter about each class's own mean, summed over classes."""
+        present = self.counts > 0
+        roots = self.sums[present] / np.sqrt(self.counts[present])[:, None]
+        return self.scatter - roots.T @ roots
+
+
+def moments_reference(num_classes: int, features: int) -> dict[str, ArraySpec]:
+    """Return the shapes and types that :func:`check_moments` takes."""
+    shapes = {
+        "counts": (num_classes,),
+        "sums": (num_classes, features),
+        "scatter": (features, features),
+    }
+    return {name: ArraySpec(shape, np.dtype(np.float64)) for name, shape in shapes.items()}
+
+
+def check_moments(arrays: Mapping[str, np.ndarray], num_examples: int) -> ClassMoments:
+    """Return finite arrays of the right shapes as moments, if some shard can have them.
+
+    Raises
+    ------
+    UploadError
+        In one sentence, for what no images have: counts that aren't whole or don't sum to
+        ``num_examples``, sums of a class without images, a scatter that isn't one.
+    """
+    moments = ClassMoments(arrays["counts"], arrays["sums"], arrays["scatter"])
+    counts, scatter = moments.counts, moments.scatter
+    if (counts < 0).any() or (counts != np.floor(counts)).any():
+        raise UploadError("its class moments count images that aren't whole numbers from 0 on.")
+    if counts.sum() != num_examples:
+        raise UploadError(
+            f"its class moments count {counts.sum():g} images but num-examples = {num_examples}."
+        )
+    if moments.sums[counts == 0].any():
+        raise UploadError("its class moments hold sums of a class that it has no images of.")
+    size = max(float(np.trace(scatter)), np.finfo(np.float64).tiny)
+    symmetric = np.allclose(scatter, scatter.T, atol=NEGATIVE_SHARE * size)
+    if not symmetric or np.linalg.eigvalsh(moments.within_scatter())[0] < -NEGATIVE_SHARE * size:
+        raise UploadError("its class moments hold a scatter that no images can have.")
+    return moments
+
+
+def pool_moments(parts: Sequence[ClassMoments]) -> ClassMoments:
+    """Return the moments of all clients' images together."""
+    return reduce(lambda one, other: one + other, parts)

@@ -1,0 +1,78 @@
+"""FedCGS: its head against scikit-learn's discriminant on the pooled images themselves."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from fedmitr_app.errors import MethodUnavailable
+from fedmitr_app.methods.fedcgs import SHRINKAGE, fedcgs, gaussian_head
+from fedmitr_app.methods.task import MethodSettings, Task
+from fedmitr_app.training import class_moments
+from fedmitr_app.uploads import Claims, Spool, read_spool
+from tests.training.test_fit import shard_of, tiny_vit
+from tests.uploads.test_moments import CLASSES, draw, moments_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [8, 200])
+def test_the_head_is_the_discriminant_of_all_images(count):
+    features, labels = draw(count, classes=range(CLASSES))
+    features = features + np.eye(CLASSES, features.shape[1])[labels] * 2
+    weight, bias = gaussian_head(moments_of(features, labels))
+    oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE).fit(features, labels)
+    ours = features @ weight.T + bias
+    theirs = oracle.decision_function(features)
+    # Logits mean something up to a constant in each row.
+    assert np.allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=1e-6)
+
+
+def test_a_class_that_no_client_holds_is_never_answered():
+    features, labels = draw(50, classes=(0, 2))
+    weight, bias = gaussian_head(moments_of(features, labels))
+    far = np.random.default_rng(1).normal(0, 100, (200, features.shape[1]))
+    assert set((far @ weight.T + bias).argmax(1)) <= {0, 2}
+    assert np.isfinite(weight).all() and np.isfinite(bias).all()
+
+
+def test_features_that_do_not_vary_make_a_finite_head():
+    weight, bias = gaussian_head(moments_of(np.ones((6, 4)), [0, 0, 1, 1, 2, 2]))
+    assert np.isfinite(weight).all() and np.isfinite(bias).all()
+
+
+def task_of(folder, sharing):
+    """Two clients whose shards show each class in a place of its own."""
+    model, spool = tiny_vit(), Spool(folder / "uploads", folder / "rejected")
+    shards = [shard_of([0] * 12 + [1] * 3), shard_of([1] * 9 + [2] * 12)]
+    for number, (shard, shares) in enumerate(zip(shards, sharing)):
+        moments = class_moments(model, shard, device="cpu") if shares else None
+        arrays = {name: value.numpy() for name, value in model.vit.state_dict().items()}
+        spool.add(arrays, Claims(len(shard), f"client-{number}"), moments)
+    uploads = read_spool(spool.uploads)
+    return Task.load(model, uploads, MethodSettings(), folder, CPU), shards
+
+
+def test_two_skewed_shards_make_a_head_for_all_classes(tmp_path):
+    task, shards = task_of(tmp_path, (True, True))
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    fused = fedcgs(task)
+    changed = {
+        name
+        for name, value in fused.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {"vit.head.weight", "vit.head.bias"}
+    assert all(torch.equal(value, before[k]) for k, value in task.model.state_dict().items())
+    images, labels = (
+        torch.cat([getattr(shard, part) for shard in shards]) for part in ("images", "labels")
+    )
+    logits = fused.predict(task.model.spec.normalise(images))
+    # Neither client alone has seen all classes; θ₀ is random, its features are not perfect.
+    assert (logits.argmax(1) == labels).float().mean() > 0.85
+
+
+def test_a_client_that_shares_none_is_named(tmp_path):
+    task, _ = task_of(tmp_path, (True, False))
+    with pytest.raises(MethodUnavailable, match="client-1 uploaded no class moments .client.share"):
+        fedcgs(task)

@@ -1,0 +1,116 @@
+"""Class moments: what adds up, what no images can have, and how they are kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedmitr_app.errors import UploadError
+from fedmitr_app.uploads import (
+    Claims,
+    ClassMoments,
+    Spool,
+    check_moments,
+    moments_reference,
+    pool_moments,
+    read_spool,
+)
+
+CLASSES, SIZE = 3, 4
+WEIGHTS = {"a": np.zeros(2, np.float32)}
+
+
+def moments_of(features, labels):
+    """By definition, one image at a time."""
+    counts, sums = np.zeros(CLASSES), np.zeros((CLASSES, SIZE))
+    scatter = np.zeros((SIZE, SIZE))
+    for feature, label in zip(features, labels):
+        counts[label] += 1
+        sums[label] += feature
+        scatter += np.outer(feature, feature)
+    return ClassMoments(counts, sums, scatter)
+
+
+def draw(count, seed=0, classes=(0, 2)):
+    rng = np.random.default_rng(seed)
+    return rng.normal(3.0, 1.0, (count, SIZE)), rng.choice(classes, count)
+
+
+def test_the_clients_moments_are_those_of_all_their_images():
+    features, labels = draw(30)
+    parts = [moments_of(features[part], labels[part]) for part in np.split(np.arange(30), [4, 5])]
+    pooled, whole = pool_moments(parts), moments_of(features, labels)
+    for name, value in whole.arrays().items():
+        assert np.allclose(pooled.arrays()[name], value)
+    about_means = sum(
+        np.outer(row - features[labels == label].mean(0), row - features[labels == label].mean(0))
+        for row, label in zip(features, labels)
+    )
+    assert np.allclose(whole.within_scatter(), about_means)
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_the_moments_of_images_pass(count):
+    made = moments_of(*draw(count))
+    assert set(moments_reference(CLASSES, SIZE)) == set(made.arrays())
+    for name, spec in moments_reference(CLASSES, SIZE).items():
+        assert (made.arrays()[name].shape, made.arrays()[name].dtype) == (spec.shape, spec.dtype)
+    checked = check_moments(made.arrays(), count)
+    assert checked.counts is made.counts
+
+
+def broken(**changes):
+    return replace(moments_of(*draw(20)), **changes).arrays()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (broken(counts=np.array([21.0, 0, -1])), "aren't whole numbers"),
+        (broken(counts=np.array([19.5, 0, 0.5])), "aren't whole numbers"),
+        (broken(counts=np.array([20.0, 0, 1])), "count 21 images but num-examples = 20"),
+        (broken(sums=np.ones((CLASSES, SIZE))), "a class that it has no images of"),
+        (broken(scatter=-np.eye(SIZE)), "no images can have"),
+        (broken(scatter=np.eye(SIZE)), "no images can have"),
+        (broken(scatter=1e4 * np.triu(np.ones((SIZE, SIZE)))), "no images can have"),
+    ],
+)
+def test_what_no_images_can_have_is_refused(arrays, words):
+    with pytest.raises(UploadError, match=words):
+        check_moments(arrays, 20)
+
+
+def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    made = moments_of(*draw(20))
+    spool.add(WEIGHTS, Claims(20, "with"), made)
+    spool.add(WEIGHTS, Claims(20, "without"))
+    sharing, silent = read_spool(spool.uploads)
+    assert sharing.moments and not silent.moments
+    read = sharing.load_moments()
+    for name, value in made.arrays().items():
+        assert np.array_equal(read.arrays()[name], value)
+    assert set(sharing.load_state()) == set(WEIGHTS)
+    (file,) = spool.uploads.glob("*.moments.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    damaged = []
+    (left,) = read_spool(spool.uploads, damaged.append)
+    assert left.client == "without" and "not what was written" in damaged[0].reason
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_one_clients_two_moments_the_same_are_kept_in_any_order(order, tmp_path):
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    made = [moments_of(*draw(20, seed)) for seed in range(2)]
+    for turn in order:
+        spool.add(WEIGHTS, Claims(20, "same"), made[turn])
+    (kept,) = read_spool(spool.uploads)
+    again = Spool(tmp_path / "again", tmp_path / "rejected")
+    for turn in (0, 1):
+        again.add(WEIGHTS, Claims(20, "same"), made[turn])
+    assert kept.moments == read_spool(again.uploads)[0].moments
+    assert np.array_equal(
+        kept.load_moments().sums, read_spool(again.uploads)[0].load_moments().sums
+    )
