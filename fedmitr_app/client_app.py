@@ -215,7 +215,7 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
 def _load_model(client: Client, content: RecordDict) -> PatchViT:
     arrays = records_of(content, ArrayRecord)[KEYS.arrays]
     data = client.config.data
-    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    spec = InputSpec.of(data)
     # θ₀ comes with the message: a client needs no checkpoint of its own.
     from_scratch = dataclasses.replace(client.config.model, weights="")
     model = build_vit(from_scratch, spec, _num_classes(arrays), client.config.seed)

@@ -112,7 +112,7 @@ def prepare(config: Config) -> Setting:
                 "that the server has no data to read them from",
             )
         names = class_names(data)
-    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    spec = InputSpec.of(data)
     model = build_vit(config.model, spec, len(names), config.seed)
     test_set = load_test_set(data) if server.test_set else None
     if test_set is not None and test_set.class_names != names:

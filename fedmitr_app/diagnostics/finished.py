@@ -97,7 +97,7 @@ def _model(folder: Path, config: Config, with_weights: bool) -> PatchViT:
     path = folder / DESCRIPTION_NAME
     count = _read(path, lambda: len(json.loads(path.read_text(encoding="utf-8"))["class_names"]))
     data, model = config.data, config.model
-    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    spec = InputSpec.of(data)
     chosen = model if with_weights else replace(model, weights="")
     return build_vit(chosen, spec, count, config.seed)
 

@@ -67,15 +67,15 @@ def compare_gradients(
 ) -> Mapping[str, GradientFigures] | None:
     """Invert one batch twice, ``dense`` and ``sparse``, and measure both.
 
-    Starts, targets, clients per image and views are the same; all but the schedule is as
-    ``config`` says. ``inversion.disagreement`` plays no part: there is no student yet.
+    Starts, targets, clients per image and the views' draws are the same; all but the schedule
+    is as ``config`` says. ``inversion.disagreement`` plays no part: there is no student yet.
 
     Parameters
     ----------
     images : int
         In the batch; at least 2.
     seed : int
-        Run seed: the batch is drawn as the run draws its first one.
+        Run seed: the starts are drawn as the run draws its first batch's, but ``images`` of them.
 
     Returns
     -------

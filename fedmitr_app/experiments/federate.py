@@ -27,7 +27,7 @@ DECIDES_UPLOADS = ("seed", "data", "partition", "model", "client")
 def initial_model(config: Config) -> PatchViT:
     """Build θ₀ as the server does."""
     data = config.data
-    spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
+    spec = InputSpec.of(data)
     return build_vit(config.model, spec, len(class_names(data)), config.seed)
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedmitr_app.config import DataConfig
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -27,6 +29,11 @@ class InputSpec:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "InputSpec":
+        """Take what a run's configuration says of its images."""
+        return cls(data.image_size, data.channels, data.mean, data.std)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels, or float pixels in [0, 1], ``[B, C, H, W]`` into model input.

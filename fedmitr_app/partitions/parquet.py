@@ -33,6 +33,11 @@ def read_parquet(data: DataConfig) -> tuple[Rows, Rows | None]:
     train, test = _files("data.path", data.path)
     if data.test_path:
         test = sum(_files("data.test-path", data.test_path), start=[])
+        if not test:
+            raise DataError(
+                f"data.test-path = {data.test_path!r} holds no *.parquet files: it must be a "
+                "parquet file or a folder of them."
+            )
     if not train:
         raise DataError(
             f"data.path = {data.path!r} holds no training files: it must be a parquet file, or a "

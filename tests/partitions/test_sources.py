@@ -178,6 +178,9 @@ def test_parquet_mishaps(tmp_path, parquet):
     refusal(
         lambda: load_source(of_parquet(parquet, test_path="gone")), "data.test-path = 'gone'"
     )
+    (tmp_path / "nothing").mkdir()
+    empty = of_parquet(parquet, test_path=str(tmp_path / "nothing"))
+    refusal(lambda: load_source(empty), "data.test-path", "holds no *.parquet files")
     refusal(
         lambda: load_source(of_parquet(parquet, label_column="y")),
         "data.label-column = 'y'", "'img', 'label', 'domain'", kind=ConfigError,
@@ -285,7 +288,7 @@ def test_folder_of_domains(tmp_path):
 
 def test_folder_mishaps(tmp_path, folder):
     refusal(lambda: load_source(of_folder("gone")), "data.path = 'gone'", "not exist")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing").mkdir()
     refusal(lambda: load_source(of_folder(tmp_path / "empty")), "data.path", "class/image")
     picture(0).save(folder / "stray.png")
     data = of_folder(folder)
