@@ -288,7 +288,7 @@ def test_folder_of_domains(tmp_path):
 
 def test_folder_mishaps(tmp_path, folder):
     refusal(lambda: load_source(of_folder("gone")), "data.path = 'gone'", "not exist")
-    (tmp_path / "nothing").mkdir()
+    (tmp_path / "empty").mkdir()
     refusal(lambda: load_source(of_folder(tmp_path / "empty")), "data.path", "class/image")
     picture(0).save(folder / "stray.png")
     data = of_folder(folder)
