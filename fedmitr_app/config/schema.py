@@ -93,6 +93,7 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
+    precision: str = choice("float32", "float32", "bfloat16")
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(4, low=1)

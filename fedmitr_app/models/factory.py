@@ -45,7 +45,7 @@ def build_vit(config: ModelConfig, spec: InputSpec, num_classes: int, seed: int)
             if config.name == "small"
             else _from_timm(config, spec, num_classes)
         )
-    return PatchViT(vit, spec)
+    return PatchViT(vit, spec, config.precision)
 
 
 def architecture_of(model: PatchViT) -> dict[str, Any]:

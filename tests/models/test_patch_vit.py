@@ -237,3 +237,29 @@ def test_other_models_are_refused_in_one_sentence(case):
 def test_a_spec_of_other_images_is_refused(size, channels):
     with pytest.raises(ModelError, match="16 pixels and 1 channels"):
         PatchViT(by_hand(), InputSpec(size, channels, (0.5,), (0.5,)))
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
+
+
+@pytest.mark.parametrize("count", [None, 3], ids=["all patches", "few"])
+def test_half_width_products_change_little_and_everything_returned_is_full_width(count):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        vit = by_hand()
+        shake(vit, seed=1, scale=0.1)
+        model = PatchViT(vit, InputSpec(16, 1, (0.5,), (0.5,)), precision).eval()
+        images = images_for(model, count=9).float().requires_grad_()
+        keep = None if count is None else some_patches(model, 9)[:, :count]
+        output = model(images, keep, patch_logits=True, attention=True)
+        output.logits.logsumexp(1).sum().backward()
+        weight = vit.blocks[0].mlp.fc1.weight.grad
+        found[precision] = [*output, images.grad, weight]
+        assert all(value.dtype == torch.float32 for value in found[precision])
+    pairs = list(zip(found["float32"], found["bfloat16"], strict=True))
+    for full, half in pairs:
+        assert cosine(full, half) > 0.99
+    # Not by accident the same products.
+    assert not torch.equal(*pairs[0])
