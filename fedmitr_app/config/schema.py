@@ -178,7 +178,7 @@ class DistillationConfig:
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
-    temperature: float = number(1.0, low=0.0, open_low=True)
+    temperature: float = number(2.0, low=0.0, open_low=True)
     hard: float = number(0.0, low=0.0, high=1.0)
     beta: float = number(0.1, low=0.0)
     gamma: float = number(1.0, low=0.0)
@@ -198,8 +198,8 @@ class GeneratorConfig:
     """Synthetic images from generators, for the rival methods that train them."""
 
     turns: int = whole(8, low=1)
-    steps: int = whole(30, low=1)
-    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    steps: int = whole(15, low=1)
+    learning_rate: float = number(3e-3, low=0.0, open_low=True)
     latent: int = whole(256, low=1)
     width: int = whole(32, low=1)
     disagreement: float = number(1.0, low=0.0)
