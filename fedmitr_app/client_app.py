@@ -147,7 +147,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
         "architecture": json.dumps(architecture_of(model)),
         "input-spec": json.dumps(model.spec.to_dict()),
     }
-    if settings.share_label_counts:
+    if settings.share_label_counts or settings.share_moments:  # moments hold them too
         counts = torch.bincount(shard.labels, minlength=model.num_classes).tolist()
         upload["label-counts"] = json.dumps(counts)
     return RecordDict(

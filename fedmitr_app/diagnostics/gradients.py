@@ -67,8 +67,9 @@ def compare_gradients(
 ) -> Mapping[str, GradientFigures] | None:
     """Invert one batch twice, ``dense`` and ``sparse``, and measure both.
 
-    Starts, targets, clients per image and the views' draws are the same; all but the schedule
-    is as ``config`` says. ``inversion.disagreement`` plays no part: there is no student yet.
+    Starts, targets, clients per image and the views' draws are the same; all but the schedule is
+    as ``config`` says. An ``automatic`` run is compared as such, under the name ``sparse``.
+    ``inversion.disagreement`` plays no part: there is no student yet.
 
     Parameters
     ----------
@@ -87,7 +88,8 @@ def compare_gradients(
     rng = generator(seed, "inversion", 0, 0)
     batch = assign(teacher, config, images, rng, device)
     drawn = rng.get_state()
-    stops = Schedule.build(replace(config, schedule="sparse")).stops
+    stopping = "automatic" if config.schedule == "automatic" else "sparse"
+    stops = Schedule.build(replace(config, schedule=stopping)).stops
     # A stop past the end stops nothing: then all iterations count, and both are the same.
     first = min((at for at in stops if at < config.iterations), default=0)
     figures = {}
@@ -98,7 +100,7 @@ def compare_gradients(
             norms.append(grad.flatten(1).norm(dim=1))
 
         rng.set_state(drawn)
-        plan = replace(config, schedule=name)
+        plan = replace(config, schedule="dense" if name == "dense" else stopping)
         inverted = invert_batch(
             teacher, *batch[:2], plan, rng, members=batch.members, on_gradient=listen
         )

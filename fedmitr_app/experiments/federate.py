@@ -105,7 +105,7 @@ def load_uploads(folder: Path, config: Config) -> list[Upload]:
             "of an experiment that has."
         )
     kept_back: dict[str, Any] = {}
-    if not config.client.share_label_counts:
+    if not (config.client.share_label_counts or config.client.share_moments):
         kept_back["label_counts"] = None
     if not config.client.share_moments:
         kept_back["moments"] = ""

@@ -59,9 +59,14 @@ class Schedule:
     def counts(self, num_patches: int, iterations: int) -> list[int]:
         """Return how many patches are alive in each iteration.
 
-        ``automatic`` can't know before it has seen the images: its counts are those of
-        :func:`~fedmitr_app.inversion.invert.invert_batch`'s ``alive`` curve.
+        Raises
+        ------
+        ValueError
+            For ``automatic``, which can't know before it has seen the images: its counts are
+            those of :func:`~fedmitr_app.inversion.invert.invert_batch`'s ``alive`` curve.
         """
+        if self.name == "automatic":
+            raise ValueError("an automatic schedule finds its counts on the way")
         alive, counts = num_patches, []
         for iteration in range(iterations):
             if iteration in self.stops:

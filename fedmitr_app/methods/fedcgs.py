@@ -15,6 +15,7 @@ from fedmitr_app.methods.task import Fused, Task
 from fedmitr_app.uploads import ClassMoments, pool_moments
 
 SHRINKAGE = 1e-2
+RELATIVE_FLOOR = 1e-6
 ABSENT = -1e6
 
 
@@ -29,7 +30,8 @@ def fedcgs(task: Task) -> Fused:
     silent = [upload.client for upload in task.uploads if not upload.moments]
     if silent:
         raise MethodUnavailable(
-            f"{', '.join(silent)} uploaded no class moments (client.share-moments)"
+            f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''} uploaded no class "
+            "moments: set client.share-moments = true, or choose another method"
         )
     weight, bias = gaussian_head(pool_moments([upload.load_moments() for upload in task.uploads]))
     model = copy.deepcopy(task.model).to(task.device)
@@ -50,7 +52,9 @@ def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
     present = moments.counts > 0
     total, (classes, size) = moments.counts.sum(), moments.sums.shape
     covariance = moments.within_scatter() / total
-    mean_variance = max(np.trace(covariance) / size, np.finfo(np.float64).tiny)
+    # Features that don't vary leave rounding, or nothing, to invert: then this is Σ.
+    least = RELATIVE_FLOOR * np.trace(moments.scatter) / total / size + np.finfo(np.float32).tiny
+    mean_variance = max(np.trace(covariance) / size, least)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * mean_variance * np.eye(size)
     means = moments.sums[present] / moments.counts[present, None]
     weight, bias = np.zeros((classes, size)), np.full(classes, ABSENT)

@@ -46,7 +46,7 @@ def fedmitr(task: Task) -> Fused:
         teacher=teacher,
         images=len(data),
         inversion=config,
-        inversion_curves=_mean_curves([batch.curves for batch in batches]),
+        inversion_curves=_mean_curves(batches),
         distillation_loss=student.losses,
         seconds=seconds,
     )
@@ -81,9 +81,13 @@ def _invert(
         )
 
 
-def _mean_curves(curves: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Average the batches' curves, point by point."""
+def _mean_curves(batches: Sequence[Inverted]) -> dict[str, list[float]]:
+    """Average the batches' curves over images, point by point."""
+    sizes = [len(batch.targets) for batch in batches]
     return {
-        name: [sum(points) / len(points) for points in zip(*(curve[name] for curve in curves))]
-        for name in curves[0]
+        name: [
+            sum(size * value for size, value in zip(sizes, points)) / sum(sizes)
+            for points in zip(*(batch.curves[name] for batch in batches))
+        ]
+        for name in batches[0].curves
     }

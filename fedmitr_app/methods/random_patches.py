@@ -5,6 +5,7 @@ A control of Sparse Model Inversion (Hu et al., ICML 2024).
 
 from dataclasses import replace
 
+from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.fedmitr import fedmitr
 from fedmitr_app.methods.task import Fused, MethodSettings, Task
 
@@ -15,5 +16,15 @@ def settings(ours: MethodSettings) -> MethodSettings:
 
 
 def random_patches(task: Task) -> Fused:
-    """Invert as FedMITR does, but keep patches by chance."""
+    """Invert as FedMITR does, but keep patches by chance.
+
+    Raises
+    ------
+    MethodUnavailable
+        If attention itself is to say how many patches stop.
+    """
+    if task.settings.inversion.schedule == "automatic":
+        raise MethodUnavailable(
+            "chance can't say how many patches stop: set inversion.schedule = 'sparse'"
+        )
     return fedmitr(task.alter(settings))

@@ -19,6 +19,8 @@ from fedmitr_app.errors import ModelError
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 class ViTOutput(NamedTuple):
     """What one forward pass returns; ``n`` counts the patches that were seen."""
@@ -53,7 +55,7 @@ class PatchViT(nn.Module):
     ------
     ModelError
         If ``vit`` is of another kind (distilled DeiT, average-pooled, rotary, ...), or
-        takes other images than ``spec`` describes.
+        takes other images than ``spec`` describes, or there is no such ``precision``.
     """
 
     def __init__(
@@ -64,7 +66,11 @@ class PatchViT(nn.Module):
         _require_fit(vit, spec)
         self.vit = vit
         self.spec = spec
+        if precision not in PRECISIONS:
+            allowed = " or ".join(map(repr, PRECISIONS))
+            raise ModelError(f"precision = {precision!r} is not allowed: it must be {allowed}.")
         self.precision = precision
+        self._fused = [block.attn.fused_attn for block in vit.blocks]
 
     @property
     def patch_size(self) -> int:
@@ -146,9 +152,9 @@ class PatchViT(nn.Module):
         """Let matrix products and attention run in this model's precision."""
         if self.precision == "float32":
             return nullcontext()
-        for block in self.vit.blocks:
+        for block, fused in zip(self.vit.blocks, self._fused, strict=True):
             # A CPU's fused attention takes six times as long backwards in bfloat16 (torch 2.15).
-            block.attn.fused_attn = device != "cpu"
+            block.attn.fused_attn = fused and device != "cpu"
         return torch.autocast(device, torch.bfloat16)
 
     def _embed(self, patches: Tensor, position_idx: Tensor | None) -> Tensor:

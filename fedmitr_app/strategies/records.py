@@ -87,11 +87,12 @@ def check_reply(
     records = records_of(content, ArrayRecord)
     shared = records.pop(MOMENTS_KEY, None)
     clean, notes = _decode(_only(records, keys.arrays, "arrays"), reference)
-    moments = None
-    if shared is not None and len(shape := reference[HEAD].shape if HEAD in reference else ()) == 2:
-        sums, _ = _decode(shared, moments_reference(*shape))
-        moments = check_moments(sums, claims.num_examples)
-    return CheckedReply(clean, claims, notes, moments)
+    if shared is None:
+        return CheckedReply(clean, claims, notes)
+    if HEAD not in reference:
+        raise UploadError("it holds class moments, and the server's model has no 'head.weight'.")
+    values, _ = _decode(shared, moments_reference(*reference[HEAD].shape))
+    return CheckedReply(clean, claims, notes, check_moments(values, claims.num_examples))
 
 
 def _decode(

@@ -16,6 +16,9 @@ from fedmitr_app.uploads.validate import ArraySpec
 
 # Rounding of sums over a shard may push an eigenvalue that is zero a little below it.
 NEGATIVE_SHARE = 1e-6
+# Normed features are of order 1, and an upload counts at most 1e12 images: far above both, and
+# far below what overflows.
+MAX_VALUE = 1e20
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def check_moments(arrays: Mapping[str, np.ndarray], num_examples: int) -> ClassM
         )
     if moments.sums[counts == 0].any():
         raise UploadError("its class moments hold sums of a class that it has no images of.")
-    size = max(float(np.trace(scatter)), np.finfo(np.float64).tiny)
+    if max(np.abs(moments.sums).max(), np.abs(scatter).max()) > MAX_VALUE:
+        raise UploadError(f"its class moments hold values above {MAX_VALUE:g}.")
+    size = float(np.trace(scatter))
     symmetric = np.allclose(scatter, scatter.T, atol=NEGATIVE_SHARE * size)
     if not symmetric or np.linalg.eigvalsh(moments.within_scatter())[0] < -NEGATIVE_SHARE * size:
         raise UploadError("its class moments hold a scatter that no images can have.")

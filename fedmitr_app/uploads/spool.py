@@ -1,8 +1,9 @@
 """Uploads on disk, written as they arrive, so that the server's memory stays flat.
 
 Each upload is ``<client>.safetensors`` with a manifest ``<client>.json`` written after
-it: an upload without a manifest was not finished and doesn't count. Both appear by
-an atomic rename.
+it: an upload without a manifest was not finished and doesn't count. Class moments, of a
+client that shares them, stand beside as ``<client>.moments.safetensors``. Each appears by an
+atomic rename.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
@@ -86,7 +88,7 @@ class Spool:
         """
         digest = weights_digest(arrays)
         client = claims.client or f"weights-{digest[:12]}"
-        shared = {} if moments is None else moments.arrays()
+        shared = {} if moments is None else _by_rows(moments.arrays())
         manifest = _manifest(client, digest, claims)
         manifest["moments"] = weights_digest(shared) if shared else ""
         path = self.uploads / f"{safe_name(client)}.json"
@@ -95,7 +97,9 @@ class Spool:
         weights = path.with_suffix(".safetensors")
         if shared:
             write_atomically(moments_file(weights), lambda file: save_file(shared, file))
-        write_atomically(weights, lambda unfinished: save_file(dict(arrays), unfinished))
+        else:
+            moments_file(weights).unlink(missing_ok=True)  # of the upload that yields to this one
+        write_atomically(weights, lambda file: save_file(_by_rows(arrays), file))
         write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
 
@@ -184,9 +188,6 @@ def _read_upload(path: Path) -> Upload:
     try:
         manifest = json.loads(path.read_text())
         intact = _sha256(weights) == manifest.pop("sha256")
-        if manifest.get("moments"):
-            kept = load_file(moments_file(weights))
-            intact = intact and weights_digest(kept) == manifest["moments"]
         spec, counts = manifest.pop("input_spec"), manifest.pop("label_counts")
         upload = Upload(
             **manifest,
@@ -198,7 +199,24 @@ def _read_upload(path: Path) -> Upload:
         raise UploadError(f"{path} and its weights cannot be read back: {error}.") from error
     if not intact:
         raise UploadError(f"{weights} is not what was written: its SHA-256 differs.")
+    if upload.moments:
+        _require_moments(moments_file(weights), upload.moments)
     return upload
+
+
+def _require_moments(file: Path, digest: str) -> None:
+    try:
+        intact = weights_digest(load_file(file)) == digest
+    except (OSError, SafetensorError) as error:
+        raise UploadError(f"{file} cannot be read back: {error}.") from error
+    if not intact:
+        raise UploadError(f"{file} is not what was written: its values differ.")
+
+
+def _by_rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # safetensors writes an array's memory as it lies: one that lies column by column, as a
+    # transpose does, would come back scrambled.
+    return {name: np.asarray(value, order="C") for name, value in arrays.items()}
 
 
 def _input_spec(table: dict[str, Any] | None) -> InputSpec | None:

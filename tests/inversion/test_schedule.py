@@ -101,3 +101,5 @@ def test_automatic_keeps_few_where_attention_is_peaked_and_many_where_it_is_flat
     peaked[:, 5] = 0.85
     assert schedule.keep(0.3, flat, rng).shape == (3, 12)
     assert schedule.keep(0.3, peaked, rng).tolist() == [[5]] * 3
+    with pytest.raises(ValueError, match="on the way"):
+        schedule.counts(16, 4)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
-from fedmitr_app.errors import ConfigError, ModelError, TrainingError
+from fedmitr_app.errors import ConfigError, MethodUnavailable, ModelError, TrainingError
 from fedmitr_app.inversion import Pool
 from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
+from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
 from fedmitr_app.uploads import Upload
@@ -195,3 +196,21 @@ def test_the_strategy_refuses_what_it_cannot_invert(theta0):
     other = InputSpec(SPEC.size, SPEC.channels, (0.1,), (0.9,))
     with pytest.raises(ModelError, match="is not what the PatchViT takes"):
         FedMITR(theta0, input_spec=other)
+
+
+def test_an_automatic_schedule_may_keep_another_number_in_each_batch(theta0, uploads, tmp_path):
+    chosen = settings(schedule="automatic", drop=(0.4,))
+    fused = fuse(theta0, uploads, chosen, tmp_path)
+    kept = Pool(tmp_path / "pool", theta0.num_patches).load().mask.sum(1).tolist()
+    # Batches of 4, 4 and 3 images: one number in each, and fewer than there were.
+    batches = [kept[:4], kept[4:8], kept[8:]]
+    assert all(len(set(batch)) == 1 and batch[0] < theta0.num_patches for batch in batches)
+    last = fused.inversion_curves["alive"][-1]
+    assert last == pytest.approx(sum(kept) / len(kept))
+    assert fused.inversion_curves["alive"][0] == theta0.num_patches
+
+
+def test_chance_cannot_say_how_many_patches_stop(theta0, uploads, tmp_path):
+    task = Task.load(theta0, uploads, settings(schedule="automatic"), tmp_path, CPU)
+    with pytest.raises(MethodUnavailable, match="set inversion.schedule = 'sparse'"):
+        random_patches(task)

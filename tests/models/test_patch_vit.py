@@ -239,6 +239,11 @@ def test_a_spec_of_other_images_is_refused(size, channels):
         PatchViT(by_hand(), InputSpec(size, channels, (0.5,), (0.5,)))
 
 
+def test_a_precision_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match="precision = 'fp16' is not allowed: .* 'bfloat16'"):
+        PatchViT(by_hand(), InputSpec(16, 1, (0.5,), (0.5,)), "fp16")
+
+
 def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
 

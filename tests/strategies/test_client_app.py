@@ -104,7 +104,8 @@ def test_class_moments_travel_if_a_client_shares_them(tmp_path):
         own = class_moments(theta0(raw), shard, device="cpu").arrays()
         for name, value in upload.load_moments().arrays().items():
             assert np.allclose(value, own[name], rtol=1e-5)
-        assert upload.label_counts is None
+        # They are part of the moments.
+        assert upload.label_counts == shard.label_counts()
     plain, _ = play(run_config(), run_dir=tmp_path / "plain")
     pairs = zip(strategy.outcome.accepted, plain.outcome.accepted, strict=True)
     assert all(one.digest == other.digest for one, other in pairs)

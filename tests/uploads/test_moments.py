@@ -14,6 +14,7 @@ from fedmitr_app.uploads import (
     moments_reference,
     pool_moments,
     read_spool,
+    weights_digest,
 )
 
 CLASSES, SIZE = 3, 4
@@ -73,6 +74,8 @@ def broken(**changes):
         (broken(scatter=-np.eye(SIZE)), "no images can have"),
         (broken(scatter=np.eye(SIZE)), "no images can have"),
         (broken(scatter=1e4 * np.triu(np.ones((SIZE, SIZE)))), "no images can have"),
+        (broken(scatter=np.diag([1.7e308] * 3 + [-1.7e308])), "values above 1e[+]20"),
+        (broken(sums=np.eye(CLASSES, SIZE) * [[1e160], [0], [0]]), "values above 1e[+]20"),
     ],
 )
 def test_what_no_images_can_have_is_refused(arrays, words):
@@ -91,13 +94,57 @@ def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
     for name, value in made.arrays().items():
         assert np.array_equal(read.arrays()[name], value)
     assert set(sharing.load_state()) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content[:-5],
+        lambda content: b"",
+        lambda content: b"\xff" * 12 + content[12:],
+        lambda content: content + b"0",
+        None,
+    ],
+    ids=["a bit", "truncated", "empty", "header", "longer", "gone"],
+)
+def test_damaged_moments_cost_one_upload_and_not_the_round(damage, tmp_path):
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    spool.add(WEIGHTS, Claims(20, "with"), moments_of(*draw(20)))
+    spool.add(WEIGHTS, Claims(20, "without"))
     (file,) = spool.uploads.glob("*.moments.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
     damaged = []
     (left,) = read_spool(spool.uploads, damaged.append)
-    assert left.client == "without" and "not what was written" in damaged[0].reason
+    assert left.client == "without" and len(damaged) == 1
+    assert file.name in damaged[0].reason
+
+
+def test_no_moments_are_left_of_an_upload_that_yields(tmp_path):
+    """Of one key's two uploads the first by digest stays, whatever the other one shared."""
+    makes = {value: {"a": np.full(2, value, np.float32)} for value in (0, 1)}
+    first, second = sorted(makes, key=lambda value: weights_digest(makes[value]))
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    spool.add(makes[second], Claims(20, "same"), moments_of(*draw(20)))
+    spool.add(makes[first], Claims(20, "same"))
+    (kept,) = read_spool(spool.uploads)
+    assert not kept.moments and not list(spool.uploads.glob("*.moments.safetensors"))
+
+
+def test_arrays_that_lie_column_by_column_are_kept_as_they_are(tmp_path):
+    """safetensors writes memory, not values: a transpose would come back scrambled."""
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    values = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    made = moments_of(*draw(20))
+    turned = replace(made, sums=np.asfortranarray(made.sums))
+    spool.add({"a": values, "b": np.array(1.0, np.float32)}, Claims(20, "turned"), turned)
+    (upload,) = read_spool(spool.uploads)
+    state = upload.load_state()
+    assert np.array_equal(state["a"].numpy(), values) and state["b"].shape == ()
+    assert np.array_equal(upload.load_moments().sums, made.sums)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
