@@ -8,12 +8,12 @@ sees them: both are arguments here.
 
 From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
 N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
-loss is kept. Choice: half as many steps at three times the rate (``generator``'s defaults: better
-here for less time, on validation images); the noise stays as drawn (there Adam moves it too, by a few hundredths);
-labels are balanced, not independent; the losses are taken on views with the inversion's own
-rolls and flips (DENSE crops and mirrors likewise); images larger than 32 pixels get more
-doublings from a smaller start, where the papers' first layer would hold most of a hundred
-million weights.
+loss is kept. Choice: half as many steps at three times the rate (``generator``'s defaults:
+better here for less time, on validation images); the noise stays as drawn (there Adam moves it
+too, by a few hundredths); labels are balanced, not independent; the losses are taken on views
+with the inversion's own rolls and flips (DENSE crops and mirrors likewise); images larger than
+32 pixels get more doublings from a smaller start, where the papers' first layer would hold most
+of a hundred million weights. ``inversion.gradient`` plays no part.
 """
 
 import math
