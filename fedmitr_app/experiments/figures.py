@@ -1,10 +1,9 @@
 """Figures of a grid: bars, accuracy against α, accuracy against the server's time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
@@ -42,18 +41,17 @@ def draw_figures(
 def accuracy_bars(part: pd.DataFrame, path: Path) -> Path:
     """Draw each row's mean accuracy, its seeds as dots."""
     names = list(dict.fromkeys(part["row"]))
-    with canvas(path, _WIDE, 0.7 + 0.3 * len(names)) as figure:
+    with canvas(path, _WIDE, 0.7 + 0.22 * len(names)) as figure:
         axes = figure.subplots()
-        colours = _colours(part)
         for place, name in enumerate(names):
             row = part[part["row"] == name]
             mean = row["accuracy"].mean()
-            axes.barh(place, mean, height=0.66, color=colours[name], alpha=0.85)
-            axes.scatter(row["accuracy"], [place] * len(row), s=10, color=INK, zorder=3)
+            axes.barh(place, mean, height=0.66, color=_colour(row), alpha=0.85)
+            axes.scatter(row["accuracy"], [place] * len(row), s=8, color=INK, zorder=3)
             right = max(row["accuracy"].max(), mean)
-            axes.text(right + 0.015, place, f"{100 * mean:.1f}", va="center", color=INK)
-        axes.set_yticks(range(len(names)), [label(name, 34) for name in names])
-        axes.invert_yaxis()
+            axes.text(right + 0.015, place, f"{100 * mean:.1f}", va="center", color=INK, fontsize=8)
+        axes.set_yticks(range(len(names)), [label(name, 46) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, min(1.0, part["accuracy"].max() + 0.12))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel(f"{_measured(part)} (bar: mean, dots: seeds)")
@@ -64,20 +62,27 @@ def accuracy_bars(part: pd.DataFrame, path: Path) -> Path:
 def accuracy_against_compute(part: pd.DataFrame, path: Path) -> Path:
     """Draw each row's mean accuracy over the server's seconds, on a logarithmic axis."""
     taken = part[part["seconds"] > 0].groupby("row", sort=False)
-    with canvas(path, _WIDE, 4.0) as figure:
+    height = max(3.6, 0.2 * len(taken))
+    with canvas(path, _WIDE + 1.6, height) as figure:
         axes = figure.subplots()
-        colours = _colours(part)
+        points = {}
         for name, row in taken:
             x, y = row["seconds"].mean(), row["accuracy"].mean()
             spread = 0.0 if len(row) == 1 else row["accuracy"].std()
-            axes.errorbar(x, y, spread, fmt="o", color=colours[name], markersize=6, capsize=2)
+            colour = _colour(row)
+            # Ours in front of what may stand at the same place.
+            front = 4 if colour == COLOURS["student"] else 3
+            axes.errorbar(
+                x, y, spread, fmt="o", color=colour, markersize=6, capsize=2, zorder=front
+            )
+            points[str(name)] = (x, y, colour)
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.set_xlim(low, high * (high / low) ** 0.25)  # room for the names
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.minorticks_off()
         _percent(axes, part)
         axes.set_xlabel("server time per seed, seconds (of processor time on a CPU)")
-        _name_points(axes, {n: (r["seconds"].mean(), r["accuracy"].mean()) for n, r in taken})
+        low, high = axes.get_ylim()
+        _name_points(axes, points, step=0.2 * (high - low) / height)
         faint_grid(axes, "y")
     return path
 
@@ -138,20 +143,49 @@ def _measured(part: pd.DataFrame) -> str:
     return "validation accuracy" if "validation" in set(part["split"]) else "test accuracy"
 
 
-def _name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write names beside points, pushed apart vertically where they would overlap."""
+def _name_points(
+    axes: Axes, points: Mapping[str, tuple[float, float, str]], step: float
+) -> None:
+    """Write names in a column right of the axes, a thin line from each to its point."""
     low, high = axes.get_ylim()
-    step, last = (high - low) / 22, -np.inf
-    for name, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
-        last = max(y, last + step)
+    ranked = sorted(points.items(), key=lambda item: item[1][1])
+    heights = spread_out([y for _, (_, y, _) in ranked], step, low, high)
+    for (name, (x, y, colour)), height in zip(ranked, heights, strict=True):
         axes.annotate(
-            label(name, 26),
+            f"{label(name, 46)}  {100 * y:.1f}",
             (x, y),
-            xytext=(x * 1.06, last),
+            xytext=(1.03, height),
+            textcoords=axes.get_yaxis_transform(),
             va="center",
-            color=MUTED,
+            color=INK if colour == COLOURS["student"] else MUTED,
+            weight="bold" if colour == COLOURS["student"] else "normal",
             fontsize=8,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0.0, 0.5),  # ends where the name begins
+                "color": colour,
+                "linewidth": 0.6,
+                "alpha": 0.6,
+            },
         )
+
+
+def spread_out(values: Sequence[float], step: float, low: float, high: float) -> list[float]:
+    """Move ascending values apart by ``step`` at least, within bounds where there is room."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(max(value, placed[-1] + step if placed else low))
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], high)
+        high = placed[index] - step
+    return placed
+
+
+def _colour(row: pd.DataFrame) -> str:
+    """Ours, what has no single model, what no server can have, and the rivals."""
+    kinds = {"ensemble": COLOURS["teacher"], "real-images": COLOURS["control"]}
+    method = row["method"].iloc[0]
+    return COLOURS["student"] if method == HIGHLIGHT else kinds.get(method, COLOURS["fedavg"])
 
 
 def _colours(part: pd.DataFrame) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from fedmitr_app.experiments.figures import draw_figures
+from fedmitr_app.experiments.figures import draw_figures, spread_out
 
 
 def frame(alphas=(0.1,), rows=(("ours", "fedmitr"), ("$odd_name%", "fedavg")), **extra):
@@ -62,3 +64,16 @@ def test_a_curve_over_a_setting(tmp_path, values):
     data["inversion.start"] = ["white", "procedural"] * len(values)
     names = drawn(data, tmp_path, ("inversion.iterations", "inversion.start"))
     assert names == ["bars-1.png", "compute-1.png", "curve-1.png"]
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=20).map(sorted),
+    st.floats(0.0, 1 / 20),
+)
+def test_names_are_apart_in_order_and_within_the_figure(values, step):
+    placed = spread_out(values, step, 0.0, 1.0)
+    gaps = [later - earlier for earlier, later in zip(placed, placed[1:])]
+    assert all(gap >= step - 1e-9 for gap in gaps)
+    assert placed[0] >= -1e-9 and placed[-1] <= 1 + 1e-9
+    if all(later - earlier >= step for earlier, later in zip(values, values[1:])):
+        assert placed == pytest.approx(values)
