@@ -84,5 +84,6 @@ def test_two_skewed_shards_make_a_head_for_all_classes(tmp_path):
 
 def test_a_client_that_shares_none_is_named(tmp_path):
     task, _ = task_of(tmp_path, (True, False))
-    with pytest.raises(MethodUnavailable, match="^client-1 uploaded no class moments: set client.share-"):
+    words = "^client-1 uploaded no class moments: set client.share-"
+    with pytest.raises(MethodUnavailable, match=words):
         fedcgs(task)
