@@ -40,6 +40,7 @@ COMBINATIONS = (
     "prior-probed",
     "prior-confidence",
 )
+PRECISIONS = ("float32", "bfloat16")
 STARTS = ("white", "multi-scale", "procedural")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
@@ -93,7 +94,7 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
-    precision: str = choice("float32", "float32", "bfloat16")
+    precision: str = choice("float32", *PRECISIONS)
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(4, low=1)

@@ -93,14 +93,14 @@ def compare_gradients(
     # A stop past the end stops nothing: then all iterations count, and both are the same.
     first = min((at for at in stops if at < config.iterations), default=0)
     figures = {}
-    for name in ("dense", "sparse"):
+    for name, schedule in (("dense", "dense"), ("sparse", stopping)):
         norms: list[Tensor] = []
 
         def listen(grad: Tensor, norms: list[Tensor] = norms) -> None:
             norms.append(grad.flatten(1).norm(dim=1))
 
         rng.set_state(drawn)
-        plan = replace(config, schedule="dense" if name == "dense" else stopping)
+        plan = replace(config, schedule=schedule)
         inverted = invert_batch(
             teacher, *batch[:2], plan, rng, members=batch.members, on_gradient=listen
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -13,6 +14,15 @@ from fedmitr_app.reporting.canvas import COLOURS, INK, MUTED, canvas, faint_grid
 
 HIGHLIGHT = "fedmitr"
 _WIDE = 6.4
+
+
+class _Point(NamedTuple):
+    """A row's place in a figure of accuracy against compute."""
+
+    x: float
+    y: float
+    colour: str
+    ours: bool
 
 
 def draw_figures(
@@ -65,17 +75,17 @@ def accuracy_against_compute(part: pd.DataFrame, path: Path) -> Path:
     height = max(3.6, 0.2 * len(taken))
     with canvas(path, _WIDE + 1.6, height) as figure:
         axes = figure.subplots()
-        points = {}
+        points: dict[str, _Point] = {}
         for name, row in taken:
             x, y = row["seconds"].mean(), row["accuracy"].mean()
             spread = 0.0 if len(row) == 1 else row["accuracy"].std()
-            colour = _colour(row)
+            point = _Point(x, y, _colour(row), ours=row["method"].iloc[0] == HIGHLIGHT)
             # Ours in front of what may stand at the same place.
-            front = 4 if colour == COLOURS["student"] else 3
+            front = 4 if point.ours else 3
             axes.errorbar(
-                x, y, spread, fmt="o", color=colour, markersize=6, capsize=2, zorder=front
+                x, y, spread, fmt="o", color=point.colour, markersize=6, capsize=2, zorder=front
             )
-            points[str(name)] = (x, y, colour)
+            points[str(name)] = point
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.minorticks_off()
@@ -143,27 +153,25 @@ def _measured(part: pd.DataFrame) -> str:
     return "validation accuracy" if "validation" in set(part["split"]) else "test accuracy"
 
 
-def _name_points(
-    axes: Axes, points: Mapping[str, tuple[float, float, str]], step: float
-) -> None:
+def _name_points(axes: Axes, points: Mapping[str, _Point], step: float) -> None:
     """Write names in a column right of the axes, a thin line from each to its point."""
     low, high = axes.get_ylim()
-    ranked = sorted(points.items(), key=lambda item: item[1][1])
-    heights = spread_out([y for _, (_, y, _) in ranked], step, low, high)
-    for (name, (x, y, colour)), height in zip(ranked, heights, strict=True):
+    ranked = sorted(points.items(), key=lambda item: item[1].y)
+    heights = spread_out([point.y for _, point in ranked], step, low, high)
+    for (name, point), height in zip(ranked, heights, strict=True):
         axes.annotate(
-            f"{label(name, 46)}  {100 * y:.1f}",
-            (x, y),
+            f"{label(name, 46)}  {100 * point.y:.1f}",
+            (point.x, point.y),
             xytext=(1.03, height),
             textcoords=axes.get_yaxis_transform(),
             va="center",
-            color=INK if colour == COLOURS["student"] else MUTED,
-            weight="bold" if colour == COLOURS["student"] else "normal",
+            color=INK if point.ours else MUTED,
+            weight="bold" if point.ours else "normal",
             fontsize=8,
             arrowprops={
                 "arrowstyle": "-",
                 "relpos": (0.0, 0.5),  # ends where the name begins
-                "color": colour,
+                "color": point.colour,
                 "linewidth": 0.6,
                 "alpha": 0.6,
             },

@@ -15,11 +15,10 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from fedmitr_app.config.schema import PRECISIONS
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
-
-PRECISIONS = ("float32", "bfloat16")
 
 
 class ViTOutput(NamedTuple):

@@ -5,6 +5,7 @@ fits a head from them without training. They say more about the data than weight
 asked for anyway: each class's number of images and the mean of their features.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -71,7 +72,7 @@ def check_moments(arrays: Mapping[str, np.ndarray], num_examples: int) -> ClassM
         In one sentence, for what no images have: counts that aren't whole or don't sum to
         ``num_examples``, sums of a class without images, a scatter that isn't one.
     """
-    moments = ClassMoments(arrays["counts"], arrays["sums"], arrays["scatter"])
+    moments = ClassMoments(**arrays)
     counts, scatter = moments.counts, moments.scatter
     if (counts < 0).any() or (counts != np.floor(counts)).any():
         raise UploadError("its class moments count images that aren't whole numbers from 0 on.")
@@ -92,4 +93,4 @@ def check_moments(arrays: Mapping[str, np.ndarray], num_examples: int) -> ClassM
 
 def pool_moments(parts: Sequence[ClassMoments]) -> ClassMoments:
     """Return the moments of all clients' images together."""
-    return reduce(lambda one, other: one + other, parts)
+    return reduce(operator.add, parts)
