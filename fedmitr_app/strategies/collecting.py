@@ -21,7 +21,6 @@ from fedmitr_app.uploads import (
     Rejection,
     Spool,
     check_num_examples,
-    read_spool,
 )
 from fedmitr_app.uploads.claims import finite_metrics
 from fedmitr_app.uploads.outcome import RoundOutcome, weighted_metrics
@@ -74,7 +73,7 @@ class Collector:
             self._take(reply, node_of, len(stream.nodes) if stream else 0)
             del reply  # or two uploads would be in memory while the next one is received
         missing = self._note_silent_nodes(stream) if stream else []
-        accepted = read_spool(self._spool.uploads, damaged=self._note_damaged)
+        accepted = self._spool.settle()
         asked = len(stream.nodes) + len(stream.undelivered) if stream else len(self._answered)
         return RoundOutcome(
             accepted=tuple(accepted),
@@ -121,6 +120,8 @@ class Collector:
         self._received += 1
         for note in checked.notes:
             _log.info("%s: %s", key, note)
+        for reason in checked.left_out:
+            _log.warning("%s: %s", key, reason)
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked:
             self._last_line = now
@@ -143,13 +144,8 @@ class Collector:
             _log.warning("%s: %s", node.client, node.reason)
         return missing
 
-    def _note_damaged(self, rejection: Rejection) -> None:
-        self._reject(rejection.client, rejection.reason)
-
     def _reject(self, who: str, reason: str) -> None:
-        reason = reason[:500]
-        _log.warning("Rejected %s: %s", who, reason)
-        self._spool.reject(who, reason)
+        self._spool.reject(who, reason[:500])
 
 
 def collect_evaluation(replies: Iterable[Message], keys: RecordKeys) -> dict[str, float]:

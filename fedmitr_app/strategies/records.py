@@ -52,6 +52,8 @@ class CheckedReply:
     arrays: dict[str, np.ndarray]
     claims: Claims
     notes: list[str]
+    left_out: list[str]
+    """What was wrong with what it shares beside its weights."""
     moments: ClassMoments | None = None
 
 
@@ -81,18 +83,31 @@ def check_reply(
     ------
     UploadError
         With the first thing that is wrong, in one sentence. Arrays are decoded last,
-        and only if everything declared about them is right.
+        and only if everything declared about them is right. What a client shares beside its
+        weights is left out, with a note, if it is wrong.
     """
-    claims = check_claims(_claims(content, keys), expected)
+    claims, left_out = check_claims(_claims(content, keys), expected)
     records = records_of(content, ArrayRecord)
     shared = records.pop(MOMENTS_KEY, None)
     clean, notes = _decode(_only(records, keys.arrays, "arrays"), reference)
+    moments = None
+    try:
+        moments = _moments(shared, reference, claims.num_examples)
+    except UploadError as error:
+        left_out.append(str(error))
+    left_out = [f"left out what it shares beside its weights: {reason}" for reason in left_out]
+    return CheckedReply(clean, claims, notes, left_out, moments)
+
+
+def _moments(
+    shared: ArrayRecord | None, reference: Mapping[str, ArraySpec], num_examples: int
+) -> ClassMoments | None:
     if shared is None:
-        return CheckedReply(clean, claims, notes)
+        return None
     if HEAD not in reference:
         raise UploadError("it holds class moments, and the server's model has no 'head.weight'.")
     values, _ = _decode(shared, moments_reference(*reference[HEAD].shape))
-    return CheckedReply(clean, claims, notes, check_moments(values, claims.num_examples))
+    return check_moments(values, num_examples)
 
 
 def _decode(

@@ -36,11 +36,14 @@ class Expected:
     num_classes: int | None = None
 
 
-def check_claims(claims: Claims, expected: Expected = Expected()) -> Claims:
-    """Return the claims in plain, checked types.
+def check_claims(
+    claims: Claims, expected: Expected = Expected()
+) -> tuple[Claims, list[str]]:
+    """Return the claims in plain, checked types, and a note for what was left out.
 
     A part that is absent passes: an ordinary Flower client sends none but the number
-    of examples. Metrics that aren't finite numbers are left out, not refused.
+    of examples. Metrics that aren't finite numbers are left out, not refused; so are label
+    counts that can't be right, without which the model is as good.
 
     Raises
     ------
@@ -48,15 +51,22 @@ def check_claims(claims: Claims, expected: Expected = Expected()) -> Claims:
         With the first claim that is wrong, in one sentence.
     """
     examples = check_num_examples(claims.num_examples)
-    return dataclasses.replace(
+    notes: list[str] = []
+    try:
+        counts = _check_label_counts(claims.label_counts, examples, expected)
+    except UploadError as error:
+        counts = None
+        notes.append(str(error))
+    checked = dataclasses.replace(
         claims,
         num_examples=examples,
         client=None if claims.client is None else check_client_key(claims.client),
         architecture=_check_architecture(claims.architecture, expected),
         input_spec=_check_input_spec(claims.input_spec, expected),
-        label_counts=_check_label_counts(claims.label_counts, examples, expected),
+        label_counts=counts,
         metrics=finite_metrics(claims.metrics),
     )
+    return checked, notes
 
 
 def check_num_examples(value: Any) -> int:

@@ -1,17 +1,19 @@
 """Uploads on disk, written as they arrive, so that the server's memory stays flat.
 
-Each upload is ``<client>.safetensors`` with a manifest ``<client>.json`` written after
-it: an upload without a manifest was not finished and doesn't count. Class moments, of a
-client that shares them, stand beside as ``<client>.moments.safetensors``. Each appears by an
-atomic rename.
+Each upload is ``<client>.<digest>.safetensors`` with a manifest ``<client>.<digest>.json``
+written after it: an upload without a manifest was not finished and doesn't count. Class
+moments, of a client that shares them, stand beside as ``<client>.<digest>.moments.safetensors``.
+Each appears by an atomic rename.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file
 from fedmitr_app.uploads.validate import weights_digest
 
+_log = logging.getLogger(__name__)
+
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
+_DIGITS = 16  # of the weights digest, in file names
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Rejection:
 class Spool:
     """Where a round's uploads and rejections are written.
 
-    Two uploads that claim one client key: the one whose weights digest sorts first is
-    kept and the other is rejected, so that the order of arrival doesn't matter. The
-    same weights with the same number of examples again are a repetition, and dropped.
+    The order of arrival changes nothing. Two uploads that claim one client key are both kept,
+    told apart by their weights: nobody loses its place to who claims its name. The same weights
+    under one key again are a repetition, and dropped.
 
     Parameters
     ----------
@@ -91,36 +96,48 @@ class Spool:
         shared = {} if moments is None else _by_rows(moments.arrays())
         manifest = _manifest(client, digest, claims)
         manifest["moments"] = weights_digest(shared) if shared else ""
-        path = self.uploads / f"{safe_name(client)}.json"
-        if path.exists() and not self._takes_over(manifest, json.loads(path.read_text())):
-            return client
+        path = self.uploads / f"{safe_name(client)}.{digest[:_DIGITS]}.json"
+        if path.exists():
+            self.repeated += 1
+            if _rank(json.loads(path.read_text())) <= _rank(manifest):
+                return client
         weights = path.with_suffix(".safetensors")
         if shared:
             write_atomically(moments_file(weights), lambda file: save_file(shared, file))
         else:
-            moments_file(weights).unlink(missing_ok=True)  # of the upload that yields to this one
+            moments_file(weights).unlink(missing_ok=True)  # of the repetition that yields to this
         write_atomically(weights, lambda file: save_file(_by_rows(arrays), file))
         write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
 
     def reject(self, client: str, reason: str) -> None:
-        """Note that a reply could not be used."""
+        """Note, and log, that a reply could not be used."""
+        _log.warning("Rejected %s: %s", client, reason)
         rejection = Rejection(client, reason)
         self.rejections.append(rejection)
         path = self.rejected / f"{len(self.rejections)}.json"
         write_json(path, dataclasses.asdict(rejection))
 
-    def _takes_over(self, new: dict[str, Any], kept: dict[str, Any]) -> bool:
-        first, second = sorted((new, kept), key=_rank)
-        if _rank(new)[:2] == _rank(kept)[:2]:
-            self.repeated += 1
-        else:
+    def settle(self) -> list[Upload]:
+        """Return what may be fused, sorted by client key, once no more uploads come.
+
+        Rejected here are files that no longer are what was written, and all but the first of
+        uploads with the same weights under different keys, whose files are removed: no two
+        honest clients end on the same numbers, and a copy would only add weight.
+        """
+        kept: dict[str, Upload] = {}
+        for upload in read_spool(self.uploads, lambda bad: self.reject(bad.client, bad.reason)):
+            first = kept.setdefault(upload.digest, upload)
+            if first is upload:
+                continue
             self.reject(
-                second["client"],
-                f"more than one upload claims the client key {second['client']!r}: the one whose "
-                f"weights digest sorts first was kept, not this one ({second['digest'][:12]}).",
+                upload.client,
+                f"its weights are those of {first.client!r} to the last bit, and count once.",
             )
-        return first is new
+            manifest = upload.weights.with_suffix(".json")  # first: without it nothing counts
+            for file in (manifest, upload.weights, moments_file(upload.weights)):
+                file.unlink(missing_ok=True)
+        return list(kept.values())
 
 
 def read_spool(
@@ -148,8 +165,22 @@ def read_spool(
         except UploadError as error:
             if damaged is None:
                 raise
-            damaged(Rejection(path.stem, str(error)))
-    return sorted(uploads, key=lambda upload: upload.client)
+            damaged(Rejection(path.stem.rpartition(".")[0] or path.stem, str(error)))
+    return _told_apart(sorted(uploads, key=lambda upload: (upload.client, upload.digest)))
+
+
+def _told_apart(uploads: list[Upload]) -> list[Upload]:
+    """Name the uploads that claim one client key ``<key>#<digest>``."""
+    claims = Counter(upload.client for upload in uploads)
+    for client, count in claims.items():
+        if count > 1:
+            _log.warning("%d uploads claim the client key %r: all are kept.", count, client)
+    return [
+        replace(upload, client=f"{upload.client}#{upload.digest[:8]}")
+        if claims[upload.client] > 1
+        else upload
+        for upload in uploads
+    ]
 
 
 def safe_name(client: str) -> str:
@@ -178,9 +209,9 @@ def _manifest(client: str, digest: str, claims: Claims) -> dict[str, Any]:
     }
 
 
-def _rank(manifest: dict[str, Any]) -> tuple[str, int, str]:
+def _rank(manifest: dict[str, Any]) -> tuple[int, str]:
     facts = {key: value for key, value in manifest.items() if key != "sha256"}
-    return manifest["digest"], manifest["num_examples"], json.dumps(facts, sort_keys=True)
+    return manifest["num_examples"], json.dumps(facts, sort_keys=True)
 
 
 def _read_upload(path: Path) -> Upload:

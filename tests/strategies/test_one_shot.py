@@ -47,7 +47,9 @@ def test_a_round_averages_and_keeps_theta0s_order(tmp_path):
     assert strategy.outcome.asked == 3 and not strategy.outcome.rejected
     assert dict(result.train_metrics_clientapp[1]) == {"train-loss": 2.0, "uploads": 3}
     assert sorted(path.name for path in (tmp_path / "uploads").iterdir()) == [
-        f"client-{letter}.{kind}" for letter in "abc" for kind in ("json", "safetensors")
+        f"{upload.client}.{upload.digest[:16]}.{kind}"
+        for upload in strategy.outcome.accepted
+        for kind in ("json", "safetensors")
     ]
 
 
@@ -129,8 +131,6 @@ def _broken(kind):
         upload["input-spec"] = json.dumps(SPEC.to_dict() | {"size": 32})
     elif kind == "not JSON":
         upload["architecture"] = "[" * 19_000
-    elif kind == "label counts":
-        upload["label-counts"] = "[3, 3]"
     elif kind == "client's own error":
         upload["status"], upload["reason"] = "error", "data.path = 'x' is not there."
     elif kind == "strange status":
@@ -167,7 +167,6 @@ BROKEN = {
     "architecture": "depth is 7, not 2",
     "input spec": "size is 32, not 8",
     "not JSON": "architecture is not readable JSON",
-    "label counts": "sum to 6 but num-examples = 10",
     "client's own error": "data.path = 'x' is not there.",
     "strange status": "'maybe'",
     "empty": "0 records of",
@@ -217,6 +216,17 @@ def test_a_right_declaration_is_kept():
     assert upload.input_spec == SPEC and upload.label_counts == (4, 6)
     assert upload.architecture == {"depth": 2, "num_classes": 2}
     assert upload.metrics == {"train-loss": 1.0} and upload.num_examples == 10
+
+
+def test_label_counts_that_lie_cost_the_counts_only(caplog):
+    def answer(message):
+        return reply(message, good_content(1.0, 10, "liar", **{"label-counts": "[3, 3]"}))
+
+    strategy = OneShotFedAvg(num_classes=2, **QUICK)
+    run(strategy, answer, nodes=[11])
+    (upload,) = strategy.outcome.accepted
+    assert upload.label_counts is None and upload.num_examples == 10
+    assert "liar: left out what it shares beside its weights: its label counts sum" in caplog.text
 
 
 def test_errors_silence_no_data_and_repetitions_are_told_apart():
@@ -307,8 +317,10 @@ def test_two_claims_of_one_key_are_settled_by_content(seed):
     result = run(strategy, answer, order=shuffled)
     reference = OneShotFedAvg(**QUICK)
     expected = run(reference, answer)
-    assert len(strategy.outcome.accepted) == 1 and len(strategy.outcome.rejected) == 2
-    assert strategy.outcome.rejected == reference.outcome.rejected
+    assert len(strategy.outcome.accepted) == 3 and not strategy.outcome.rejected
+    names = [upload.client for upload in strategy.outcome.accepted]
+    assert names == [upload.client for upload in reference.outcome.accepted]
+    assert len(set(names)) == 3 and all(name.startswith("same#") for name in names)
     assert result.arrays["body.weight"].data == expected.arrays["body.weight"].data
 
 

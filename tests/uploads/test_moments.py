@@ -14,11 +14,11 @@ from fedmitr_app.uploads import (
     moments_reference,
     pool_moments,
     read_spool,
-    weights_digest,
 )
 
 CLASSES, SIZE = 3, 4
 WEIGHTS = {"a": np.zeros(2, np.float32)}
+OTHER = {"a": np.ones(2, np.float32)}
 
 
 def moments_of(features, labels):
@@ -87,7 +87,7 @@ def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     made = moments_of(*draw(20))
     spool.add(WEIGHTS, Claims(20, "with"), made)
-    spool.add(WEIGHTS, Claims(20, "without"))
+    spool.add(OTHER, Claims(20, "without"))
     sharing, silent = read_spool(spool.uploads)
     assert sharing.moments and not silent.moments
     read = sharing.load_moments()
@@ -111,7 +111,7 @@ def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
 def test_damaged_moments_cost_one_upload_and_not_the_round(damage, tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     spool.add(WEIGHTS, Claims(20, "with"), moments_of(*draw(20)))
-    spool.add(WEIGHTS, Claims(20, "without"))
+    spool.add(OTHER, Claims(20, "without"))
     (file,) = spool.uploads.glob("*.moments.safetensors")
     if damage is None:
         file.unlink()
@@ -123,14 +123,15 @@ def test_damaged_moments_cost_one_upload_and_not_the_round(damage, tmp_path):
     assert file.name in damaged[0].reason
 
 
-def test_no_moments_are_left_of_an_upload_that_yields(tmp_path):
-    """Of one key's two uploads the first by digest stays, whatever the other one shared."""
-    makes = {value: {"a": np.full(2, value, np.float32)} for value in (0, 1)}
-    first, second = sorted(makes, key=lambda value: weights_digest(makes[value]))
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_no_moments_are_left_of_a_repetition_that_yields(order, tmp_path):
+    """Of the same weights sent twice the claim to fewer examples stays."""
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
-    spool.add(makes[second], Claims(20, "same"), moments_of(*draw(20)))
-    spool.add(makes[first], Claims(20, "same"))
+    for turn in order:
+        moments = moments_of(*draw(20)) if turn else None
+        spool.add(WEIGHTS, Claims(20 + turn, "same"), moments)
     (kept,) = read_spool(spool.uploads)
+    assert kept.num_examples == 20
     assert not kept.moments and not list(spool.uploads.glob("*.moments.safetensors"))
 
 

@@ -180,11 +180,6 @@ def test_bad_numbers_of_examples(value):
         {"input_spec": {"size": 8}},
         {"input_spec": "text"},
         {"input_spec": {"size": float("inf"), "channels": 1, "mean": [0.5], "std": [0.5]}},
-        {"label_counts": [5, -1, 6]},
-        {"label_counts": [5, True]},
-        {"label_counts": "55"},
-        {"label_counts": [10]},
-        {"label_counts": [4, 5]},
     ],
 )
 def test_bad_claims(claims):
@@ -192,9 +187,27 @@ def test_bad_claims(claims):
         check_claims(Claims(**{"num_examples": 10, **claims}), Expected(num_classes=2))
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([5, -1, 6], "whole numbers"),
+        ([5, True], "whole numbers"),
+        ([5.0, 5.0], "whole numbers"),
+        ("55", "whole numbers"),
+        ([10], "of 1 classes where the server has 2"),
+        ([4, 5], "sum to 9 but num-examples = 10"),
+        ([10**400, 0], "but num-examples = 10"),
+    ],
+)
+def test_label_counts_that_lie_are_left_out_and_the_weights_kept(counts, words):
+    claims, (note,) = check_claims(Claims(10, label_counts=counts), Expected(num_classes=2))
+    assert claims.label_counts is None and claims.num_examples == 10
+    assert words in note and note.endswith(".")
+
+
 def test_metrics_that_are_not_finite_numbers_are_left_out():
     metrics = {"loss": 0.5, "nan": float("nan"), "list": [1], "yes": True, "huge": 10**400, "n": 3}
-    assert check_claims(Claims(10, metrics=metrics)).metrics == {"loss": 0.5, "n": 3.0}
+    assert check_claims(Claims(10, metrics=metrics))[0].metrics == {"loss": 0.5, "n": 3.0}
 
 
 def test_the_digest_depends_on_names_types_shapes_and_values_only():

@@ -26,6 +26,10 @@ quick = settings(
 )
 
 
+def full(value):
+    return {"a": np.full((2, 2), value, np.float32), "b": np.array(1.0, np.float32)}
+
+
 def fresh(tmp_path):
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
     return Spool(folder / "uploads", folder / "rejected")
@@ -43,7 +47,7 @@ def fresh(tmp_path):
 )
 def test_what_is_spooled_is_read_back(tmp_path, key, examples, metrics):
     spool = fresh(tmp_path)
-    claims = check_claims(
+    claims, _ = check_claims(
         Claims(
             examples,
             key,
@@ -84,9 +88,9 @@ def test_hostile_keys_stay_in_the_folder(key, tmp_path):
 
 def test_uploads_are_sorted_and_keyless_ones_are_named_by_their_weights(tmp_path):
     spool = fresh(tmp_path)
-    spool.add(WEIGHTS, Claims(1, "zoe"))
+    spool.add(full(1), Claims(1, "zoe"))
     name = spool.add(WEIGHTS, Claims(1))
-    spool.add(WEIGHTS, Claims(1, "Adam"))
+    spool.add(full(2), Claims(1, "Adam"))
     assert [upload.client for upload in read_spool(spool.uploads)] == ["Adam", name, "zoe"]
     assert name.startswith("weights-") and len(name) == 20
     other = fresh(tmp_path)
@@ -94,18 +98,47 @@ def test_uploads_are_sorted_and_keyless_ones_are_named_by_their_weights(tmp_path
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_claims_of_one_key_end_the_same_in_any_order(order, tmp_path):
-    claims = [({"a": np.full(2, value, np.float32)}, Claims(5, "same")) for value in range(3)]
+def test_nobody_loses_its_place_to_who_claims_its_key(order, tmp_path, caplog):
+    claims = [(full(value), Claims(5, "same")) for value in range(3)]
 
     def settle(order):
         spool = fresh(tmp_path)
         for turn in order:
             spool.add(*claims[turn])
-        (kept,) = read_spool(spool.uploads)
-        return kept.digest, sorted(r.reason for r in spool.rejections)
+        assert not spool.rejections
+        return [(upload.client, upload.digest) for upload in spool.settle()]
 
     assert settle(order) == settle(range(3))
-    assert len(settle(order)[1]) == 2
+    assert [client for client, _ in settle(order)] == [
+        f"same#{digest[:8]}" for _, digest in settle(order)
+    ]
+    assert len({digest for _, digest in settle(order)}) == 3
+    assert "3 uploads claim the client key 'same': all are kept." in caplog.text
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_a_copy_under_another_key_counts_once(order, tmp_path):
+    claims = [("b", 1.0), ("c", 1.0), ("a", 2.0), ("d", 1.0)]
+    spool = fresh(tmp_path)
+    for turn in order:
+        key, value = claims[turn]
+        spool.add(full(value), Claims(5, key))
+    assert [upload.client for upload in spool.settle()] == ["a", "b"]
+    assert [(r.client, r.reason) for r in spool.rejections] == [
+        (key, "its weights are those of 'b' to the last bit, and count once.") for key in "cd"
+    ]
+    # Read again, as a resumed run does, nothing is left of the copies.
+    assert [upload.client for upload in read_spool(spool.uploads)] == ["a", "b"]
+    assert len(list(spool.uploads.iterdir())) == 4
+
+
+@pytest.mark.parametrize("order", [(3, 500), (500, 3)])
+def test_repeating_an_upload_with_more_examples_gains_nothing(order, tmp_path):
+    spool = fresh(tmp_path)
+    for examples in order:
+        spool.add(WEIGHTS, Claims(examples, "same"))
+    (kept,) = spool.settle()
+    assert kept.num_examples == 3 and spool.repeated == 1
 
 
 def test_a_repetition_is_dropped_without_a_reason(tmp_path):
@@ -123,8 +156,9 @@ def test_a_repetition_is_dropped_without_a_reason(tmp_path):
 def test_damage_is_noticed(damage, tmp_path):
     spool = fresh(tmp_path)
     spool.add(WEIGHTS, Claims(1, "good"))
-    spool.add(WEIGHTS, Claims(1, "bad"))
-    weights, manifest = (spool.uploads / f"bad.{kind}" for kind in ("safetensors", "json"))
+    spool.add(full(1), Claims(1, "bad"))
+    (manifest,) = spool.uploads.glob("bad.*.json")
+    weights = manifest.with_suffix(".safetensors")
     if damage == "weights":
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
