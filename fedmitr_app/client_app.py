@@ -21,10 +21,12 @@ from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
+    HAVE_KEY,
     METRICS_KEY,
     MOMENTS_KEY,
     UPLOAD_KEY,
     RecordKeys,
+    key_digest,
     moments_record,
     records_of,
     to_array_record,
@@ -118,6 +120,10 @@ def read_client(context: Context) -> Client:
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
+    told = records_of(content, ConfigRecord).get(KEYS.config, {})
+    if key_digest(client.key) in told.get(HAVE_KEY, []):
+        _log.info("client %s has sent its upload before.", client.key)
+        return _no_upload(client.key, "kept", "the server has its upload.")
     shard = _load_shard(client, content)
     if len(shard) == 0:
         _log.info("client %s holds no data.", client.key)

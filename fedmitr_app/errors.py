@@ -25,6 +25,14 @@ class ModelError(FedmitrError):
 class TrainingError(FedmitrError):
     """Training left the finite numbers."""
 
+    @classmethod
+    def diverged(cls, stage: str, learning_rate: float) -> "TrainingError":
+        """The sentence for a stage whose numbers became infinite or not a number."""
+        return cls(
+            f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: "
+            "lower it."
+        )
+
 
 class UploadError(FedmitrError):
     """One client's upload cannot be used. It never ends the round by itself."""

@@ -1,13 +1,18 @@
 """Writing files so that a reader, or a crash, never sees half of one."""
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
 
@@ -91,3 +96,65 @@ def reason_of(error: BaseException) -> str:
     """Return why the system refused, without the path and number it adds."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return reason[:1].lower() + reason[1:]
+
+
+class Stored(NamedTuple):
+    """A file of :func:`save_tensors`."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    digest: str
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Write tensors, and JSON-able facts about them, as one safetensors file.
+
+    Returns
+    -------
+    str
+        SHA-256 of the tensors, in hex; kept in the file, for :func:`load_tensors` to compare.
+
+    Raises
+    ------
+    RunFolderError
+        When the file cannot be written.
+    """
+    plainly = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    digest = _digest(plainly)
+    header = {"facts": json.dumps(plain(facts)), "digest": digest}
+    write_atomically(path, lambda partial: save_file(plainly, partial, metadata=header))
+    return digest
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> Stored:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises
+    ------
+    RunFolderError
+        If it is gone, unreadable, or not what was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        facts, digest = json.loads(header["facts"]), header["digest"]
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunFolderError(f"{path} cannot be read back: {reason_of(error)}.") from error
+    if _digest(tensors) != digest:
+        raise RunFolderError(f"{path} is not what was written: its digest differs.")
+    return Stored({name: value.to(device) for name, value in tensors.items()}, facts, digest)
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of named arrays in hex, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = arrays[name]
+        digest.update(f"{name}\x1f{value.dtype.str}\x1f{value.shape}\x1f".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    return arrays_digest({name: value.numpy() for name, value in tensors.items()})

@@ -13,17 +13,19 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.exception import AggregationError
 from numpy.typing import NDArray
 
-from fedmitr_app.config import Config, flatten, parse_config
+from fedmitr_app.config import Config, flatten, parse_config, require_same
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.methods import MethodSettings
+from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
-from fedmitr_app.reporting import RunFolder, describe_environment, resolve_device
+from fedmitr_app.reporting import COMPLETED, RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
-from fedmitr_app.results import Results, measure, write_results
+from fedmitr_app.results import EVALUATION, Results, measure, write_results
 from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotMethod, OneShotStrategy
 from fedmitr_app.strategies.logs import join_flower_log
+from fedmitr_app.strategies.one_shot_method import CONTROL
 
 _log = logging.getLogger(__name__)
 
@@ -60,22 +62,44 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     config = parse_config(run_config)
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config)
-    folder = RunFolder.create(config.output.run_dir, config.seed)
+    folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
     _log.info("run folder: %s", folder.path)
+    try:
+        return _work_in(folder, grid, config, setting, device, started)
+    finally:
+        folder.close()
+
+
+def _work_in(
+    folder: RunFolder,
+    grid: Grid,
+    config: Config,
+    setting: "Setting",
+    device: torch.device,
+    started: float,
+) -> RunFolder:
+    settings = flatten(config)
+    if folder.settings is not None:
+        require_same(folder.settings, settings)
+        if folder.completed:
+            _log.info("The run is complete: there is nothing to go on with.")
+            return folder
+        _log.info("Going on with the run that began %s.", folder.started)
     for line in device_lines("server", device, torch.get_num_threads()):
         _log.info(line)
     try:
-        folder.write_json("config.json", flatten(config))
+        folder.write_json("config.json", settings)
         environment = describe_environment()
         folder.write_json("environment.json", environment)
         results = fuse_and_measure(grid, config, setting, folder, device)
         seconds = time.monotonic() - started
         results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
         rows, metrics = write_results(folder, results, config, environment)
-        folder.finish("completed")
-    except BaseException:
+        folder.drop(CHECKPOINT, CONTROL, EVALUATION)
+        folder.finish(COMPLETED)
+    except BaseException as error:
         with contextlib.suppress(FedmitrError, OSError):  # the first error is the one to tell
-            folder.finish("failed")
+            folder.finish("failed", str(error) or type(error).__name__)
         raise
     for line in final_lines(rows, metrics, folder.path):
         _log.info(line)
@@ -100,7 +124,7 @@ def prepare(config: Config) -> Setting:
         If the data or the model can't be had.
     """
     data, server = config.data, config.server
-    names = tuple(name.strip() for name in server.classes.split(",") if name.strip())
+    names = names_in(server.classes)
     if len(set(names)) < len(names):
         raise ConfigError.bad_value("server.classes", server.classes, "names that all differ")
     if not names:
@@ -122,6 +146,11 @@ def prepare(config: Config) -> Setting:
     return Setting(model, names, test_set)
 
 
+def names_in(setting: str) -> tuple[str, ...]:
+    """Split a setting that lists names, separated by commas."""
+    return tuple(name.strip() for name in setting.split(",") if name.strip())
+
+
 def build_strategy(
     config: Config, model: PatchViT, folder: RunFolder, device: torch.device
 ) -> OneShotStrategy:
@@ -131,6 +160,9 @@ def build_strategy(
         "min_clients": server.min_clients,
         "wait_for_nodes": server.wait_for_nodes,
         "run_dir": folder.path,
+        "resume": folder.settings is not None,
+        "uploads_from": server.uploads_from or None,
+        "exclude_clients": names_in(server.exclude_clients),
         "federated_evaluation": server.federated_evaluation,
     }
     declared = {
@@ -206,5 +238,9 @@ def deal_labels(grid: Grid, config: Config, strategy: OneShotStrategy) -> NDArra
     ConfigError, DataError
         If the data can't be dealt to so many: nobody has trained yet.
     """
-    strategy.expected_nodes = len(strategy.await_nodes(grid))
-    return label_matrix(config.data, config.partition, strategy.expected_nodes, config.seed)
+    earlier = strategy.round.earlier()
+    if earlier is not None:
+        clients = earlier.asked
+    else:
+        clients = strategy.expected_nodes = len(strategy.await_nodes(grid))
+    return label_matrix(config.data, config.partition, clients, config.seed)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedmitr_app import server_app
 from fedmitr_app.client_app import app as client_app
 from fedmitr_app.config import default_run_config
+from fedmitr_app.strategies import OneShotStrategy
 from tests.strategies.fake_grid import FakeGrid, context
 
 CLIENTS = 3
@@ -69,5 +71,17 @@ class Federation:
     def measured(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
 
-    def state(self) -> str:
-        return json.loads((self.folder / "run.json").read_text())["state"]
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.folder / "status.json").read_text())
+
+
+def without_processes(set_attribute: Callable[[Any, str, Any], object]) -> None:
+    """Let the apps run where there are no Flower processes: nobody waits for nodes."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        set_attribute(TaskIdentity, name, 1)
+    made = OneShotStrategy.__init__
+
+    def without_waiting(self: OneShotStrategy, **settings: Any) -> None:
+        made(self, **settings, settle_seconds=0.0, poll_seconds=0.0)
+
+    set_attribute(OneShotStrategy, "__init__", without_waiting)

@@ -33,6 +33,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     metrics = federation.run()
     folder = federation.folder
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "clients.csv",
         "config.json",
         "environment.json",
@@ -43,12 +44,13 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         "metrics.jsonl",
         "pool",
         "report.html",
-        "run.json",
+        "round.json",
+        "status.json",
         "uploads",
     ]
     assert len(list((folder / "pool").glob("pool-*.safetensors"))) == 2
     assert len(list((folder / "figures").glob("*.png"))) == 6
-    assert federation.state() == "completed"
+    assert federation.status()["state"] == "completed"
     measured = federation.measured()
     stages = [line["stage"] for line in measured]
     # In the order they happened: six iterations of two batches, four steps of two students.
@@ -228,6 +230,7 @@ def test_one_bad_client_costs_neither_the_round_nor_the_report(federation, kind)
         "rejected": int(kind != "silent"),
         "no_data": 0,
         "missing": int(kind == "silent"),
+        "excluded": 0,
     }
     assert set(metrics["accuracy"]["clients"]) == {"client-000", "client-002"}
     page = (federation.folder / "report.html").read_text()
@@ -242,7 +245,7 @@ def test_too_few_uploads_fail_the_run(federation):
     federation.spoil = lambda number, message, reply: failure(message, "boom")
     with pytest.raises(AggregationError, match="Only 0 usable upload"):
         federation.run()
-    assert federation.state() == "failed"
+    assert federation.status()["state"] == "failed"
     assert not (federation.folder / "metrics.json").exists()
 
 
@@ -271,7 +274,7 @@ def test_more_clients_than_samples_are_refused_before_training(federation):
     federation.clients = 130
     with pytest.raises((ConfigError, DataError), match="130"):
         federation.run()
-    assert not federation.grid.pushed and federation.state() == "failed"
+    assert not federation.grid.pushed and federation.status()["state"] == "failed"
 
 
 def test_another_runs_folder_is_never_touched(federation):
@@ -279,16 +282,18 @@ def test_another_runs_folder_is_never_touched(federation):
     before = federation.metrics()
     with pytest.raises(RunFolderError, match="already holds another run"):
         federation.run()
-    assert federation.metrics() == before and federation.state() == "completed"
+    assert federation.metrics() == before and federation.status()["state"] == "completed"
 
 
 def test_a_fusion_that_diverges_says_which_setting(federation):
     with pytest.raises(FedmitrError, match="distillation.learning-rate = 1e[+]30 made"):
         federation.run(**{"distillation.learning-rate": 1e30, "distillation.steps": 30})
-    assert federation.state() == "failed"
+    assert federation.status()["state"] == "failed"
     # Where it went wrong can be read.
     losses = [line["loss"] for line in federation.measured() if line["stage"] == "distillation"]
-    assert len(losses) == 30 and losses[0] > 0 and losses[-1] is None
+    assert 4 <= len(losses) < 30 and losses[0] > 0 and losses[-1] is None
+    # The sentence is on disk, too.
+    assert "distillation.learning-rate = 1e+30 made" in federation.status()["reason"]
 
 
 def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):

@@ -1,6 +1,7 @@
 """Configuration: one frozen, typed object, checked once at the door."""
 
 from fedmitr_app.config.parse import default_run_config, flatten, parse_config
+from fedmitr_app.config.same import require_same
 from fedmitr_app.config.schema import (
     ClientConfig,
     Config,
@@ -30,4 +31,5 @@ __all__ = [
     "default_run_config",
     "flatten",
     "parse_config",
+    "require_same",
 ]

@@ -54,6 +54,7 @@ class OutputConfig:
     """Where the run's results go."""
 
     run_dir: str = text("")
+    resume: bool = flag(False)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class ServerConfig:
     """The round, and the machine that fuses the uploads."""
 
     method: str = choice("fedmitr", *METHODS)
+    uploads_from: str = text("")
+    exclude_clients: str = text("")
     min_clients: int = whole(1, low=1)
     wait_for_nodes: float = number(120.0, low=0.0, open_low=True)
     timeout: float = number(3600.0, low=0.0, open_low=True)

@@ -17,6 +17,10 @@ def check_together(config: Config) -> None:
     _check_data(config)
     _check_model(config)
     _check_inversion(config)
+    if config.output.resume and not config.output.run_dir:
+        raise ConfigError.bad_value(
+            "output.run-dir", "", "the folder to go on in, because output.resume = true"
+        )
     if config.server.method == "fedcgs" and not config.client.share_moments:
         raise ConfigError.bad_value(
             "server.method", "fedcgs", "another method while client.share-moments = false"

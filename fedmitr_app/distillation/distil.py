@@ -4,8 +4,10 @@ FedMITR's second half: high-density patches take the pseudo-label, low-density o
 relabelled by the ensemble (stated); the student sees all patches (stated).
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,11 +17,17 @@ from fedmitr_app.config import DistillationConfig
 from fedmitr_app.distillation.batches import Batch, draw_batch
 from fedmitr_app.distillation.losses import class_loss, token_loss
 from fedmitr_app.distillation.students import choose_trainable
+from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
 from fedmitr_app.training import parameter_groups
-from fedmitr_app.training.schedule import warmup_cosine
+from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+STEPS_BETWEEN_CHECKS = 50
+MAX_FALLS = 3
 
 
 class Taught(NamedTuple):
@@ -29,6 +37,14 @@ class Taught(NamedTuple):
     """Class-token logits, ``[B, C]``."""
     relabels: Tensor | None
     """The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image."""
+
+
+@dataclass
+class Lesson:
+    """A batch, and what the ensemble says about it once it was asked."""
+
+    batch: Batch
+    taught: Taught | None = None
 
 
 class Distiller:
@@ -67,36 +83,55 @@ class Distiller:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
+        self.falls = 0
 
     def run(
         self,
         pool: PoolData,
         steps: int,
         on_step: Callable[[Tensor], None] | None = None,
+        done: int = 0,
+        on_good: Callable[[int], None] | None = None,
     ) -> list[float]:
-        """Take ``steps`` steps on ``pool`` and return each one's loss.
+        """Take ``steps`` steps on ``pool`` and return the loss of each one that was taken.
+
+        The first ``done`` of them were taken before, by a run that was stopped: what they drew
+        is drawn again, and nothing else is done (see :meth:`state`). ``on_good`` hears now and
+        then, and at the end, how many steps led to a student that is sound.
 
         The first ``steps / repeats`` batches are drawn and shown to the teacher; then they are
         gone through again in new orders, with the teacher's answers kept (choice: more steps
         for the same teacher's work). With ``repeats`` above 1 those batches stay in memory on
         the device, which large images feel: raise ``repeats`` or lower ``steps`` or
         ``batch_size`` to hold fewer.
+
+        When the loss or a weight leaves the finite numbers, the student goes back to its last
+        good state, and on from there with the next batches at half the rate (choice).
+
+        Raises
+        ------
+        TrainingError
+            If that happens more than ``MAX_FALLS`` times in all.
         """
         fresh = math.ceil(steps / self.config.repeats)
-        kept: list[tuple[Batch, Taught]] = []
+        kept: list[Lesson] = []
         order: list[int] = []
-        losses = []
+        losses: list[Tensor] = []
+        good, reached = _copied(self.state()), self.scheduler.last_epoch
+        between = max(1, min(STEPS_BETWEEN_CHECKS, steps // 10))
         self.student.train()
         for step in range(steps):
             if step < fresh:
-                batch = draw_batch(pool, self.config, self.rng)
-                lesson = (batch, self.teach(batch))
+                lesson = Lesson(draw_batch(pool, self.config, self.rng))
                 if fresh < steps:
                     kept.append(lesson)
             else:
                 order = order or torch.randperm(fresh, generator=self.rng).tolist()
                 lesson = kept[order.pop()]
-            loss = self.loss(*lesson).mean()
+            if step < done:
+                continue
+            lesson.taught = lesson.taught or self.teach(lesson.batch)
+            loss = self.loss(lesson.batch, lesson.taught).mean()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -105,8 +140,62 @@ class Distiller:
             losses.append(loss.detach())
             if on_step:
                 on_step(losses[-1])
+            if (step + 1) % between and step + 1 < steps:
+                continue
+            if self._finite(losses[-between:]):
+                good, reached = _copied(self.state()), self.scheduler.last_epoch
+                if on_good:
+                    on_good(step + 1)
+            else:
+                now = self.scheduler.last_epoch
+                self._fall(good, reached)
+                resume_schedule(self.scheduler, now)
         self.student.eval()
         return torch.stack(losses).tolist() if losses else []
+
+    def _finite(self, losses: Sequence[Tensor]) -> bool:
+        parts = [torch.stack(losses), *self.parameters]
+        return bool(torch.stack([part.detach().isfinite().all() for part in parts]).all())
+
+    def _fall(self, good: Mapping[str, Tensor], reached: int) -> None:
+        if self.falls == MAX_FALLS:
+            raise TrainingError.diverged("distillation", self.config.learning_rate)
+        logger.warning(
+            "distillation left the finite numbers: back to the student of step %d, and on at half "
+            "the learning rate.",
+            reached,
+        )
+        self.restore(good, reached, self.falls + 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what :meth:`restore` needs to go on from here, but for the generator."""
+        tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
+        if self.config.token_head == "auxiliary":  # else it is the student's own
+            head = self.token_head.state_dict()
+            tensors |= {f"token-head.{key}": value for key, value in head.items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{key}": value for key, value in moments.items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int, falls: int) -> None:
+        """Go back to a :meth:`state` that was reached after ``steps`` steps and ``falls``."""
+        self.falls = falls
+        rate = self.config.learning_rate * 0.5**falls
+        self.scheduler.base_lrs = [rate] * len(self.scheduler.base_lrs)
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "token-head": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        self.student.load_state_dict(parts["student"])
+        if self.config.token_head == "auxiliary":
+            self.token_head.load_state_dict(parts["token-head"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimiser"].items():
+            number, _, key = name.partition(".")
+            moments.setdefault(int(number), {})[key] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        resume_schedule(self.scheduler, steps)
 
     @property
     def with_tokens(self) -> bool:
@@ -161,3 +250,7 @@ class Distiller:
         steps = torch.arange(fewest, device=order.device) * counts[some].unsqueeze(1) // fewest
         seen = self.teacher(batch.images[some], order.gather(1, steps)).logits
         return logits.clone().index_copy_(0, some.nonzero().flatten(), seen)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -2,13 +2,15 @@
 
 from fedmitr_app.inversion.diversity import diversity
 from fedmitr_app.inversion.invert import Inverted, invert_batch
-from fedmitr_app.inversion.make_pool import PoolRequest, make_pool, steps_per_image
-from fedmitr_app.inversion.pool import Pool, PoolData
+from fedmitr_app.inversion.make_pool import Made, PoolRequest, make_pool, steps_per_image
+from fedmitr_app.inversion.pool import Place, Pool, PoolData
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.inversion.starts import starting_images
 
 __all__ = [
     "Inverted",
+    "Made",
+    "Place",
     "Pool",
     "PoolData",
     "PoolRequest",

@@ -1,5 +1,6 @@
 """Fill the pool: targets, chosen starts, teachers per image, inversion, batch by batch."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.invert import Inverted, invert_batch
-from fedmitr_app.inversion.pool import Pool
+from fedmitr_app.inversion.pool import Place, Pool
 from fedmitr_app.inversion.starts import starting_images
 from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_starts
 from fedmitr_app.models import PatchViT
@@ -30,6 +31,17 @@ class PoolRequest:
     """Run seed."""
     round: int = 0
     """Each round draws anew."""
+    origin: str = ""
+    """Says which teacher and settings it is for: shards of another origin are made anew."""
+
+
+class Made(NamedTuple):
+    """What a part of the pool was made with."""
+
+    batches: list[Inverted]
+    """Each batch's curves, targets and kept indices, without images."""
+    seconds: float
+    """What they took, whichever run made them."""
 
 
 def steps_per_image(config: InversionConfig) -> int:
@@ -46,10 +58,12 @@ def make_pool(
     device: torch.device,
     student: PatchViT | None = None,
     on_step: OnStep = lambda count, point: None,
-) -> list[Inverted]:
+    on_reuse: Callable[[int], object] = lambda count: None,
+) -> Made:
     """Invert ``request.count`` images in batches and write each to the pool as produced.
 
-    Every batch draws from its own generator, derived from (seed, round, batch), so that it
+    A batch that the pool holds already, from a run that was stopped, is not made again. Every
+    batch draws from its own generator, derived from (seed, round, batch), so that it
     doesn't depend on the batches before it.
 
     Parameters
@@ -57,29 +71,41 @@ def make_pool(
     on_step : callable, optional
         Gets how many images went a step further (see :func:`steps_per_image`), and the
         iteration's point of every curve; an empty mapping while starts are chosen.
+    on_reuse : callable, optional
+        Gets the number of images of each batch that the pool held already.
 
     Returns
     -------
-    list[Inverted]
-        Each batch's curves and kept indices; the images are in the pool, not in memory.
+    Made
+        Of all batches; the images are in the pool, not in memory.
     """
-    made = []
+    batches, seconds = [], 0.0
     for index, first in enumerate(range(0, request.count, config.batch_size)):
         count = min(config.batch_size, request.count - first)
-        rng = generator(request.seed, "inversion", request.round, index)
-        heard = partial(on_step, count)
-        batch = _one_batch(teacher, config, count, rng, device, student, heard)
+        place = Place(request.round, index)
         provenance = {
             "seed": request.seed,
             "round": request.round,
             "batch": index,
+            "images": count,
             "teacher": teacher.combine,
+            "origin": request.origin,
             "settings": asdict(config),
         }
-        pool.add(batch, provenance)
-        # A clone: an empty slice would keep the whole batch in memory.
-        made.append(batch._replace(images=batch.images[:0].clone()))
-    return made
+        if (found := pool.find(provenance, place)) is None:
+            started = time.monotonic()
+            rng = generator(request.seed, "inversion", request.round, index)
+            heard = partial(on_step, count)
+            batch = _one_batch(teacher, config, count, rng, device, student, heard)
+            taken = time.monotonic() - started
+            pool.add(batch, provenance, place, taken)
+            # A clone: an empty slice would keep the whole batch in memory.
+            found = batch._replace(images=batch.images[:0].clone()), taken
+        else:
+            on_reuse(count)
+        batches.append(found[0])
+        seconds += found[1]
+    return Made(batches, seconds)
 
 
 def _pick_starts(

@@ -1,18 +1,19 @@
 """The pool of synthetic images on disk: safetensors shards, written as they are produced."""
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fedmitr_app.files import write_atomically
+from fedmitr_app.errors import RunFolderError
+from fedmitr_app.files import load_tensors, plain, save_tensors
 from fedmitr_app.inversion.invert import Inverted
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,27 @@ class PoolData:
     """Class probabilities ``[n, classes]``."""
     mask: Tensor
     """Which patches survived, bool ``[n, N]``."""
+    digests: tuple[str, ...] = ()
+    """Of the shards that it was read from."""
 
     def __len__(self) -> int:
         return len(self.images)
 
 
+class Place(NamedTuple):
+    """A shard's place in the pool."""
+
+    round: int
+    batch: int = 0
+
+
 class Pool:
-    """A folder of shards ``pool-00000.safetensors``.
+    """A folder of shards ``pool-00000-00000.safetensors``: round and batch, or turn.
 
     Images are kept as float16 (choice: half the space of float32, and finer than the
-    8-bit steps of a picture); what is distilled is what is stored.
+    8-bit steps of a picture); what is distilled is what is stored. Each shard holds what is
+    known of how it was made, and its own digest, so that what a run left behind when it was
+    stopped can be used again.
     """
 
     def __init__(self, folder: Path, num_patches: int) -> None:
@@ -42,8 +54,10 @@ class Pool:
         self.num_patches = num_patches
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, batch: Inverted, provenance: Mapping[str, Any]) -> Path:
-        """Write one shard, whole or not at all.
+    def add(
+        self, batch: Inverted, provenance: Mapping[str, Any], place: Place, seconds: float = 0.0
+    ) -> None:
+        """Write one shard, whole or not at all; one that stands at its place is replaced.
 
         Parameters
         ----------
@@ -51,42 +65,85 @@ class Pool:
             On any device.
         provenance : Mapping[str, Any]
             JSON-able facts of how it was made; stored in the file's header.
+        place : Place
+            Where it stands in the order of shards.
+        seconds : float
+            What it took.
 
         Raises
         ------
         RunFolderError
             When the shard cannot be written.
         """
-        path = self.folder / f"pool-{len(self.shards()):05d}.safetensors"
         tensors = {
-            "images": batch.images.half().cpu().contiguous(),
-            "targets": batch.targets.float().cpu().contiguous(),
-            "keep_idx": batch.keep_idx.int().cpu().contiguous(),
+            "images": batch.images.half(),
+            "targets": batch.targets.float(),
+            "keep_idx": batch.keep_idx.int(),
         }
-        facts = {"provenance": json.dumps(dict(provenance))}
-        write_atomically(path, lambda partial: save_file(tensors, partial, metadata=facts))
-        return path
+        facts = {"provenance": provenance, "curves": batch.curves, "seconds": seconds}
+        save_tensors(self._path(place), tensors, facts)
+
+    def find(self, provenance: Mapping[str, Any], place: Place) -> tuple[Inverted, float] | None:
+        """Return the shard at a place, without its images, and the seconds that it took.
+
+        None if there is none, it is damaged, or it was made otherwise.
+        """
+        if not self._path(place).exists():
+            return None
+        try:
+            found = load_tensors(self._path(place))
+        except RunFolderError as error:
+            _log.warning("%s It is made again.", error)
+            return None
+        if found.facts["provenance"] != plain(provenance):
+            return None
+        kept = found.tensors["keep_idx"].long()
+        # A clone: an empty slice would keep the whole shard in memory.
+        empty = found.tensors["images"][:0].clone()
+        curves = found.facts["curves"]
+        return Inverted(empty, found.tensors["targets"], kept, curves), found.facts["seconds"]
+
+    def clear(self) -> None:
+        """Remove all shards."""
+        for path in self.shards():
+            path.unlink()
+
+    def digests(self) -> list[str]:
+        """Return each shard's digest; of a damaged one the empty string."""
+        found = []
+        for path in self.shards():
+            try:
+                found.append(load_tensors(path).digest)
+            except RunFolderError:
+                found.append("")
+        return found
 
     def shards(self) -> list[Path]:
-        """Return the shards in the order they were written."""
+        """Return the shards in the order of their places."""
         return sorted(self.folder.glob("pool-*.safetensors"))
 
     def provenance(self) -> list[dict[str, Any]]:
         """Return what :meth:`add` was told, shard by shard."""
-        facts = []
-        for path in self.shards():
-            with safe_open(path, framework="pt") as file:
-                facts.append(json.loads(file.metadata()["provenance"]))
-        return facts
+        return [load_tensors(path).facts["provenance"] for path in self.shards()]
 
     def load(self, device: torch.device | str = "cpu") -> PoolData:
-        """Read all shards."""
-        images, targets, masks = [], [], []
+        """Read all shards.
+
+        Raises
+        ------
+        RunFolderError
+            If one is not what was written.
+        """
+        images, targets, masks, digests = [], [], [], []
         for path in self.shards():
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                images.append(file.get_tensor("images").float())
-                targets.append(file.get_tensor("targets"))
-                keep_idx = file.get_tensor("keep_idx").long()
+            shard = load_tensors(path, device)
+            images.append(shard.tensors["images"].float())
+            targets.append(shard.tensors["targets"])
+            keep_idx = shard.tensors["keep_idx"].long()
             mask = torch.zeros(len(keep_idx), self.num_patches, dtype=torch.bool, device=device)
             masks.append(mask.scatter_(1, keep_idx, True))
-        return PoolData(torch.cat(images), torch.cat(targets), torch.cat(masks))
+            digests.append(shard.digest)
+        return PoolData(torch.cat(images), torch.cat(targets), torch.cat(masks), tuple(digests))
+
+    def _path(self, place: Place) -> Path:
+        return self.folder / f"pool-{place.round:05d}-{place.batch:05d}.safetensors"

@@ -1,13 +1,20 @@
 """FedMITR: invert the teacher sparsely, relabel, distil (arXiv 2605.10748)."""
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedmitr_app.inversion import Inverted, Pool, PoolRequest, make_pool, steps_per_image
-from fedmitr_app.methods.student import StudentTraining, diverged, share
+from fedmitr_app.errors import TrainingError
+from fedmitr_app.inversion import (
+    Inverted,
+    Made,
+    Pool,
+    PoolRequest,
+    make_pool,
+    steps_per_image,
+)
+from fedmitr_app.methods.student import CHECKPOINT, StudentTraining, share
 from fedmitr_app.methods.task import Fused, Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.reporting.progress import Progress
@@ -18,7 +25,8 @@ def fedmitr(task: Task) -> Fused:
 
     With ``inversion.rounds`` above 1 the two alternate: each turn inverts its share of the
     images (against the student so far, if ``inversion.disagreement`` is above 0) and goes on
-    distilling on the pool so far. The same settings and uploads give the same model on a CPU.
+    distilling on the pool so far. The same settings and uploads give the same model on a CPU,
+    also where an earlier run was stopped and left its part in the task's folder.
 
     Raises
     ------
@@ -27,20 +35,21 @@ def fedmitr(task: Task) -> Fused:
     """
     teacher, config = task.teacher, task.settings.inversion
     pool = Pool(task.folder / "pool", task.model.num_patches)
+    shards = pool.digests()
     student: StudentTraining | None = None
-    batches, seconds = [], {"inversion": 0.0, "distillation": 0.0}
+    batches, seconds = [], {"inversion": 0.0}
     for turn in range(config.rounds):
-        started = time.monotonic()
-        request = PoolRequest(share(config.images, turn, config.rounds), task.settings.seed, turn)
-        batches += _invert(task, pool, request, student.model if student else None)
+        count = share(config.images, turn, config.rounds)
+        request = PoolRequest(count, task.settings.seed, turn, task.origin)
+        made = _invert(task, pool, request, student.model if student else None)
+        batches += made.batches
+        seconds["inversion"] += made.seconds
         data = pool.load(task.device)
         if not data.images.isfinite().all():
-            raise diverged("inversion", config.learning_rate)
-        inverted = time.monotonic()
-        student = student or StudentTraining(task, data.images)
+            raise TrainingError.diverged("inversion", config.learning_rate)
+        checkpoint = task.folder / CHECKPOINT
+        student = student or StudentTraining(task, data.images, checkpoint, shards)
         student.go_on(data, share(task.settings.distillation.steps, turn, config.rounds))
-        seconds["inversion"] += inverted - started
-        seconds["distillation"] += time.monotonic() - inverted
     return Fused(
         model=student.finish(),
         teacher=teacher,
@@ -48,13 +57,13 @@ def fedmitr(task: Task) -> Fused:
         inversion=config,
         inversion_curves=_mean_curves(batches),
         distillation_loss=student.losses,
-        seconds=seconds,
+        seconds={**seconds, "distillation": student.seconds},
     )
 
 
 def _invert(
     task: Task, pool: Pool, request: PoolRequest, student: PatchViT | None
-) -> list[Inverted]:
+) -> Made:
     config = task.settings.inversion
     stage = f"{task.label}{'inversion' if config.iterations else 'starts'}"
     chosen = config.candidates > 1 and config.targets != "own"
@@ -70,6 +79,11 @@ def _invert(
                 where = {"round": request.round, "batch": batch, "iteration": iteration}
                 task.record("inversion", **where, **point)
 
+        def on_reuse(count: int) -> None:
+            progress.skip(count)
+            for _ in range(config.iterations):
+                next(numbers)
+
         return make_pool(
             task.teacher,
             pool,
@@ -78,6 +92,7 @@ def _invert(
             device=task.device,
             student=student,
             on_step=on_step,
+            on_reuse=on_reuse,
         )
 
 

@@ -27,10 +27,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmitr_app.config import GeneratorConfig
-from fedmitr_app.inversion import Inverted, Pool, PoolData
+from fedmitr_app.errors import TrainingError
+from fedmitr_app.inversion import Inverted, Place, Pool, PoolData
 from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.targets import draw_targets
-from fedmitr_app.methods.student import StudentTraining, diverged, share
+from fedmitr_app.methods.student import StudentTraining, share
 from fedmitr_app.methods.task import Fused, MethodSettings, Task
 from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.randomness import generator, seeded_init
@@ -183,7 +184,7 @@ def generate_batch(
         on_step(points[-1])
     curves = {name: torch.stack([point[name] for point in points]) for name in points[0]}
     if not curves["loss"].isfinite().all():
-        raise diverged("generator", config.learning_rate)
+        raise TrainingError.diverged("generator", config.learning_rate)
     keep_idx = torch.arange(task.model.num_patches).expand(count, -1)
     return Generated(Inverted(best, targets, keep_idx, {}), curves)
 
@@ -209,6 +210,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
     task = task.alter(class_token_only)
     settings, teacher = task.settings, task.teacher
     pool = Pool(task.folder / "pool", task.model.num_patches)
+    pool.clear()  # a run that was stopped is begun anew: only FedMITR's own goes on
     student: StudentTraining | None = None
     curves, seconds = [], {"inversion": 0.0, "distillation": 0.0}
     turns = number_of_turns(settings)
@@ -216,7 +218,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         started = time.monotonic()
         count = share(settings.inversion.images, turn, turns)
         made = _generate(task, teacher, objective, student.model if student else None, turn, count)
-        pool.add(made.batch, _provenance(settings, teacher, turn))
+        pool.add(made.batch, _provenance(settings, teacher, turn), Place(turn))
         curves.append(made.curves)
         # What is distilled is what is stored.
         data = lesson = pool.load(task.device)

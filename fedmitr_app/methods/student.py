@@ -1,20 +1,34 @@
 """The student's training, the same for every method that distils."""
 
 import itertools
+import logging
 import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedmitr_app.distillation import Distiller, initial_student
-from fedmitr_app.errors import TrainingError
+from fedmitr_app.errors import RunFolderError
+from fedmitr_app.files import Stored, load_tensors, save_tensors
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import Teacher
 
+_log = logging.getLogger(__name__)
+
+CHECKPOINT = "distillation.safetensors"
+"""In the task's folder; of no use once the run is over."""
 CHOOSING_IMAGES = 256
+# A checkpoint is three times the model: written often enough that little is lost, and seldom
+# enough that nobody notices.
+CHECKPOINT_SECONDS = 30.0
+_DRAWS = "draws"
 
 
 class StudentTraining:
@@ -27,18 +41,33 @@ class StudentTraining:
     images : Tensor
         Synthetic images ``[n, C, H, W]``: a first look for ``distillation.student =
         "best-client"``.
+    checkpoint : Path | None
+        A file to write now and then, and to go on from if a run that was stopped left it;
+        None writes nothing. On a CPU the student is the same to the last bit.
+    shards : Sequence[str]
+        Digests of the pool's shards that were there when this run began: a checkpoint that was
+        trained on others is of no use.
     """
 
-    def __init__(self, task: Task, images: Tensor) -> None:
+    def __init__(
+        self,
+        task: Task,
+        images: Tensor,
+        checkpoint: Path | None = None,
+        shards: Sequence[str] = (),
+    ) -> None:
         self._task = task
         config, sample = task.settings.distillation, images[:CHOOSING_IMAGES]
         first = initial_student(
             config.student, task.model, task.clients, task.average, task.teacher, sample
         )
-        rng = generator(task.settings.seed, "distillation")
-        self._distiller = Distiller(first.to(task.device), task.teacher, config, rng)
-        self._numbers = itertools.count()
+        self._rng = generator(task.settings.seed, "distillation")
+        self._distiller = Distiller(first.to(task.device), task.teacher, config, self._rng)
+        self._checkpoint = checkpoint
+        self._left = _left_behind(checkpoint, task.origin, shards)
+        self._turn = 0
         self.losses: list[float] = []
+        self.seconds = 0.0
 
     @property
     def model(self) -> PatchViT:
@@ -57,29 +86,78 @@ class StudentTraining:
         TrainingError
             If the loss leaves the finite numbers.
         """
+        turn, self._turn = self._turn, self._turn + 1
         task, config = self._task, self._task.settings.distillation
-        stage = f"{task.label}distillation"
-        with Progress(stage, steps, "steps", images_per_unit=config.batch_size) as progress:
+        done = self._take_up(turn)
+        if done is None:
+            return
+        draws, before = self._rng.get_state(), self.seconds
+        started = saved = time.monotonic()
+        fresh: list[Tensor] = []
 
-            def on_step(loss: Tensor) -> None:
-                progress.advance(loss=loss)
-                task.record("distillation", step=next(self._numbers), loss=loss)
+        def on_step(loss: Tensor) -> None:
+            progress.advance(loss=loss)
+            task.record("distillation", step=next(numbers), loss=loss)
+            fresh.append(loss)
 
-            self.losses += self._distiller.run(pool, steps, on_step)
-        if not all(math.isfinite(loss) for loss in self.losses):
-            raise diverged("distillation", config.learning_rate)
+        def on_good(reached: int) -> None:
+            nonlocal saved
+            now = time.monotonic()
+            if self._checkpoint is None or (now - saved < CHECKPOINT_SECONDS and reached < steps):
+                return
+            saved = now
+            facts = {
+                "origin": task.origin,
+                "pool": pool.digests,
+                "turn": turn,
+                "done": reached,
+                "falls": self._distiller.falls,
+                "losses": [*self.losses, *(float(loss) for loss in fresh)],
+                "seconds": before + now - started,
+            }
+            save_tensors(self._checkpoint, {**self._distiller.state(), _DRAWS: draws}, facts)
+
+        stage, numbers = f"{task.label}distillation", itertools.count(len(self.losses))
+        with Progress(stage, steps - done, "steps", images_per_unit=config.batch_size) as progress:
+            self._distiller.run(pool, steps, on_step, done, on_good)
+        self.losses += [float(loss) for loss in fresh]
+        self.seconds = before + time.monotonic() - started
+
+    def _take_up(self, turn: int) -> int | None:
+        """Return how many of a turn's steps were taken before; None if a later turn was begun."""
+        left = self._left
+        if left is None or turn > left.facts["turn"]:
+            return 0
+        if turn < left.facts["turn"]:
+            return None
+        self._left = None
+        tensors = dict(left.tensors)
+        self._rng.set_state(tensors.pop(_DRAWS))
+        # JSON has no NaN: a step that was taken back has null.
+        self.losses = [math.nan if loss is None else loss for loss in left.facts["losses"]]
+        self.seconds = left.facts["seconds"]
+        self._distiller.restore(tensors, len(self.losses), left.facts["falls"])
+        done = left.facts["done"]
+        headline(f"{self._task.label}distillation: goes on after {len(self.losses)} steps")
+        return done
 
     def finish(self) -> PatchViT:
         """Return the student, ready to use."""
         return self.model.requires_grad_(True).eval()
 
 
-def diverged(stage: str, learning_rate: float) -> TrainingError:
-    """Return the error for a stage whose numbers became infinite or not a number."""
-    return TrainingError(
-        f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: "
-        "lower it."
-    )
+def _left_behind(checkpoint: Path | None, origin: str, shards: Sequence[str]) -> Stored | None:
+    """Read what a run that was stopped left; None if that is nothing, or of no use."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        left = load_tensors(checkpoint)
+    except RunFolderError as error:
+        _log.warning("%s The distillation is begun anew.", error)
+        return None
+    trained_on = left.facts["pool"]
+    fits = left.facts["origin"] == origin and trained_on == list(shards[: len(trained_on)])
+    return left if fits else None
 
 
 def share(total: int, turn: int, turns: int) -> int:

@@ -4,8 +4,9 @@ Knows tensors and typed settings only: any process, any device, no Flower.
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedmitr_app.config import (
     InversionConfig,
     TeacherConfig,
 )
+from fedmitr_app.files import arrays_digest, json_line
 from fedmitr_app.inversion import starting_images
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
@@ -97,6 +99,14 @@ class Task:
     def device(self) -> torch.device:
         """Where the clients' models are."""
         return next(self.clients[0].model.parameters()).device
+
+    @cached_property
+    def origin(self) -> str:
+        """A digest of all that decides the result: what was made for another is of no use."""
+        facts = [[each.digest, each.num_examples, each.label_counts] for each in self.uploads]
+        start = {name: value.numpy() for name, value in self.model.vit.state_dict().items()}
+        parts = [facts, asdict(self.settings), arrays_digest(start)]
+        return hashlib.sha256(json_line({"parts": parts}).encode()).hexdigest()
 
     @cached_property
     def average(self) -> dict[str, Tensor]:

@@ -3,9 +3,10 @@
 from fedmitr_app.reporting.data import ClientRow, Curves, PoolSample, ReportData
 from fedmitr_app.reporting.environment import describe_environment, device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.reporting.run_folder import RunFolder
+from fedmitr_app.reporting.run_folder import COMPLETED, RunFolder
 
 __all__ = [
+    "COMPLETED",
     "ClientRow",
     "Curves",
     "PoolSample",

@@ -117,6 +117,10 @@ class Progress:
             self._last_line = now
             self._log(self._line())
 
+    def skip(self, count: int) -> None:
+        """Take units out of the count that an earlier run did."""
+        self.total -= count
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended = self._clock()
         if kind is not None:

@@ -201,7 +201,7 @@ def _configuration(data: ReportData) -> str:
     changed = [
         (key, str(value), str(defaults[key]))
         for key, value in data.config.items()
-        if key in defaults and defaults[key] != value and key != "output.run-dir"
+        if key in defaults and defaults[key] != value and not key.startswith("output.")
     ]
     rest = [(key, str(value)) for key, value in data.config.items()]
     marked = {(index, 1): "changed" for index in range(len(changed))}

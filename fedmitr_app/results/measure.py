@@ -21,6 +21,8 @@ from fedmitr_app.teacher import Teacher
 from fedmitr_app.uploads import RoundOutcome
 
 SHOWN_IMAGES = 30
+EVALUATION = "evaluation.json"
+"""For a run that is stopped after it; of no use once the run is over."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,15 @@ def measure(
     single = config.server.method != "ensemble"
     other = None if control is None else control.model
     scored = len(task.clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
+    key = {"of": task.origin, "images": len(test_set)}
+    if (known := folder.read_json(EVALUATION)).pop("key", None) == key:
+        return replace(results, accuracy=known)
     with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
         bench = TestBench(test_set.images, test_set.labels, model, device, batch_size, heard)
         accuracy = bench.compare(task.clients, teacher, task.average, other)
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
+    folder.write_json(EVALUATION, {"key": key, **accuracy})
     return replace(results, accuracy=accuracy)
 
 

@@ -33,6 +33,10 @@ def client_rows(results: Results) -> list[ClientRow]:
         ClientRow(client=key, num_examples=0, status="no data", reason="its shard is empty")
         for key in outcome.no_data
     ]
+    rows += [
+        ClientRow(client=key, status="excluded", reason="server.exclude-clients names it")
+        for key in outcome.excluded
+    ]
     return rows
 
 
@@ -49,6 +53,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
             "rejected": len(outcome.rejected),
             "no_data": len(outcome.no_data),
             "missing": len(outcome.missing),
+            "excluded": len(outcome.excluded),
         },
     }
     if results.on_shards:

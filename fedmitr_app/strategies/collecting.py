@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Message
+from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import UploadError
 from fedmitr_app.strategies.records import (
@@ -93,7 +94,7 @@ class Collector:
         self._answered.add(question)
         who = f"node-{node_of(reply)}"
         if reply.has_error():
-            self._reject(who, f"its ClientApp failed ({_first_line(reply.error.reason)}).")
+            self._reject(who, _failure(reply.error.reason))
             return
         try:
             status, client, reason = status_of(reply.content)
@@ -101,6 +102,9 @@ class Collector:
             if status == "no-data":
                 self._no_data.add(who)
                 _log.info("%s holds no data.", who)
+                return
+            if status == "kept":
+                _log.info("%s has sent its upload before.", who)
                 return
             if status != "ok":
                 raise UploadError(reason or f"its status is {status[:40]!r}.")
@@ -148,6 +152,19 @@ class Collector:
         self._spool.reject(who, reason[:500])
 
 
+def require_enough(outcome: RoundOutcome, min_clients: int) -> None:
+    """Raise ``AggregationError`` with the reasons if too few uploads can be used."""
+    accepted = len(outcome.accepted)
+    if accepted >= min_clients:
+        return
+    reasons = outcome.reasons()
+    raise AggregationError(
+        f"Only {accepted} usable upload(s) where at least {min_clients} "
+        f"(server.min-clients) are needed: {outcome.sentence()}"
+        f"{f' ({reasons})' if reasons else ''}."
+    )
+
+
 def collect_evaluation(replies: Iterable[Message], keys: RecordKeys) -> dict[str, float]:
     """Return the mean of each metric weighted by examples; bad replies are left out."""
     pairs = []
@@ -164,6 +181,15 @@ def collect_evaluation(replies: Iterable[Message], keys: RecordKeys) -> dict[str
 
 def _sender(reply: Message) -> int:
     return reply.metadata.src_node_id
+
+
+def _failure(reason: str | None) -> str:
+    if "secaggplus" in (reason or ""):
+        return (
+            "its ClientApp applies secure aggregation (secaggplus_mod), which hides the individual "
+            "model that is needed here: leave the mod out."
+        )
+    return f"its ClientApp failed ({_first_line(reason)})."
 
 
 def _first_line(text: str | None) -> str:

@@ -1,7 +1,6 @@
 """A round that collects individual models and fuses them, as a Flower strategy."""
 
 import logging
-import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +17,18 @@ from torch import Tensor
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.strategies.collecting import Collector, collect_evaluation
+from fedmitr_app.strategies.collecting import Collector, collect_evaluation, require_enough
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
+from fedmitr_app.strategies.records import (
+    HAVE_KEY,
+    RecordKeys,
+    key_digest,
+    reference_of_record,
+    to_array_record,
+)
 from fedmitr_app.strategies.streaming_grid import StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
-from fedmitr_app.uploads import ArraySpec, Expected, RoundOutcome, Spool, Upload
+from fedmitr_app.uploads import ArraySpec, Expected, RoundFolder, RoundOutcome, Spool, Upload
 from fedmitr_app.uploads.outcome import weighted_metrics
 
 _log = logging.getLogger(__name__)
@@ -52,6 +57,13 @@ class OneShotStrategy(Strategy):
         Refuse uploads that declare another one.
     num_classes : int | None
         Refuse uploads whose label counts have another length.
+    resume : bool
+        Go on in a ``run_dir`` where another process was stopped: clients whose uploads are
+        there need not train again, and after the round none is asked.
+    uploads_from : Path | str | None
+        Another run's folder: fuse its uploads, and ask nobody to train.
+    exclude_clients : Sequence[str]
+        Keys of clients whose uploads are left out.
     federated_evaluation : bool
         Send the fused model to all nodes for evaluation.
     arrayrecord_key, configrecord_key, weighted_by_key : str
@@ -72,6 +84,9 @@ class OneShotStrategy(Strategy):
         wait_for_nodes: float = 120.0,
         expected_nodes: int | None = None,
         run_dir: Path | str | None = None,
+        resume: bool = False,
+        uploads_from: Path | str | None = None,
+        exclude_clients: Sequence[str] = (),
         architecture: Mapping[str, Any] | None = None,
         input_spec: InputSpec | None = None,
         num_classes: int | None = None,
@@ -88,6 +103,8 @@ class OneShotStrategy(Strategy):
         self.wait_for_nodes = wait_for_nodes
         self.expected_nodes = expected_nodes
         self.run_dir = None if run_dir is None else Path(run_dir)
+        earlier = None if uploads_from is None else Path(uploads_from)
+        self.round = RoundFolder(self.run_dir, resume, earlier, exclude_clients)
         self.expected = Expected(architecture, input_spec, num_classes)
         self.federated_evaluation = federated_evaluation
         self.keys = RecordKeys(arrayrecord_key, configrecord_key, weighted_by_key)
@@ -97,7 +114,7 @@ class OneShotStrategy(Strategy):
         self.outcome = RoundOutcome()
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._started = False
 
     @abstractmethod
     def fuse(self, uploads: Sequence[Upload]) -> Mapping[str, Tensor]:
@@ -158,6 +175,7 @@ class OneShotStrategy(Strategy):
                 f"1, because {type(self).__name__} is a one-shot method: every client uploads "
                 "once, and a second round would not train on the first one's result",
             )
+        self._started = True
         try:
             return super().start(
                 StreamingGrid(grid, self.poll_seconds),
@@ -169,18 +187,26 @@ class OneShotStrategy(Strategy):
                 evaluate_fn,
             )
         finally:
+            self._started = False
             self._spool = None
-            if self._temporary is not None:
-                self._temporary.cleanup()
-                self._temporary = None
+            self.round.close()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every connected node to train from the initial arrays."""
+        if not self._started:
+            raise self._needs_models("a strategy that wraps it, as for differential privacy, does")
         self.reference = reference_of_record(arrays)
+        if (earlier := self.round.earlier()) is not None:
+            self.outcome = earlier
+            _log.info("The uploads are there already: nobody is asked to train.")
+            return []
         # Opened first: a folder that can't be used must show before anyone trains.
-        self._spool = self._open_spool()
+        self._spool = self.round.spool()
+        if here := self._spool.clients():
+            _log.info("Uploads that are there already: %s.", ", ".join(here))
+            config[HAVE_KEY] = [key_digest(client) for client in here]
         nodes = self.await_nodes(grid)
         _log.info("Asking %d node(s) to train.", len(nodes))
         return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN)
@@ -200,10 +226,15 @@ class OneShotStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Spool the replies as they arrive, then fuse what was accepted."""
-        spool, self._spool = self._spool or self._open_spool(), None
-        self.outcome = Collector(spool, self.keys, self.reference, self.expected).collect(replies)
+        if self._spool is not None:
+            collector = Collector(self._spool, self.keys, self.reference, self.expected)
+            outcome = collector.collect(replies)
+            self.outcome = self.round.without_excluded(outcome)
         _log.info("%s.", self.outcome.sentence())
-        self._require_enough()
+        require_enough(self.outcome, self.min_clients)
+        if self._spool is not None:  # only now: a round that lacks uploads can be gone on with
+            self.round.finish(outcome)
+            self._spool = None
         uploads = self.outcome.accepted
         started = time.monotonic()
         with self.metrics_log as log:
@@ -242,6 +273,17 @@ class OneShotStrategy(Strategy):
         metrics = collect_evaluation(replies, self.keys)
         return MetricRecord(metrics) if metrics else None
 
+    def initialize_parameters(self, *_: Any, **__: Any) -> None:
+        """Refuse Flower's workflows, which begin with this: secure aggregation is one."""
+        raise self._needs_models("a workflow, as for secure aggregation, does")
+
+    def _needs_models(self, what: str) -> ConfigError:
+        name = type(self).__name__
+        return ConfigError(
+            f"{name} fuses each client's model as it was sent, and {what} not hand them over so: "
+            f"call {name}.start itself, and for differential privacy train with it on the clients."
+        )
+
     def _messages(
         self,
         server_round: int,
@@ -253,21 +295,3 @@ class OneShotStrategy(Strategy):
         config["server-round"] = server_round
         record = RecordDict({self.keys.arrays: arrays, self.keys.config: config})
         return [Message(record, node, message_type) for node in nodes]
-
-    def _open_spool(self) -> Spool:
-        folder = self.run_dir
-        if folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="fedmitr-")
-            folder = Path(self._temporary.name)
-        return Spool(folder / "uploads", folder / "rejected")
-
-    def _require_enough(self) -> None:
-        accepted = len(self.outcome.accepted)
-        if accepted >= self.min_clients:
-            return
-        reasons = self.outcome.reasons()
-        raise AggregationError(
-            f"Only {accepted} usable upload(s) where at least {self.min_clients} "
-            f"(server.min-clients) are needed: {self.outcome.sentence()}"
-            f"{f' ({reasons})' if reasons else ''}."
-        )

@@ -26,6 +26,10 @@ from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.uploads import Upload
 
 
+CONTROL = "control"
+"""The control's part of the run folder; of no use once the run is over."""
+
+
 class OneShotMethod(OneShotStrategy):
     """Fuse the uploads by a method that is known by name.
 
@@ -123,7 +127,7 @@ class OneShotMethod(OneShotStrategy):
             else:
                 control = task.alter(
                     without_inversion,
-                    folder=Path(temporary) / "control",
+                    folder=folder / CONTROL,
                     label="control: ",
                     record=lambda stage, **values: log.add("control", **values),
                 )

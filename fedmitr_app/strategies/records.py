@@ -1,5 +1,6 @@
 """Between Flower's records and what the uploads room understands."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from fedmitr_app.uploads import (
 )
 
 UPLOAD_KEY = "upload"
+HAVE_KEY = "have-uploads"
 MOMENTS_KEY = "class-moments"
 METRICS_KEY = "metrics"
 # timm's name of the classifier: its shape is that of the class moments.
@@ -72,6 +74,11 @@ def status_of(content: RecordDict) -> tuple[str, str, str]:
     words = (upload.get(key, "") for key in ("status", "client-key", "reason"))
     status, client, reason = (word[:1000] if isinstance(word, str) else "" for word in words)
     return status or "ok", client, reason
+
+
+def key_digest(client: str) -> str:
+    """Return what stands for a client key where other clients can read it."""
+    return hashlib.sha256(client.encode()).hexdigest()[:16]
 
 
 def check_reply(

@@ -20,3 +20,11 @@ def warmup_cosine(optimiser: Optimizer, steps: int, warmup: float) -> LambdaLR:
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     return LambdaLR(optimiser, factor)
+
+
+def resume_schedule(schedule: LambdaLR, steps: int) -> None:
+    """Put a schedule, and its optimiser's rates, where they are after ``steps`` steps."""
+    schedule.last_epoch = steps
+    groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas)
+    for group, rate, factor in groups:
+        group["lr"] = rate * factor(steps)

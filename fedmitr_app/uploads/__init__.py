@@ -10,6 +10,7 @@ from fedmitr_app.uploads.moments import (
 )
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
+from fedmitr_app.uploads.rounds import RoundFolder, read_round
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (
@@ -17,7 +18,6 @@ from fedmitr_app.uploads.validate import (
     ArraySpec,
     check_arrays,
     check_headers,
-    weights_digest,
 )
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Claims",
     "Expected",
     "Rejection",
+    "RoundFolder",
     "RoundOutcome",
     "Spool",
     "Upload",
@@ -39,6 +40,6 @@ __all__ = [
     "decode_npy",
     "moments_reference",
     "pool_moments",
+    "read_round",
     "read_spool",
-    "weights_digest",
 ]

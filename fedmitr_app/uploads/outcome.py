@@ -26,6 +26,8 @@ class RoundOutcome:
         Nodes that were asked to train.
     missing : tuple[Rejection, ...]
         Nodes that gave no reply in time, sorted.
+    excluded : tuple[str, ...]
+        Keys of the clients whose uploads were left out by ``server.exclude-clients``, sorted.
     repeated : int
         Replies that only repeated another, and were dropped.
     collect_seconds, fuse_seconds : float
@@ -37,6 +39,7 @@ class RoundOutcome:
     no_data: tuple[str, ...] = ()
     asked: int = 0
     missing: tuple[Rejection, ...] = ()
+    excluded: tuple[str, ...] = ()
     repeated: int = 0
     collect_seconds: float = 0.0
     fuse_seconds: float = 0.0
@@ -48,6 +51,7 @@ class RoundOutcome:
             (len(self.rejected), "rejected"),
             (len(self.no_data), "without data"),
             (len(self.missing), "missing"),
+            (len(self.excluded), "excluded"),
             (self.repeated, "repeated"),
         ):
             if count:

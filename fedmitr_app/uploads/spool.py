@@ -22,12 +22,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
-from fedmitr_app.files import unwritable, write_atomically, write_json
+from fedmitr_app.files import arrays_digest, unwritable, write_atomically, write_json
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.uploads.claims import Claims
 from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file
-from fedmitr_app.uploads.validate import weights_digest
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +55,12 @@ class Spool:
         Folder for the uploads; made if absent, and must hold none yet.
     rejected : Path
         Folder for the reasons, ``<n>.json``; made if absent.
+    resume : bool
+        Go on with a round that was stopped: uploads that are there count, if their clients
+        gave a key. The others can't be told from what the same clients will send again.
     """
 
-    def __init__(self, uploads: Path, rejected: Path) -> None:
+    def __init__(self, uploads: Path, rejected: Path, resume: bool = False) -> None:
         self.uploads = uploads
         self.rejected = rejected
         self.rejections: list[Rejection] = []
@@ -68,7 +70,9 @@ class Spool:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise unwritable(folder, error) from error
-        if any(uploads.glob("*.json")):
+        if resume:
+            self._take_up()
+        elif any(uploads.glob("*.json")):
             raise RunFolderError(
                 f"{uploads} already holds uploads of another round: choose another run folder."
             )
@@ -91,11 +95,11 @@ class Spool:
         moments : ClassMoments | None
             From :func:`~fedmitr_app.uploads.check_moments`, if the client shares them.
         """
-        digest = weights_digest(arrays)
-        client = claims.client or f"weights-{digest[:12]}"
+        digest = arrays_digest(arrays)
+        client = claims.client or _keyless(digest)
         shared = {} if moments is None else _by_rows(moments.arrays())
         manifest = _manifest(client, digest, claims)
-        manifest["moments"] = weights_digest(shared) if shared else ""
+        manifest["moments"] = arrays_digest(shared) if shared else ""
         path = self.uploads / f"{safe_name(client)}.{digest[:_DIGITS]}.json"
         if path.exists():
             self.repeated += 1
@@ -109,6 +113,22 @@ class Spool:
         write_atomically(weights, lambda file: save_file(_by_rows(arrays), file))
         write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
+
+    def clients(self) -> list[str]:
+        """Return the keys of the uploads so far, sorted."""
+        return sorted({upload.client for upload in read_spool(self.uploads, lambda bad: None)})
+
+    def _take_up(self) -> None:
+        for path in self.rejected.glob("*.json"):
+            path.unlink()  # who was refused will be asked again
+        for path in self.uploads.glob("*.json"):
+            try:
+                upload = _read_upload(path)
+                useful = upload.client != _keyless(upload.digest)
+            except UploadError:
+                useful = False
+            if not useful:
+                _remove(path.with_suffix(".safetensors"))
 
     def reject(self, client: str, reason: str) -> None:
         """Note, and log, that a reply could not be used."""
@@ -134,9 +154,7 @@ class Spool:
                 upload.client,
                 f"its weights are those of {first.client!r} to the last bit, and count once.",
             )
-            manifest = upload.weights.with_suffix(".json")  # first: without it nothing counts
-            for file in (manifest, upload.weights, moments_file(upload.weights)):
-                file.unlink(missing_ok=True)
+            _remove(upload.weights)
         return list(kept.values())
 
 
@@ -167,6 +185,17 @@ def read_spool(
                 raise
             damaged(Rejection(path.stem.rpartition(".")[0] or path.stem, str(error)))
     return _told_apart(sorted(uploads, key=lambda upload: (upload.client, upload.digest)))
+
+
+def _keyless(digest: str) -> str:
+    """Name an upload whose client gave no key."""
+    return f"weights-{digest[:12]}"
+
+
+def _remove(weights: Path) -> None:
+    # The manifest first: without it nothing counts.
+    for file in (weights.with_suffix(".json"), weights, moments_file(weights)):
+        file.unlink(missing_ok=True)
 
 
 def _told_apart(uploads: list[Upload]) -> list[Upload]:
@@ -237,7 +266,7 @@ def _read_upload(path: Path) -> Upload:
 
 def _require_moments(file: Path, digest: str) -> None:
     try:
-        intact = weights_digest(load_file(file)) == digest
+        intact = arrays_digest(load_file(file)) == digest
     except (OSError, SafetensorError) as error:
         raise UploadError(f"{file} cannot be read back: {error}.") from error
     if not intact:

@@ -5,7 +5,6 @@ enough: :func:`check_headers` on what the sender declares, :func:`check_arrays` 
 the decoded values.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -114,16 +113,6 @@ def check_arrays(
             raise UploadError(f"{name} has {bad} of {value.size} values that are NaN or infinite.")
         clean[name] = value
     return clean, [f"{count} array(s) cast from {kind}" for kind, count in casts.items()]
-
-
-def weights_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of named arrays in hex, whatever their order."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        value = arrays[name]
-        digest.update(f"{name}\x1f{value.dtype.str}\x1f{value.shape}\x1f".encode())
-        digest.update(np.ascontiguousarray(value).data)
-    return digest.hexdigest()
 
 
 def _check_shape(name: str, shape: tuple[int, ...], spec: ArraySpec) -> None:

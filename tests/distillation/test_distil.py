@@ -1,13 +1,16 @@
 """The whole loss on a batch against an oracle, and the student's training."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 from fedmitr_app.distillation import Distiller
 from fedmitr_app.distillation.batches import Batch
+from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.distillation.losses import class_loss, token_loss
+from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
@@ -234,3 +237,80 @@ def test_the_teacher_is_left_alone():
 
 def test_a_pool_smaller_than_the_batch():
     assert len(trainee(batch_size=9).run(pool_of(2), 2)) == 2
+
+
+# --- going back, and going on
+
+
+def spoil_at(made: Distiller, *steps: int) -> None:
+    """Make the loss NaN at some of the steps that are taken."""
+    honest, taken = made.loss, itertools.count()
+
+    def loss(*arguments):
+        return honest(*arguments) * (torch.nan if next(taken) in steps else 1.0)
+
+    made.loss = loss
+
+
+def test_a_student_that_leaves_the_finite_numbers_goes_back_and_on_at_half_the_rate(caplog):
+    made, soundness = trainee(steps=40), []
+    spoil_at(made, 21)
+    rates = []
+    losses = made.run(
+        pool_of(),
+        40,
+        on_step=lambda loss: rates.append(made.optimiser.param_groups[0]["lr"]),
+        on_good=soundness.append,
+    )
+    # Checked every four steps: the 22nd loss, and those after it until the check, are lost.
+    assert [step for step, loss in enumerate(losses) if not loss == loss] == [21, 22, 23]
+    assert soundness == [4, 8, 12, 16, 20, 28, 32, 36, 40]
+    assert "back to the student of step 20, and on at half the learning rate" in caplog.text
+    whole = trainee(steps=40)
+    usual = []
+    whole.run(
+        pool_of(), 40, on_step=lambda _: usual.append(whole.optimiser.param_groups[0]["lr"])
+    )
+    assert rates[:24] == usual[:24]
+    assert rates[24:] == pytest.approx([rate / 2 for rate in usual[24:]])
+    assert all(value.isfinite().all() for value in made.student.state_dict().values())
+
+
+def test_a_weight_that_is_not_finite_is_noticed_too():
+    made = trainee(steps=20)
+
+    def poison(loss):
+        if len(seen) == 3:
+            made.parameters[0].data.fill_(torch.inf)
+        seen.append(loss)
+
+    seen: list[torch.Tensor] = []
+    made.run(pool_of(), 20, on_step=poison)
+    assert made.falls == 1 and all(part.isfinite().all() for part in made.parameters)
+
+
+def test_falling_again_and_again_is_an_error():
+    made = trainee(steps=40)
+    spoil_at(made, *range(5, 40))
+    with pytest.raises(TrainingError, match="distillation.learning-rate = .* lower it"):
+        made.run(pool_of(), 40)
+    assert made.falls == MAX_FALLS
+
+
+@pytest.mark.parametrize("token_head", ["shared", "auxiliary"])
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("done", [4, 16, 40])
+def test_what_is_gone_on_with_ends_the_same_to_the_last_bit(token_head, repeats, done):
+    settings = {"steps": 40, "token_head": token_head, "repeats": repeats}
+    whole, states = trainee(**settings), {}
+
+    def keep(reached):
+        states[reached] = {name: value.clone() for name, value in whole.state().items()}
+
+    losses = whole.run(pool_of(), 40, on_good=keep)
+    again = trainee(**settings)
+    again.restore(states[done], done, 0)
+    assert again.run(pool_of(), 40, done=done) == losses[done:]
+    ended = again.state()
+    assert ended.keys() == whole.state().keys()
+    assert all(torch.equal(ended[name], value) for name, value in whole.state().items())

@@ -8,8 +8,15 @@ import torch
 from safetensors import safe_open
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.inversion import Inverted, Pool, PoolRequest, diversity, make_pool, steps_per_image
-from fedmitr_app.inversion import pool as pool_module
+from fedmitr_app.inversion import (
+    Inverted,
+    Place,
+    Pool,
+    PoolRequest,
+    diversity,
+    make_pool,
+    steps_per_image,
+)
 from tests.inversion.tiny import (
     CLASSES,
     contents,
@@ -33,9 +40,10 @@ def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:
 
 def test_roundtrip_of_several_shards(tmp_path):
     pool, parts = Pool(tmp_path / "a" / "pool", 16), [batch(3, 5, 0), batch(2, 9, 1)]
-    paths = [pool.add(part, {"part": index}) for index, part in enumerate(parts)]
-    assert [path.name for path in paths] == ["pool-00000.safetensors", "pool-00001.safetensors"]
-    assert pool.shards() == paths
+    for index in (1, 0):
+        pool.add(parts[index], {"part": index}, Place(0, index))
+    names = ["pool-00000-00000.safetensors", "pool-00000-00001.safetensors"]
+    assert [path.name for path in pool.shards()] == names
     data = pool.load()
     assert len(data) == 5
     images = torch.cat([part.images for part in parts])
@@ -49,8 +57,8 @@ def test_roundtrip_of_several_shards(tmp_path):
 
 def test_what_is_stored_is_half_precision_and_says_where_it_comes_from(tmp_path):
     pool, facts = Pool(tmp_path, 16), {"seed": 3, "settings": {"tv": 0.1}}
-    path = pool.add(batch(), facts)
-    with safe_open(path, framework="pt") as file:
+    pool.add(batch(), facts, Place(0))
+    with safe_open(pool.shards()[0], framework="pt") as file:
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}
     assert dtypes == {
         "images": torch.float16,
@@ -62,22 +70,22 @@ def test_what_is_stored_is_half_precision_and_says_where_it_comes_from(tmp_path)
 
 def test_no_survivors(tmp_path):
     pool = Pool(tmp_path, 16)
-    pool.add(batch(kept=0), {})
+    pool.add(batch(kept=0), {}, Place(0))
     assert not pool.load().mask.any()
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     pool = Pool(tmp_path, 16)
-    pool.add(batch(), {})
+    pool.add(batch(), {}, Place(0))
 
     def disk_full(tensors, path, metadata):
         Path(path).write_bytes(b"half a shard")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pool_module, "save_file", disk_full)
+    monkeypatch.setattr("fedmitr_app.files.save_file", disk_full)
     with pytest.raises(RunFolderError, match="cannot be written: no space left"):
-        pool.add(batch(), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["pool-00000.safetensors"]
+        pool.add(batch(), {}, Place(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["pool-00000-00000.safetensors"]
     assert len(pool.load()) == 3
 
 
@@ -95,9 +103,9 @@ def fill(folder, seed=0, turn=0, count=7, **changes):
 def test_a_pool_is_made_batch_by_batch(tmp_path):
     pool, made, config = fill(tmp_path)
     data = pool.load()
-    assert [len(part.targets) for part in made] == [4, 3] and len(pool.shards()) == 2
+    assert [len(part.targets) for part in made.batches] == [4, 3] and len(pool.shards()) == 2
     assert len(data) == 7 and data.mask.sum(1).tolist() == [11] * 7
-    assert all(part.images.untyped_storage().nbytes() == 0 for part in made)
+    assert all(part.images.untyped_storage().nbytes() == 0 for part in made.batches)
     facts = pool.provenance()
     assert [fact["batch"] for fact in facts] == [0, 1]
     for fact in facts:

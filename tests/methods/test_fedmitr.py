@@ -174,9 +174,9 @@ def test_the_strategy_distils_the_control_beside_the_model(theta0, uploads, tmp_
         torch.equal(fused[name], value)
         for name, value in strategy.fused.model.vit.state_dict().items()
     )
-    # Its images are not kept.
-    kept = {path.name for path in (tmp_path / "run").iterdir()}
-    assert "pool" in kept and kept <= {"pool", "metrics.jsonl"}
+    # Its images are kept apart, for a run that is stopped and gone on with.
+    assert {"pool", "control"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert len(list((tmp_path / "run" / "pool").iterdir())) == 3
 
 
 def test_a_device_that_the_strategy_chose_is_told_once(theta0, caplog):

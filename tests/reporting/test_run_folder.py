@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def test_a_named_folder_is_made_absolute_and_claimed(
     monkeypatch.chdir(tmp_path)
     folder = RunFolder.create("deep/down", seed=7)
     assert folder.path == tmp_path / "deep" / "down"
-    state = json.loads((folder.path / "run.json").read_text())
+    state = json.loads((folder.path / "status.json").read_text())
     assert state["id"] == folder.run_id
     assert state["state"] == "running"
     assert state["seed"] == 7
@@ -43,7 +44,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
 
 
 @pytest.mark.parametrize(
-    ("holds", "said"), [("run.json", "another run"), ("holiday.jpg", "other files")]
+    ("holds", "said"), [("status.json", "another run"), ("holiday.jpg", "other files")]
 )
 def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, holds: str, said: str) -> None:
     (tmp_path / holds).write_text("precious")
@@ -57,23 +58,53 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path, holds: str, sai
     assert (tmp_path / holds).read_text() == "precious"
 
 
-def test_of_two_runs_that_start_at_once_one_loses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The other run's claim comes between our look at the empty folder and our own.
-    from fedmitr_app.reporting import run_folder
+def test_of_two_runs_that_start_at_once_one_loses(tmp_path: Path) -> None:
+    first = RunFolder.create(str(tmp_path / "run"), seed=0)
+    with pytest.raises(RunFolderError, match="already holds another run"):
+        RunFolder.create(str(tmp_path / "run"), seed=0)
+    with pytest.raises(RunFolderError, match="another process is working in it"):
+        RunFolder.create(str(tmp_path / "run"), seed=0, resume=True)
+    first.close()
+    assert RunFolder.create(str(tmp_path / "run"), seed=0, resume=True).settings is None
 
-    honest = run_folder._claimable
 
-    def overtaken(path: str) -> Path:
-        target = honest(path)
-        (target / "run.json").write_text("theirs")
-        return target
+def test_a_run_that_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
+    first = RunFolder.create(str(tmp_path), seed=3)
+    first.write_json("config.json", {"seed": 3})
+    (first.pool / "shard").write_text("kept")
+    first.finish("failed", "the disk was full")
+    first.close()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "the disk was full")
+    with pytest.raises(RunFolderError, match="already holds another run"):
+        RunFolder.create(str(tmp_path), seed=3)
+    again = RunFolder.create(str(tmp_path), seed=3, resume=True)
+    assert again == replace(first, settings={"seed": 3})
+    assert again.uploads.is_dir() and (again.pool / "shard").read_text() == "kept"
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
+    again.finish("completed")
+    again.close()
+    done = RunFolder.create(str(tmp_path), seed=3, resume=True)
+    assert done.completed
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "completed"
 
-    monkeypatch.setattr(run_folder, "_claimable", overtaken)
-    with pytest.raises(RunFolderError, match="another run"):
-        RunFolder.create(str(tmp_path), seed=0)
-    assert (tmp_path / "run.json").read_text() == "theirs"
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"id": "x"}'])
+def test_a_damaged_status_is_one_sentence_and_changes_nothing(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder.create(str(tmp_path), seed=3)
+    folder.write_json("config.json", {"seed": 3})
+    folder.close()
+    (tmp_path / "status.json").write_text(damage)
+    with pytest.raises(RunFolderError, match="status.json or config.json in it is damaged"):
+        RunFolder.create(str(tmp_path), seed=3, resume=True)
+    assert (tmp_path / "status.json").read_text() == damage
+
+
+def test_resuming_never_takes_over_a_folder_that_is_not_a_runs(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("precious")
+    with pytest.raises(RunFolderError, match="other files"):
+        RunFolder.create(str(tmp_path), seed=0, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
@@ -150,7 +181,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_finishing_records_the_state_and_drops_empty_folders(folder: RunFolder) -> None:
     (folder.uploads / "client-0.json").write_text("{}")
     folder.finish("completed")
-    state = json.loads((folder.path / "run.json").read_text())
+    state = json.loads((folder.path / "status.json").read_text())
     assert state["state"] == "completed"
     assert state["id"] == folder.run_id
     assert state["ended"] >= state["started"]

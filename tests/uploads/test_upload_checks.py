@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmitr_app.errors import UploadError
+from fedmitr_app.files import arrays_digest
 from fedmitr_app.uploads import (
     ArrayHeader,
     ArraySpec,
@@ -20,7 +21,6 @@ from fedmitr_app.uploads import (
     check_headers,
     check_num_examples,
     decode_npy,
-    weights_digest,
 )
 
 REFERENCE = {
@@ -212,11 +212,11 @@ def test_metrics_that_are_not_finite_numbers_are_left_out():
 
 def test_the_digest_depends_on_names_types_shapes_and_values_only():
     base = {"a": np.zeros((2, 2), np.float32), "b": np.ones(1, np.float32)}
-    assert weights_digest(base) == weights_digest(dict(reversed(base.items())))
+    assert arrays_digest(base) == arrays_digest(dict(reversed(base.items())))
     others = [
         {"a": base["a"], "c": base["b"]},
         {"a": base["a"].reshape(4), "b": base["b"]},
         {"a": base["a"].view(np.int32), "b": base["b"]},
         {"a": base["a"], "b": base["b"] * 2},
     ]
-    assert len({weights_digest(other) for other in [base, *others]}) == 5
+    assert len({arrays_digest(other) for other in [base, *others]}) == 5

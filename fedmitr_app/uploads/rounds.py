@@ -1,0 +1,187 @@
+"""A round on disk: begun, finished, taken up again, or taken over from another run."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedmitr_app.errors import ConfigError, RunFolderError
+from fedmitr_app.files import reason_of, unwritable, write_json
+from fedmitr_app.uploads.outcome import RoundOutcome
+from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
+
+_log = logging.getLogger(__name__)
+
+ROUND, UPLOADS, REJECTED = "round.json", "uploads", "rejected"
+
+
+class RoundFolder:
+    """Where a round's uploads are, and where they come from if nobody need train for them.
+
+    Parameters
+    ----------
+    run_dir : Path | None
+        The uploads are in its ``uploads/``, reasons in ``rejected/``, and once the round is
+        over its record in ``round.json``; None uses a temporary folder until :meth:`close`.
+    resume : bool
+        Go on with what a process that was stopped left in ``run_dir``.
+    uploads_from : Path | None
+        Another run's folder, whose finished round is taken over.
+    exclude : Sequence[str]
+        Keys of clients whose uploads are left out.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | None = None,
+        resume: bool = False,
+        uploads_from: Path | None = None,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        if resume and run_dir is None:
+            raise ConfigError("resume = True needs a run_dir: the one where the round was stopped.")
+        self.run_dir, self.resume = run_dir, resume
+        self.uploads_from, self.exclude = uploads_from, tuple(exclude)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The run folder, or the temporary one."""
+        if self.run_dir is not None:
+            return self.run_dir
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="fedmitr-")
+        return Path(self._temporary.name)
+
+    def close(self) -> None:
+        """Remove the temporary folder, if there is one."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    def earlier(self) -> RoundOutcome | None:
+        """Return the round if it is over already; None if clients must train.
+
+        Raises
+        ------
+        ConfigError
+            If ``uploads_from`` holds no finished round, or ``exclude`` names somebody who sent
+            nothing.
+        RunFolderError
+            If the round's record is damaged, or can't be taken over.
+        """
+        found = read_round(self.path) if self.resume else None
+        if found is None and self.uploads_from is not None:
+            _take_over(self.uploads_from, self.path)
+            found = read_round(self.path)
+        return None if found is None else leave_out(found, self.exclude)
+
+    def spool(self) -> Spool:
+        """Return where to write uploads as they come."""
+        return Spool(self.path / UPLOADS, self.path / REJECTED, self.resume)
+
+    def finish(self, outcome: RoundOutcome) -> None:
+        """Note that the round is over, and what became of its replies.
+
+        Raises
+        ------
+        RunFolderError
+            If it cannot be written.
+        """
+        facts = dataclasses.asdict(replace(outcome, accepted=(), excluded=()))
+        facts["accepted"] = {upload.client: upload.digest for upload in outcome.accepted}
+        write_json(self.path / ROUND, facts)
+
+    def without_excluded(self, outcome: RoundOutcome) -> RoundOutcome:
+        """Leave out the excluded clients of a round just over; who sent nothing is warned of."""
+        known = {upload.client for upload in outcome.accepted}
+        for client in set(self.exclude) - known:
+            _log.warning("server.exclude-clients names %r, which sent no usable upload.", client)
+        return leave_out(outcome, known.intersection(self.exclude))
+
+
+def read_round(run_dir: Path) -> RoundOutcome | None:
+    """Return the round that ended in a run folder; None if none did.
+
+    An upload whose file was damaged or lost since is among the rejected.
+
+    Raises
+    ------
+    RunFolderError
+        If the round's own record is no longer readable.
+    """
+    path = run_dir / ROUND
+    if not path.exists():
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        accepted = dict(facts.pop("accepted"))
+        for name in ("rejected", "missing"):
+            facts[name] = tuple(Rejection(**rejection) for rejection in facts[name])
+        facts |= {"no_data": tuple(facts["no_data"]), "excluded": ()}
+        outcome = RoundOutcome(**facts)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path} cannot be read back: {reason_of(error)}.") from error
+    damaged: list[Rejection] = []
+    kept = [
+        upload
+        for upload in read_spool(run_dir / UPLOADS, damaged.append)
+        if accepted.pop(upload.client, None) == upload.digest
+    ]
+    told = {rejection.client for rejection in damaged}
+    gone = [Rejection(name, "its file is gone.") for name in accepted if name not in told]
+    rejected = (*outcome.rejected, *damaged, *gone)
+    return replace(
+        outcome,
+        accepted=tuple(kept),
+        rejected=tuple(sorted(rejected, key=lambda r: (r.client, r.reason))),
+    )
+
+
+def leave_out(outcome: RoundOutcome, clients: Iterable[str]) -> RoundOutcome:
+    """Return a round without some clients' uploads.
+
+    Raises
+    ------
+    ConfigError
+        If one of them sent none, naming those that did.
+    """
+    known = {upload.client for upload in outcome.accepted}
+    excluded = sorted(set(clients))
+    for client in excluded:
+        if client not in known:
+            names = ", ".join(map(repr, sorted(known)))
+            raise ConfigError.bad_value("server.exclude-clients", client, f"some of {names}")
+    kept = tuple(upload for upload in outcome.accepted if upload.client not in excluded)
+    return replace(outcome, accepted=kept, excluded=tuple(excluded))
+
+
+def _take_over(source: Path, run_dir: Path) -> None:
+    """Copy another run's finished round: its record, and its uploads as links or copies."""
+    if not (source / ROUND).is_file():
+        raise ConfigError.bad_value(
+            "server.uploads-from", str(source), "the folder of a run whose round is over"
+        )
+    try:
+        shutil.copytree(
+            source / UPLOADS, run_dir / UPLOADS, copy_function=_link, dirs_exist_ok=True
+        )
+        shutil.copyfile(source / ROUND, run_dir / ROUND)
+    except OSError as error:  # shutil's own, of several files, is one
+        raise unwritable(run_dir / UPLOADS, error) from error
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, which is never changed in place, or copy it to another file system."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass  # from a run that was stopped while it copied
+    except OSError:
+        shutil.copyfile(source, target)
