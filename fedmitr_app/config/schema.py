@@ -39,7 +39,9 @@ COMBINATIONS = (
     "label-aware",
     "prior-probed",
     "prior-confidence",
+    "median-softmax",
 )
+DEFENCES = ("none", "clip", "leave-one-out")
 PRECISIONS = ("float32", "bfloat16")
 STARTS = ("white", "multi-scale", "procedural")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
@@ -142,6 +144,7 @@ class TeacherConfig:
 
     combine: str = choice("prior-probed", *COMBINATIONS)
     probe_images: int = whole(2048, low=1)
+    defence: str = choice("none", *DEFENCES)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config, flatten
 from fedmitr_app.errors import FedmitrError, MethodUnavailable
+from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Cell
 from fedmitr_app.files import write_json
@@ -37,6 +38,8 @@ def cell_name(cell: Cell) -> str:
     flat = {k: v for k, v in flatten(cell.config).items() if k.split(".")[0] in read}
     flat.pop("client.device")
     facts = {"method": cell.row.method, **flat, **asdict(cell.federation)}
+    if cell.row.attack:
+        facts |= {"attack": cell.row.attack, "attackers": cell.row.attackers}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return f"{cell.row.method}-seed{cell.federation.seed}-{digest}.json"
 
@@ -49,6 +52,8 @@ def run_cell(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
     """
     started = time.monotonic()
     result = {"row": cell.row.name, "method": cell.row.method, **asdict(cell.federation)}
+    if cell.row.attack:
+        result |= {"attack": cell.row.attack, "attackers": cell.row.attackers}
     try:
         result |= {"status": "ok", **_measure(cell, results, device)}
     except MethodUnavailable as reason:
@@ -86,6 +91,11 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         raise MethodUnavailable("its clients share no label counts (client.share-label-counts)")
     model = initial_model(config)
     with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
+        if cell.row.attack:
+            start, seed = model.vit.state_dict(), cell.federation.seed
+            uploads = attack(
+                uploads, cell.row.attack, cell.row.attackers, start, Path(folder), seed
+            )
         settings = MethodSettings.of(config)
         task = Task.load(model, uploads, settings, Path(folder), device)
         if cell.row.method == "real-images":
@@ -93,7 +103,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         # On a CPU the time that its cores worked: other processes don't change it.
         clock = time.monotonic if device.type == "cuda" else time.process_time
         started = clock()
-        fused = METHODS[cell.row.method](task)
+        fused = METHODS[cell.row.method](task.defended())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = clock() - started

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments.attacks import ATTACKS
 from fedmitr_app.methods import METHODS
 
 AXES: dict[str, type] = {"kind": str, "alpha": float, "clients": int, "seeds": int}
@@ -43,6 +44,10 @@ class Row:
     method: str
     settings: Mapping[str, Any]
     """Run-config keys that differ from the experiment's own."""
+    attack: str = ""
+    """What some clients send in place of their models, see ``attacks``; empty: nothing."""
+    attackers: int = 0
+    """How many."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``; without one
     the settings' own kind and α, 5 clients, seeds 0 to 2),
     ``settings`` (run-config keys for all rows), ``rows.<name>`` with ``method`` (the row's
-    name unless given) and ``settings`` of its own, and perhaps ``figure`` with two keys, ``x``
-    and ``line``, for a curve. What is given wins over a preset.
+    name unless given), ``settings`` of its own and perhaps ``attack`` and ``attackers``, and
+    perhaps ``figure`` with two keys, ``x`` and ``line``, for a curve. What is given wins over a
+    preset.
 
     Parameters
     ----------
@@ -140,12 +146,23 @@ def _require_one_place(
 
 def _row(name: str, rows: Mapping[str, Any], path: Path) -> Row:
     given = _table(rows, name, f"{path}, rows")
-    _only(given, ("method", "settings"), f"{path}, rows.{name}")
+    _only(given, ("method", "settings", "attack", "attackers"), f"{path}, rows.{name}")
     method = given.get("method", name)
     if method not in METHODS:
         known = ", ".join(map(repr, METHODS))
         raise ConfigError(f"{path}: {method!r} is not a method; the methods are {known}.")
-    return Row(name, method, _flat(_table(given, "settings", f"{path}, rows.{name}")))
+    settings = _flat(_table(given, "settings", f"{path}, rows.{name}"))
+    attack, attackers = given.get("attack", ""), given.get("attackers", 1)
+    if not attack:
+        return Row(name, method, settings)
+    if attack not in ATTACKS:
+        known = ", ".join(map(repr, ATTACKS))
+        raise ConfigError(f"{path}: {attack!r} is not an attack; the attacks are {known}.")
+    if not isinstance(attackers, int) or isinstance(attackers, bool) or attackers < 1:
+        raise ConfigError(
+            f"{path}: rows.{name}.attackers = {attackers!r} must be a whole number of at least 1."
+        )
+    return Row(name, method, settings, attack, attackers)
 
 
 def _axis(name: str, values: Any, path: Path) -> list[Any]:

@@ -5,6 +5,7 @@ Knows tensors and typed settings only: any process, any device, no Flower.
 
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -27,8 +28,11 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.teacher import ClientModel, Teacher, probe_priors
+from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, screen
 from fedmitr_app.uploads import Upload, average
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,17 +118,46 @@ class Task:
         return average(self.uploads)
 
     @cached_property
+    def probed(self) -> Tensor:
+        """The clients' logits of the same procedural images, ``[K, n, classes]``."""
+        count, models = self.settings.teacher.probe_images, [each.model for each in self.clients]
+        with Progress("what the clients know", count * len(models)) as progress:
+            rng = generator(self.settings.seed, "probing")
+            images = starting_images("procedural", count, self.model.spec, rng)
+            return probe(models, images.to(self.device), on_batch=progress.advance)
+
+    @cached_property
+    def trust(self) -> tuple[Trust, ...]:
+        """What each client's answers to those images say of it."""
+        return tuple(screen(self.probed))
+
+    def defended(self) -> "Task":
+        """Return the task as ``teacher.defence`` leaves it: perhaps without some clients.
+
+        Without those, at any rate, whose answers aren't finite numbers.
+        """
+        strict, kept = self.settings.teacher.defence == "leave-one-out", []
+        for number, (client, trust) in enumerate(zip(self.clients, self.trust, strict=True)):
+            left_out = trust.broken or (strict and trust.reason)
+            if not left_out:
+                kept.append(number)
+            if trust.reason:
+                done = "left out" if left_out else "used all the same (teacher.defence)"
+                _log.warning("%s is suspicious, and %s: %s.", client.key, done, trust.reason)
+        if len(kept) == len(self.clients):
+            return self
+        rest = replace(
+            self,
+            uploads=tuple(self.uploads[number] for number in kept),
+            clients=tuple(self.clients[number] for number in kept),
+        )
+        rest.__dict__["probed"] = self.probed[kept]
+        return rest
+
+    @cached_property
     def teacher(self) -> Teacher:
         """The clients combined as the settings say; priors are probed on procedural images."""
-        config, seed = self.settings.teacher, self.settings.seed
-
-        def probe(models: Sequence[PatchViT]) -> Tensor:
-            count, spec = config.probe_images, models[0].spec
-            with Progress("class priors", count * len(models)) as progress:
-                images = starting_images("procedural", count, spec, generator(seed, "probing"))
-                return probe_priors(models, images.to(self.device), on_batch=progress.advance)
-
-        teacher = Teacher.build(self.clients, config, probe)
+        teacher = Teacher.build(self.clients, self.settings.teacher, lambda: self.probed)
         headline(f"teacher: {len(self.clients)} models, combined by {teacher.combine}")
         return teacher
 
@@ -134,6 +167,8 @@ class Task:
         altered = replace(self, settings=settings, **fields)
         if settings.teacher == self.settings.teacher:
             altered.__dict__["teacher"] = self.teacher
+            if "probed" in self.__dict__:
+                altered.__dict__["probed"] = self.probed
         return altered
 
 

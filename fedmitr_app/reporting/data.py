@@ -21,8 +21,12 @@ class ClientRow:
         At the end of its own training, as it says.
     accuracy : float | None
         Of its model on the held-out test set, in [0, 1].
+    size, information, agreement : float | None
+        What its answers to generic images say of it, see ``teacher.screening``: how loud they
+        are and how much they tell, over the median client's; how they go with the others'.
     status : str
-        "ok"; anything else ("rejected", "no data", "no reply") is shown as a warning.
+        "ok"; anything else ("suspicious", "left out", "rejected", "excluded", "no data",
+        "no reply") is shown as a warning.
     reason : str
         Why, when the status is not "ok".
     """
@@ -32,6 +36,9 @@ class ClientRow:
     train_loss: float | None = None
     train_accuracy: float | None = None
     accuracy: float | None = None
+    size: float | None = None
+    information: float | None = None
+    agreement: float | None = None
     status: str = "ok"
     reason: str = ""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmitr_app.files import write_text
 from fedmitr_app.reporting import figures, figures_images, figures_labels, html
-from fedmitr_app.reporting.data import ReportData
+from fedmitr_app.reporting.data import ClientRow, ReportData
 from fedmitr_app.reporting.diagnosis import diagnosis_section
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME
 from fedmitr_app.reporting.progress import duration
@@ -29,6 +29,12 @@ from fedmitr_app.reporting.verdict import (
 
 _TIMES = {"control": "control's time, on a CPU beside those two"}
 _MOST_OPEN_CLIENTS = 25
+_TRUST = ("loudness", "information", "agreement")
+_TRUST_NOTE = (
+    "Of each model's answers to the same generic images: how large its logits are and how much "
+    "they tell the images apart, both over the median client's, and how they correlate with the "
+    "other clients'. They find broken and crude models, not backdoors."
+)
 
 
 def write_report(folder: RunFolder, data: ReportData) -> Path:
@@ -131,7 +137,8 @@ def _accuracy(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
 
 
 def _unshown(data: ReportData) -> str:
-    used = {row.client for row in data.clients if row.status == "ok"}
+    with_model = ("ok", "suspicious", "left out")
+    used = {row.client for row in data.clients if row.status in with_model}
     lacking = len(used - set(data.label_matrix_clients))
     return f" {lacking} of {len(used)} clients did not share theirs." if lacking else ""
 
@@ -156,12 +163,19 @@ def _clients(data: ReportData) -> str:
     rows = in_order(data.clients)
     if not rows:
         return ""
-    marked = {(index, 4): "bad" for index, row in enumerate(rows) if row.status != "ok"}
-    header = ["client", "examples", "its train loss", "test accuracy", "status"]
-    table = html.table(header, map(client_cells, rows), numbers=(1, 2, 3), marked=marked)
+    marked = {(index, 7): "bad" for index, row in enumerate(rows) if row.status != "ok"}
+    header = ["client", "examples", "its train loss", "test accuracy", *_TRUST, "status"]
+    cells = [[*client_cells(row)[:-1], *_trust_cells(row), client_cells(row)[-1]] for row in rows]
+    table = html.table(header, cells, numbers=(1, 2, 3, 4, 5, 6), marked=marked)
+    table += html.paragraph(_TRUST_NOTE)
     if len(rows) > _MOST_OPEN_CLIENTS:
         table = html.details(f"all {len(rows)} clients", table)
     return html.section("Clients", table)
+
+
+def _trust_cells(row: ClientRow) -> list[str]:
+    figures = (row.size, row.information, row.agreement)
+    return ["-" if figure is None else f"{figure:.2f}" for figure in figures]
 
 
 def _cost(metrics: Mapping[str, Any]) -> str:

@@ -114,7 +114,8 @@ def reproduce_command(data: ReportData) -> str:
     changed = {
         key: value
         for key, value in data.config.items()
-        if not key.startswith("output.") and (key == "seed" or data.defaults.get(key, value) != value)
+        if not key.startswith("output.")
+        and (key == "seed" or data.defaults.get(key, value) != value)
     }
     pairs = " ".join(f"{key}={_toml(value)}" for key, value in changed.items())
     # As README has it: without the variable Flower runs what it installs itself.

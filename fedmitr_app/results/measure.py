@@ -17,7 +17,7 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
 from fedmitr_app.reporting.progress import Progress
-from fedmitr_app.teacher import Teacher
+from fedmitr_app.teacher import Teacher, Trust
 from fedmitr_app.uploads import RoundOutcome
 
 SHOWN_IMAGES = 30
@@ -42,6 +42,10 @@ class Results:
     """Client key to its images of each class, of those clients where the server knows it."""
     on_shards: Mapping[str, float]
     """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
+    trust: Sequence[Trust] = ()
+    """Of each accepted upload."""
+    strict: bool = False
+    """Whether who is distrusted was left out."""
     fused: Fused | None = None
     """None if the strategy is no :class:`OneShotMethod`: the plain average, the ensemble."""
     control: Fused | None = None
@@ -81,7 +85,7 @@ def measure(
     if task is None:
         settings = MethodSettings.of(config)
         task = Task.load(model, outcome.accepted, settings, folder.path, device)
-    teacher = task.teacher
+    teacher = (fused and fused.teacher) or task.defended().teacher
     results = Results(
         outcome=outcome,
         global_state=global_state,
@@ -91,10 +95,11 @@ def measure(
         test_images=0 if test_set is None else len(test_set),
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
+        trust=task.trust,
+        strict=config.teacher.defence == "leave-one-out",
     )
     if fused is not None:
         results = replace(results, fused=fused, control=control)
-        teacher = fused.teacher or teacher
         if fused.inversion is not None:
             alive = [round(count) for count in fused.inversion_curves.get("alive", ())]
             ratio = flop_ratio(teacher.models[0], alive)

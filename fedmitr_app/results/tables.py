@@ -5,6 +5,7 @@ from typing import Any
 from fedmitr_app.methods import Fused
 from fedmitr_app.reporting import ClientRow
 from fedmitr_app.results.measure import Results
+from fedmitr_app.teacher import Trust
 
 
 def client_rows(results: Results) -> list[ClientRow]:
@@ -18,8 +19,13 @@ def client_rows(results: Results) -> list[ClientRow]:
             train_loss=upload.metrics.get("train-loss"),
             train_accuracy=upload.metrics.get("train-accuracy"),
             accuracy=scored.get(upload.client),
+            size=trust.size,
+            information=trust.information,
+            agreement=trust.agreement,
+            status=_status(trust, results.strict),
+            reason=trust.reason,
         )
-        for upload in outcome.accepted
+        for upload, trust in zip(outcome.accepted, results.trust, strict=True)
     ]
     rows += [
         ClientRow(client=refused.client, status="rejected", reason=refused.reason)
@@ -38,6 +44,12 @@ def client_rows(results: Results) -> list[ClientRow]:
         for key in outcome.excluded
     ]
     return rows
+
+
+def _status(trust: Trust, strict: bool) -> str:
+    if not trust.reason:
+        return "ok"
+    return "left out" if trust.broken or strict else "suspicious"
 
 
 def metrics_of(results: Results, seed: int) -> dict[str, Any]:

@@ -121,7 +121,9 @@ class OneShotMethod(OneShotStrategy):
         with tempfile.TemporaryDirectory(prefix="fedmitr-") as temporary:
             folder = self.run_dir or Path(temporary)
             task = Task.load(self.model, uploads, self.settings, folder, self.device)
-            self.task = task = replace(task, record=log.add)
+            # The whole task, to compare with; the method sees what the defence leaves.
+            self.task = replace(task, record=log.add)
+            task = self.task.defended()
             if not self.with_control:
                 self.fused = METHODS[self.method](task)
             else:

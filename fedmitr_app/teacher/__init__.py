@@ -2,6 +2,16 @@
 
 from fedmitr_app.teacher.combine import combine_logits
 from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput
-from fedmitr_app.teacher.probing import probe_priors
+from fedmitr_app.teacher.probing import priors_of, probe
+from fedmitr_app.teacher.screening import Trust, screen
 
-__all__ = ["ClientModel", "Teacher", "TeacherOutput", "combine_logits", "probe_priors"]
+__all__ = [
+    "ClientModel",
+    "Teacher",
+    "TeacherOutput",
+    "Trust",
+    "combine_logits",
+    "priors_of",
+    "probe",
+    "screen",
+]

@@ -54,10 +54,20 @@ def combine_logits(
         logits = torch.where(served, logits, torch.zeros((), device=logits.device))
     if how in ("confidence", "prior-confidence"):
         weights = weights * confidence(logits).unsqueeze(-1)
+    if how == "median-softmax":
+        return _median(logits.softmax(-1), weights > 0).clamp_min(EPS).log()
     weights = weights / weights.sum(0)
     if how in ("mean-logits", "label-aware", "prior-probed"):
         return (weights * logits).sum(0)
     return torch.logsumexp(logits.log_softmax(-1) + weights.clamp_min(EPS).log(), dim=0)
+
+
+def _median(values: Tensor, counted: Tensor) -> Tensor:
+    """Return the median over the first dimension of what is counted; of two, their mean."""
+    ascending = torch.where(counted, values, math.inf).sort(dim=0).values
+    number = counted.sum(0, keepdim=True)
+    low, high = ascending.gather(0, (number - 1) // 2), ascending.gather(0, number // 2)
+    return (low + high)[0] / 2
 
 
 def share_out(weights: Tensor, served: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
-from fedmitr_app.teacher.probing import prior_shift, prior_weights
+from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
+from fedmitr_app.teacher.screening import clipping
 
 logger = logging.getLogger(__name__)
 
-Probe = Callable[[Sequence[PatchViT]], Tensor]
-"""From K models to their class priors, ``[K, classes]`` on their device: :func:`probe_priors`."""
+Probe = Callable[[], Tensor]
+"""Gives the K models' logits of generic images, ``[K, n, classes]`` on their device."""
 
 
 class ClientModel(NamedTuple):
@@ -43,13 +44,15 @@ class Teacher:
 
     ``class_weights`` is ``[K, classes]``: each client's estimated knowledge of each class
     for the combinations that weigh classes, else its weight repeated. ``logit_shift``, of the
-    same shape, is taken away from the clients' logits before they are combined.
+    same shape, is taken away from the clients' logits before they are combined, and before that
+    each client's are multiplied by its ``logit_scale``, ``[K]``.
     """
 
     models: tuple[PatchViT, ...]
     combine: str
     class_weights: Tensor
     logit_shift: Tensor | None = None
+    logit_scale: Tensor | None = None
 
     @classmethod
     def build(
@@ -67,7 +70,7 @@ class Teacher:
         config : TeacherConfig
             The combination and its settings.
         probe : Probe
-            Reads the models' priors; only called by the combinations that need them.
+            Only called by what needs it: class priors, and the size of logits.
         """
         models = tuple(client.model.eval().requires_grad_(False) for client in clients)
         combine = config.combine
@@ -81,12 +84,15 @@ class Teacher:
             combine = "prior-probed"
         device = next(models[0].parameters()).device
         sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
-        classes, shift = models[0].num_classes, None
+        classes, shift, scale = models[0].num_classes, None, None
+        if config.defence == "clip":
+            scale = clipping(probe())
         if combine == "label-aware":
             counts = [client.label_counts for client in clients]
             weights = torch.tensor(counts, device=device).float()
         elif combine in ("prior-probed", "prior-confidence"):
-            priors = probe(models)
+            logits = probe()
+            priors = priors_of(logits if scale is None else logits * scale.reshape(-1, 1, 1))
             weights, shift = prior_weights(priors, sizes), prior_shift(priors)
         elif combine == "num-examples":
             weights = sizes.expand(-1, classes)
@@ -94,7 +100,8 @@ class Teacher:
             weights = torch.ones_like(sizes).expand(-1, classes)
         # A class that nobody claims is answered by everyone alike.
         nobody = weights.sum(0, keepdim=True) <= 0
-        return cls(models, combine, torch.where(nobody, torch.ones_like(weights), weights), shift)
+        weights = torch.where(nobody, torch.ones_like(weights), weights)
+        return cls(models, combine, weights, shift, scale)
 
     @property
     def normalised_weights(self) -> Tensor:
@@ -102,7 +109,9 @@ class Teacher:
         return self.class_weights / self.class_weights.sum(0)
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
-        """Combine stacked client logits, shifted first, see :func:`combine_logits`."""
+        """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
+        if self.logit_scale is not None:
+            logits = logits * self.logit_scale.reshape(-1, *[1] * (logits.dim() - 1))
         if self.logit_shift is not None:
             shape = (len(logits), *[1] * (logits.dim() - 2), -1)
             logits = logits - self.logit_shift.reshape(shape)

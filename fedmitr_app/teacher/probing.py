@@ -30,31 +30,37 @@ ADJUSTMENT, SMALLEST_PRIOR = 0.4, 0.01
 
 
 @torch.no_grad()
-def probe_priors(
+def probe(
     models: Sequence[PatchViT],
     images: Tensor,
     batch_size: int = 256,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
-    """Estimate each model's class prior from its answers to ``images`` ``[n, C, H, W]``.
+    """Return each model's logits of ``images`` ``[n, C, H, W]``: ``[K, n, classes]``.
 
     ``on_batch`` gets how many more images a model has read.
+    """
+    rows = []
+    for model in models:
+        parts = []
+        for part in images.split(batch_size):
+            parts.append(model(part).logits)
+            on_batch(len(part))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def priors_of(logits: Tensor) -> Tensor:
+    """Estimate each model's class prior from its logits ``[K, n, classes]``.
 
     Returns
     -------
     Tensor
         ``[K, classes]``, each row summing to 1: ``mean(p^8)^(1/8)``, normalised.
     """
-    rows = []
-    for model in models:
-        parts = []
-        for part in images.split(batch_size):
-            parts.append(model(part).logits.log_softmax(-1))
-            on_batch(len(part))
-        # In logarithms: the eighth power of a small probability leaves float32.
-        norm = (POWER * torch.cat(parts)).logsumexp(0) / POWER
-        rows.append(norm.softmax(-1))
-    return torch.stack(rows)
+    # In logarithms: the eighth power of a small probability leaves float32.
+    norm = (POWER * logits.log_softmax(-1)).logsumexp(1) / POWER
+    return norm.softmax(-1)
 
 
 def prior_weights(priors: Tensor, sizes: Tensor) -> Tensor:

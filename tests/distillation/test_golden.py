@@ -36,7 +36,7 @@ def golden_run(folder: Path) -> dict[str, list[float]]:
         ClientModel(f"c{k}", tiny_vit(k, torch.float32), 10 * (k + 1)) for k in range(3)
     ]
     settings = TeacherConfig(combine="num-examples")
-    teacher = Teacher.build(clients, settings, lambda models: pytest.fail("no priors to read"))
+    teacher = Teacher.build(clients, settings, lambda: pytest.fail("no priors to read"))
     config = inversion_config(
         iterations=8,
         stops=(2.0, 4.0),

@@ -19,7 +19,8 @@ def test_every_row_is_possible_and_none_is_another_one_again(path):
         assert (cell.config.data.test_split == "validation") == choosing
     assert not choosing or min(seeds) >= 100
     first = [cell for cell in grid.cells if cell.federation == grid.cells[0].federation]
-    assert len({(cell.row.method, cell.config) for cell in first}) == len(first)
+    rows = {(cell.row.method, cell.row.attack, cell.row.attackers, cell.config) for cell in first}
+    assert len(rows) == len(first)
 
 
 def test_the_files_are_all_described():

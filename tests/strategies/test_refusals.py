@@ -20,7 +20,9 @@ from tests.strategies.test_one_shot import QUICK, keyed, run
     [
         lambda inner: DifferentialPrivacyServerSideFixedClipping(inner, 1.0, 1.0, 3),
         lambda inner: DifferentialPrivacyClientSideFixedClipping(inner, 1.0, 1.0, 3),
-        lambda inner: DifferentialPrivacyServerSideAdaptiveClipping(inner, 0.1, 3, clipped_count_stddev=1.0),
+        lambda inner: DifferentialPrivacyServerSideAdaptiveClipping(
+            inner, 0.1, 3, clipped_count_stddev=1.0
+        ),
     ],
 )
 def test_a_differential_privacy_wrapper_is_refused_before_anyone_trains(wrap):

@@ -1,6 +1,7 @@
 """Combining client logits: hand-computed cases, and loops over numbers as the oracle."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ def oracle(rows: list[list[float]], how: str, weights: list[list[float]]) -> lis
             shares = [1.0] * len(rows)
         shares = [share * factor for share, factor in zip(shares, sure)]
         parts = rows if how in LOGIT_MEANS else [softmax(row) for row in rows]
+        if how == "median-softmax":
+            combined.append(math.log(statistics.median(softmax(row)[label] for row in rows)))
+            continue
         mean = sum(s * part[label] for s, part in zip(shares, parts)) / sum(shares)
         combined.append(mean if how in LOGIT_MEANS else math.log(mean))
     return softmax(combined)

@@ -11,7 +11,7 @@ from torch import nn
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.models.patch_vit import ViTOutput
-from fedmitr_app.teacher import ClientModel, Teacher, combine_logits, probe_priors
+from fedmitr_app.teacher import ClientModel, Teacher, combine_logits, priors_of, probe
 from fedmitr_app.teacher.probing import prior_shift
 from tests.inversion.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
 
@@ -39,17 +39,17 @@ def clients(counts=(None, None)) -> list[ClientModel]:
     ]
 
 
-def probe(models) -> torch.Tensor:
-    return probe_priors(models, torch.zeros(5, 1, 4, 4))
+def probed() -> torch.Tensor:
+    return probe([Biased(prior) for prior in PRIORS], torch.zeros(5, 1, 4, 4))
 
 
-def unasked(models) -> torch.Tensor:
+def unasked() -> torch.Tensor:
     raise AssertionError("this combination reads no priors")
 
 
 def build(combine: str, counts=(None, None)) -> Teacher:
     config = TeacherConfig(combine=combine, probe_images=5)
-    return Teacher.build(clients(counts), config, probe)
+    return Teacher.build(clients(counts), config, probed)
 
 
 def estimate_by_hand(answers: list[list[float]]) -> list[float]:
@@ -61,7 +61,7 @@ def estimate_by_hand(answers: list[list[float]]) -> list[float]:
 
 
 def test_probing_ranks_classes_as_a_fabricated_models_prior_does():
-    found = probe_priors([Biased(prior) for prior in PRIORS], torch.zeros(5, 1, 4, 4))
+    found = priors_of(probed())
     assert [row.tolist() for row in found] == [
         pytest.approx(list(prior)) for prior in PRIORS
     ]
@@ -74,7 +74,7 @@ def test_probing_against_loops_over_images():
         for model in models
     ]
     read = []
-    found = probe_priors(models, images, batch_size=3, on_batch=read.append)
+    found = priors_of(probe(models, images, batch_size=3, on_batch=read.append))
     assert read == [3, 3, 1] * 2
     assert [row.tolist() for row in found] == [pytest.approx(row) for row in expected]
 
@@ -89,7 +89,7 @@ def test_probing_finds_a_class_that_few_images_wake():
             logits = torch.tensor([next(asked) for _ in images]).log()
             return ViTOutput(logits, logits, logits, None, None)
 
-    found = probe_priors([Answers()], torch.zeros(10, 1, 4, 4))[0].tolist()
+    found = priors_of(probe([Answers()], torch.zeros(10, 1, 4, 4)))[0].tolist()
     assert found == pytest.approx(estimate_by_hand(answers))
     assert found[2] > found[0] > 2 * found[1]
 
@@ -111,7 +111,7 @@ PROBED = [
     ],
 )
 def test_class_weights_by_hand(combine, expected):
-    asked = probe if combine.startswith("prior") else unasked
+    asked = probed if combine.startswith("prior") else unasked
     weights = Teacher.build(clients(), TeacherConfig(combine), asked).class_weights
     torch.testing.assert_close(weights, torch.tensor(expected).float())
 

@@ -1,0 +1,182 @@
+"""Uploads as malicious clients would send them: a test kit for defences.
+
+Each attack takes honest uploads and returns what the attackers send in place of theirs. All of
+it passes the checks that uploads are received with: finite numbers of the right shapes. Sources
+beside each attack; where none stands, folklore.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.randomness import generator
+from fedmitr_app.uploads import Upload
+
+State = Mapping[str, Tensor]
+HEAD = ("head.weight", "head.bias")
+SCALE = 100.0
+LITTLE = 1.5
+"""How many standard deviations "a little" is (Baruch et al. choose 0.3 to 1.7)."""
+BIAS = 20.0
+JITTER = 1e-4
+"""Relative noise that makes copies differ: equal ones count once anyway."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What attackers know, all of them together."""
+
+    initial: State
+    """θ₀, which the server sent to everyone."""
+    honest: Sequence[State]
+    """What each attacker would have sent if it were honest."""
+
+
+Attack = Callable[[int, Knowledge, torch.Generator], dict[str, Tensor]]
+"""From an attacker's number, what they know, and draws on the CPU, to what it sends."""
+
+
+def gaussian_noise(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Add noise as large as each array's own values."""
+    return _each(known.honest[number], lambda value: value + _noise(value, rng) * _size(value))
+
+
+def sign_flip(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Take the training's step the other way."""
+    return _step(known.honest[number], known.initial, -1.0)
+
+
+def scale(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Take a hundred times the training's step (Bagdasaryan et al., AISTATS 2020)."""
+    return _step(known.honest[number], known.initial, SCALE)
+
+
+def label_flip(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Have learnt class C - 1 - c for c (Tolpegin et al., ESORICS 2020).
+
+    Exact without training again: labels only meet the model in the head's rows.
+    """
+    return _reheaded(known.honest[number], lambda value: value.flip(0))
+
+
+def random_weights(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send noise of each array's size in place of a model."""
+    return _each(known.honest[number], lambda value: _noise(value, rng) * _size(value))
+
+
+def constant_class(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Answer every image with the first class, and be sure of it."""
+    state = _reheaded(known.honest[number], torch.zeros_like)
+    state[HEAD[1]][0] = BIAS
+    return state
+
+
+def a_little_is_enough(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Stay within the spread of honest uploads (Baruch et al., NeurIPS 2019).
+
+    The mean of what the attackers would have sent, less ``LITTLE`` standard deviations; of a
+    single attacker, which sees no spread, of the size of its own step.
+    """
+    sent = {}
+    for name, start in known.initial.items():
+        values = torch.stack([state[name].double() for state in known.honest])
+        spread = values.std(0) if len(values) > 1 else (values[0] - start.double()).abs()
+        sent[name] = (values.mean(0) - LITTLE * spread).to(start.dtype)
+    return _each(sent, lambda value: value + JITTER * _noise(value, rng) * _size(value))
+
+
+def sybils(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send one flipped model under every key they hold, each with a little noise."""
+    flipped = label_flip(0, known, rng)
+    return _each(flipped, lambda value: value + JITTER * _noise(value, rng) * _size(value))
+
+
+ATTACKS: dict[str, Attack] = {
+    "gaussian-noise": gaussian_noise,
+    "sign-flip": sign_flip,
+    "scale": scale,
+    "label-flip": label_flip,
+    "random-weights": random_weights,
+    "constant-class": constant_class,
+    "a-little-is-enough": a_little_is_enough,
+    "sybils": sybils,
+}
+
+
+def attack(
+    uploads: Sequence[Upload],
+    name: str,
+    attackers: int,
+    initial: State,
+    folder: Path,
+    seed: int,
+) -> list[Upload]:
+    """Return a round's uploads with some of them replaced by attackers'.
+
+    Parameters
+    ----------
+    uploads : Sequence[Upload]
+        Honest ones, sorted; not changed.
+    name : str
+        In ``ATTACKS``.
+    attackers : int
+        How many clients attack; drawn by ``seed``, the same ones for every attack.
+    initial : Mapping[str, Tensor]
+        θ₀'s state dict.
+    folder : Path
+        Where the attackers' weights are written.
+
+    Raises
+    ------
+    ConfigError
+        If nobody is left to be honest.
+    """
+    if attackers >= len(uploads):
+        raise ConfigError(
+            f"attackers = {attackers}: with {len(uploads)} uploads at least one must be honest."
+        )
+    drawn = torch.randperm(len(uploads), generator=generator(seed, "attackers"))
+    chosen = sorted(drawn[:attackers].tolist())
+    known = Knowledge(initial, [uploads[index].load_state() for index in chosen])
+    rng, sent = generator(seed, "attack", name), list(uploads)
+    for number, index in enumerate(chosen):
+        file = folder / f"attacker-{index:03d}.safetensors"
+        save_file(ATTACKS[name](number, known, rng), file)
+        sent[index] = replace(uploads[index], weights=file, digest=f"{name}-{index}")
+    return sent
+
+
+def _each(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Change what is trained: integers keep their values."""
+    return {
+        name: change(value).contiguous() if value.is_floating_point() else value.clone()
+        for name, value in state.items()
+    }
+
+
+def _reheaded(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {
+        name: change(value).contiguous() if name in HEAD else value.clone()
+        for name, value in state.items()
+    }
+
+
+def _step(state: State, initial: State, factor: float) -> dict[str, Tensor]:
+    moved = {
+        name: initial[name] + factor * (value - initial[name]) for name, value in state.items()
+    }
+    return _each(moved, torch.clone)
+
+
+def _noise(value: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(value.shape, generator=rng).to(value.dtype)
+
+
+def _size(value: Tensor) -> Tensor:
+    """The root mean square of an array's values."""
+    return value.square().mean().sqrt()

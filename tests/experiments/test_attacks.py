@@ -1,0 +1,122 @@
+"""What attackers send: what it is meant to be, and that the server's checks let it through."""
+
+import pytest
+import torch
+
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments.attacks import ATTACKS, BIAS, HEAD, SCALE, attack
+from fedmitr_app.uploads import ArraySpec, Claims, Spool, check_arrays, read_spool
+from tests.inversion.tiny import tiny_vit
+
+CLIENTS = 4
+
+
+@pytest.fixture
+def theta0():
+    return tiny_vit(99, torch.float32).vit.state_dict()
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
+    for number in range(CLIENTS):
+        state = tiny_vit(number, torch.float32).vit.state_dict()
+        arrays = {name: value.numpy() for name, value in state.items()}
+        spool.add(arrays, Claims(10, f"client-{number}"))
+    return read_spool(spool.uploads)
+
+
+def sent_by(uploads, theta0, folder, name, attackers=1, seed=0):
+    """Return pairs of what each attacker would have sent honestly, and what it sends."""
+    folder.mkdir(exist_ok=True)
+    sent = attack(uploads, name, attackers, theta0, folder, seed)
+    assert [upload.client for upload in sent] == [upload.client for upload in uploads]
+    pairs = [(one, other) for one, other in zip(uploads, sent) if one is not other]
+    assert len(pairs) == attackers
+    return [(one.load_state(), other.load_state()) for one, other in pairs]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_all_of_it_passes_the_servers_checks(uploads, theta0, tmp_path, name):
+    reference = {
+        key: ArraySpec(tuple(value.shape), value.numpy().dtype) for key, value in theta0.items()
+    }
+    digests = set()
+    for honest, sent in sent_by(uploads, theta0, tmp_path / "a", name, 2):
+        clean, notes = check_arrays({key: value.numpy() for key, value in sent.items()}, reference)
+        assert not notes and any(not torch.equal(honest[key], sent[key]) for key in sent)
+        digests.add(b"".join(value.tobytes() for value in clean.values()))
+    assert len(digests) == 2, "copies would count once"
+
+
+def test_the_same_clients_attack_whatever_the_attack_and_the_seed_decides(
+    uploads, theta0, tmp_path
+):
+    def chosen(name, seed):
+        sent = attack(uploads, name, 2, theta0, tmp_path, seed)
+        return [index for index in range(CLIENTS) if sent[index] is not uploads[index]]
+
+    assert len({tuple(chosen(name, 3)) for name in ATTACKS}) == 1
+    assert len({tuple(chosen("scale", seed)) for seed in range(10)}) > 1
+
+
+@pytest.mark.parametrize(("name", "factor"), [("sign-flip", -1.0), ("scale", SCALE)])
+def test_steps_are_taken_the_other_way_or_too_far(uploads, theta0, tmp_path, name, factor):
+    ((honest, sent),) = sent_by(uploads, theta0, tmp_path / "a", name)
+    for key, start in theta0.items():
+        torch.testing.assert_close(sent[key], start + factor * (honest[key] - start))
+
+
+def test_flipped_labels_are_the_honest_answers_in_reverse(uploads, theta0, tmp_path):
+    ((honest, sent),) = sent_by(uploads, theta0, tmp_path / "a", "label-flip")
+    model = tiny_vit(0, torch.float32)
+    images, answers = torch.randn(3, *_shape(model)), []
+    for state in (honest, sent):
+        model.vit.load_state_dict(state)
+        answers.append(model(images).logits)
+    torch.testing.assert_close(answers[1], answers[0].flip(1))
+
+
+def _shape(model):
+    return model.spec.channels, model.spec.size, model.spec.size
+
+
+def test_one_class_for_every_image(uploads, theta0, tmp_path):
+    ((_, sent),) = sent_by(uploads, theta0, tmp_path / "a", "constant-class")
+    model = tiny_vit(0, torch.float32)
+    model.vit.load_state_dict(sent)
+    logits = model(torch.randn(3, *_shape(model))).logits
+    assert (logits[:, 0] == BIAS).all() and (logits[:, 1:] == 0).all()
+
+
+def test_a_little_is_one_and_a_half_deviations_from_the_attackers_mean(uploads, theta0, tmp_path):
+    pairs = sent_by(uploads, theta0, tmp_path / "a", "a-little-is-enough", 3)
+    honest = [state for state, _ in pairs]
+    for key in theta0:
+        values = torch.stack([state[key] for state in honest])
+        expected = values.mean(0) - 1.5 * values.std(0)
+        for _, sent in pairs:
+            torch.testing.assert_close(sent[key], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sybils_send_nearly_the_same(uploads, theta0, tmp_path):
+    (_, first), (_, second) = sent_by(uploads, theta0, tmp_path / "a", "sybils", 2)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gaussian-noise", "random-weights"])
+def test_noise_is_as_large_as_the_weights(uploads, theta0, tmp_path, name):
+    ((honest, sent),) = sent_by(uploads, theta0, tmp_path / "a", name)
+    key = "blocks.0.mlp.fc1.weight"
+    noise = sent[key] - honest[key] if name == "gaussian-noise" else sent[key]
+    assert noise.square().mean().sqrt() == pytest.approx(
+        honest[key].square().mean().sqrt().item(), rel=0.3
+    )
+    assert set(HEAD) <= set(sent)
+
+
+def test_somebody_must_be_honest(uploads, theta0, tmp_path):
+    with pytest.raises(ConfigError, match="attackers = 4: with 4 uploads at least one"):
+        attack(uploads, "scale", 4, theta0, tmp_path, 0)
