@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +14,8 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests.deployment import copy_project, free_port
+
 CLIENTS = 4
 FEDERATION = f"num-supernodes={CLIENTS} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
 # Smaller than the quick preset: what is tested is the way there.
@@ -25,25 +24,11 @@ RUN_SECONDS = 420  # a run takes half a minute; a busy machine many times that
 IMPOSSIBLE = "distillation.temperature = -1.0 is not allowed: it must be a number above 0"
 
 
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 class Flower:
     """A SuperLink of this test's own, as ``flwr run`` would start it, and the CLI beside it."""
 
     def __init__(self, folder: Path) -> None:
-        self.project, port, control = folder / "project", _free_port(), _free_port()
-        self.project.mkdir()
-        shutil.copytree(
-            PROJECT / "fedmitr_app",
-            self.project / "fedmitr_app",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-        for name in ("pyproject.toml", "LICENSE", "README.md", ".gitignore"):
-            shutil.copy(PROJECT / name, self.project)
+        self.project, port, control = copy_project(folder / "project"), free_port(), free_port()
         self.bin = Path(sys.executable).parent
         self.env = {
             **os.environ,
