@@ -38,6 +38,8 @@ class Inverted(NamedTuple):
     curves: dict[str, list[float]]
     """Batch means per iteration: ``loss``, ``confidence`` (the target's probability; a mixed
     target's two, weighted by their shares), ``alive``."""
+    confidence: Tensor | None = None
+    """Each image's highest on the way, ``[B]``; None without an iteration."""
 
 
 def invert_batch(
@@ -93,6 +95,7 @@ def invert_batch(
     optimiser = PatchAdam(read_patches(images, own), config)
     low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
     density = torch.zeros(alive.shape, device=images.device)
+    highest = torch.zeros(batch, device=images.device)
     losses, confidences, counts = [], [], []
 
     for iteration in range(config.iterations):
@@ -115,7 +118,9 @@ def invert_batch(
         elif iteration + 1 in schedule.stops:
             density = torch.zeros(alive.shape, device=images.device)
         losses.append(step.loss.mean() + config.tv * smooth.mean())
-        confidences.append((targets * step.logits.softmax(-1)).sum(-1).mean())
+        confidence = (targets * step.logits.softmax(-1)).sum(-1)
+        confidences.append(confidence.mean())
+        highest = torch.maximum(highest, confidence)
         counts.append(alive.shape[1])
         if on_step:
             on_step({"loss": losses[-1], "confidence": confidences[-1], "alive": counts[-1]})
@@ -125,7 +130,9 @@ def invert_batch(
         "confidence": torch.stack(confidences).tolist() if confidences else [],
         "alive": [float(count) for count in counts],
     }
-    return Inverted(images, targets, alive if config.iterations else alive[:, :0], curves)
+    if not config.iterations:
+        return Inverted(images, targets, alive[:, :0], curves)
+    return Inverted(images, targets, alive, curves, highest)
 
 
 class PixelGradient(NamedTuple):

@@ -1,5 +1,6 @@
 """Fill the pool: targets, chosen starts, teachers per image, inversion, batch by batch."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,13 @@ from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_start
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+LEAST_SHARE_OF_CHANCE = 0.1
+LEAST_DEVIATION = 1e-3
+"""Of an image's pixels, in units of the data's deviation: flatter ones show nothing."""
 
 Point = Mapping[str, torch.Tensor | float]
 OnStep = Callable[[int, Point], None]
@@ -42,6 +50,8 @@ class Made(NamedTuple):
     """Each batch's curves, targets and kept indices, without images."""
     seconds: float
     """What they took, whichever run made them."""
+    dropped: int
+    """Images that came to nothing, however often they were made."""
 
 
 def steps_per_image(config: InversionConfig) -> int:
@@ -79,7 +89,7 @@ def make_pool(
     Made
         Of all batches; the images are in the pool, not in memory.
     """
-    batches, seconds = [], 0.0
+    batches, seconds, dropped = [], 0.0, 0
     for index, first in enumerate(range(0, request.count, config.batch_size)):
         count = min(config.batch_size, request.count - first)
         place = Place(request.round, index)
@@ -97,6 +107,13 @@ def make_pool(
             rng = generator(request.seed, "inversion", request.round, index)
             heard = partial(on_step, count)
             batch = _one_batch(teacher, config, count, rng, device, student, heard)
+
+            def again(number: int, attempt: int) -> Inverted:
+                rng = generator(request.seed, "inversion", request.round, index, "again", attempt)
+                return _one_batch(teacher, config, number, rng, device, student, lambda _: None)
+
+            if config.iterations:
+                batch = _make_good(batch, again)
             taken = time.monotonic() - started
             pool.add(batch, provenance, place, taken)
             # A clone: an empty slice would keep the whole batch in memory.
@@ -105,7 +122,8 @@ def make_pool(
             on_reuse(count)
         batches.append(found[0])
         seconds += found[1]
-    return Made(batches, seconds)
+        dropped += count - len(found[0].targets)
+    return Made(batches, seconds, dropped)
 
 
 def _pick_starts(
@@ -186,3 +204,40 @@ def _one_batch(
         student=student,
         on_step=on_step,
     )
+
+
+def came_to_something(batch: Inverted) -> torch.Tensor:
+    """Say which images may be kept, ``[B]`` bool (choice).
+
+    Not those with a pixel that isn't finite, without any variance, or in which the teacher never
+    saw the target at a tenth of chance.
+    """
+    pixels = batch.images.flatten(1)
+    sound = pixels.isfinite().all(1) & (pixels.std(1) > LEAST_DEVIATION)
+    if batch.confidence is not None:
+        sound &= batch.confidence >= LEAST_SHARE_OF_CHANCE / batch.targets.shape[1]
+    return sound
+
+
+def _make_good(batch: Inverted, again: Callable[[int, int], Inverted]) -> Inverted:
+    """Replace images that came to nothing by others, ``again(count, attempt)``, or drop them."""
+    for attempt in range(RETRIES):
+        failed = (~came_to_something(batch)).nonzero().flatten()
+        if not len(failed):
+            return batch
+        other = again(len(failed), attempt)
+        logger.info("%d of %d images came to nothing: made again.", len(failed), len(batch.images))
+        if other.keep_idx.shape[1] != batch.keep_idx.shape[1]:
+            break  # the automatic schedule stopped at another number of patches
+        parts = zip(batch[:3], other[:3], strict=True)
+        images, targets, keep_idx = (old.index_copy(0, failed, new) for old, new in parts)
+        confidence = batch.confidence
+        if confidence is not None:
+            confidence = confidence.index_copy(0, failed, other.confidence)
+        batch = Inverted(images, targets, keep_idx, batch.curves, confidence)
+    kept = came_to_something(batch)
+    dropped = int((~kept).sum())
+    if dropped:
+        logger.warning("%d of %d images came to nothing again: dropped.", dropped, len(kept))
+    images, targets, keep_idx = (part[kept] for part in batch[:3])
+    return batch._replace(images=images, targets=targets, keep_idx=keep_idx)

@@ -31,21 +31,22 @@ def fedmitr(task: Task) -> Fused:
     Raises
     ------
     TrainingError
-        If inversion or distillation leaves the finite numbers.
+        If no image comes to anything, or distillation leaves the finite numbers.
     """
     teacher, config = task.teacher, task.settings.inversion
     pool = Pool(task.folder / "pool", task.model.num_patches)
     shards = pool.digests()
     student: StudentTraining | None = None
-    batches, seconds = [], {"inversion": 0.0}
+    batches, seconds, dropped = [], {"inversion": 0.0}, 0
     for turn in range(config.rounds):
         count = share(config.images, turn, config.rounds)
         request = PoolRequest(count, task.settings.seed, turn, task.origin)
         made = _invert(task, pool, request, student.model if student else None)
         batches += made.batches
         seconds["inversion"] += made.seconds
+        dropped += made.dropped
         data = pool.load(task.device)
-        if not data.images.isfinite().all():
+        if not len(data):
             raise TrainingError.diverged("inversion", config.learning_rate)
         checkpoint = task.folder / CHECKPOINT
         student = student or StudentTraining(task, data.images, checkpoint, shards)
@@ -54,6 +55,7 @@ def fedmitr(task: Task) -> Fused:
         model=student.finish(),
         teacher=teacher,
         images=len(data),
+        dropped=dropped,
         inversion=config,
         inversion_curves=_mean_curves(batches),
         distillation_loss=student.losses,

@@ -182,6 +182,8 @@ class Fused:
     """What taught it, or what answers in its place."""
     images: int = 0
     """Synthetic images made; they are in the task's ``pool``."""
+    dropped: int = 0
+    """Images that came to nothing, and are not there."""
     inversion: InversionConfig | None = None
     """How they were made, if they were inverted or come from starting images."""
     inversion_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)

@@ -94,6 +94,7 @@ def _of_fused(fused: Fused, flop_ratio: float | None, diversity: float) -> dict[
         "inversion": {
             "flop_ratio": flop_ratio,
             "images": fused.images,
+            "dropped": fused.dropped,
             "diversity": diversity,
             "confidence": confidence[-1],
         },

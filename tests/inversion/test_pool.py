@@ -1,5 +1,6 @@
 """The pool on disk, what fills it, and how its variety is measured."""
 
+import importlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from tests.inversion.tiny import (
     random_targets,
     tiny_teacher,
 )
+
+make_pool_module = importlib.import_module("fedmitr_app.inversion.make_pool")  # not the function
 
 
 def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:
@@ -164,6 +167,63 @@ def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, 
         (count, point) for count in (4, 3) for point in [[]] * draws + [curves] * 3
     ]
     assert sum(count for count, _ in news) == 7 * steps_per_image(config)
+
+
+# --- images that come to nothing
+
+
+def spoil(monkeypatch, how, tries, images=(1, 2)):
+    """Let some images of a batch's first tries come to nothing."""
+    honest, calls = make_pool_module.invert_batch, []
+
+    def invert(teacher, starts, *arguments, **keywords):
+        made = honest(teacher, starts, *arguments, **keywords)
+        calls.append(len(starts))
+        if len(calls) > tries:
+            return made
+        pixels, sure = made.images.clone(), made.confidence.clone()
+        for image in images if len(pixels) > max(images) else range(len(pixels)):
+            if how == "nan":
+                pixels[image, 0, 0, 0] = torch.nan
+            elif how == "flat":
+                pixels[image] = 0.5
+            else:
+                sure[image] = 0.09 / CLASSES
+        return made._replace(images=pixels, confidence=sure)
+
+    monkeypatch.setattr(make_pool_module, "invert_batch", invert)
+    return calls
+
+
+@pytest.mark.parametrize("how", ["nan", "flat", "never reached"])
+def test_images_that_come_to_nothing_are_made_again(tmp_path, monkeypatch, how):
+    whole = fill(tmp_path / "whole", count=4)[0].load()
+    calls = spoil(monkeypatch, how, tries=1)
+    pool, made, _ = fill(tmp_path / "spoilt", count=4)
+    data = pool.load()
+    assert calls == [4, 2] and made.dropped == 0 and len(data) == 4
+    assert data.images.isfinite().all() and data.images.flatten(1).std(1).min() > 0.01
+    for image in (0, 3):  # the others are as they were
+        assert torch.equal(data.images[image], whole.images[image])
+        assert torch.equal(data.mask[image], whole.mask[image])
+    for image in (1, 2):
+        assert not torch.equal(data.images[image], whole.images[image])
+    assert contents(fill(tmp_path / "again", count=4)[0]) != contents(pool)
+
+
+def test_those_that_never_do_are_dropped_and_counted(tmp_path, monkeypatch, caplog):
+    calls = spoil(monkeypatch, "nan", tries=9)
+    pool, made, _ = fill(tmp_path, count=4)
+    assert calls == [4, 2, 2] and made.dropped == 2
+    assert len(pool.load()) == 2 and pool.load().images.isfinite().all()
+    assert "2 of 4 images came to nothing again: dropped." in caplog.text
+    # A run that goes on counts them, too.
+    assert fill(tmp_path, count=4)[1].dropped == 2 and calls == [4, 2, 2]
+
+
+def test_starting_images_are_taken_as_they_come(tmp_path):
+    pool, made, _ = fill(tmp_path, iterations=0)
+    assert made.dropped == 0 and len(pool.load()) == 7
 
 
 # --- diversity

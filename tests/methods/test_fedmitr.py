@@ -13,7 +13,7 @@ from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
-from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads import Upload, average
 from tests.inversion.tiny import SPEC, contents, tiny_vit
 
 CPU = torch.device("cpu")
@@ -136,9 +136,37 @@ def test_leaving_the_finite_numbers_is_one_sentence(theta0, uploads, tmp_path, s
     chosen = replace(chosen, teacher=TeacherConfig("mean-logits", 8))
     task = Task.load(theta0, uploads, chosen, tmp_path, CPU)
     if stage == "inversion":
-        torch.nn.init.constant_(task.clients[0].model.vit.head.weight, float("nan"))
+        for client in task.clients:
+            torch.nn.init.constant_(client.model.vit.head.weight, float("nan"))
     with pytest.raises(TrainingError, match=f"{stage}.learning-rate = .* lower it"):
         fedmitr(task)
+
+
+def test_a_model_whose_answers_are_not_finite_teaches_nobody(theta0, uploads, tmp_path, caplog):
+    task = Task.load(theta0, uploads, settings(), tmp_path, CPU)
+    torch.nn.init.constant_(task.clients[1].model.vit.head.weight, 3e38)
+    rest = task.defended()
+    assert [client.key for client in rest.clients] == ["client-000", "client-002"]
+    assert "client-001 is suspicious, and left out: its answers are not finite" in caplog.text
+    state = fedmitr(rest).model.state_dict()
+    assert all(value.isfinite().all() for value in state.values())
+    # It is no part of the average that the student starts from either.
+    without = average([upload for upload in uploads if upload.client != "client-001"])
+    assert all(torch.equal(rest.average[name], value) for name, value in without.items())
+
+
+@pytest.mark.parametrize("defence", ["none", "leave-one-out"])
+def test_a_loud_model_is_left_out_where_that_is_asked_for(
+    theta0, uploads, tmp_path, caplog, defence
+):
+    plan = replace(settings(), teacher=TeacherConfig(probe_images=8, defence=defence))
+    task = Task.load(theta0, uploads, plan, tmp_path, CPU)
+    task.clients[1].model.vit.head.weight.data *= 1e4
+    kept = [client.key for client in task.defended().clients]
+    strict = defence == "leave-one-out"
+    assert ("client-001" in kept) != strict and len(kept) == (2 if strict else 3)
+    done = "left out" if strict else "used all the same"
+    assert f"client-001 is suspicious, and {done}" in caplog.text
 
 
 def test_more_rounds_than_images_or_steps_are_refused():
