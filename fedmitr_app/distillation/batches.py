@@ -18,6 +18,11 @@ class Batch(NamedTuple):
     parts: tuple[tuple[Tensor, Tensor, Tensor], ...]
     """For each part: its share ``[B]``, its mask ``[B, N]``, its targets ``[B, classes]``."""
 
+    def part(self, rows: slice) -> "Batch":
+        """Return some of the images, and what they were made of."""
+        parts = tuple(tuple(value[rows] for value in part) for part in self.parts)
+        return Batch(self.images[rows], parts)
+
     @property
     def targets(self) -> Tensor:
         """The mixed pseudo-labels, ``[B, classes]``."""

@@ -38,6 +38,10 @@ class Taught(NamedTuple):
     relabels: Tensor | None
     """The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image."""
 
+    def part(self, rows: slice) -> "Taught":
+        """Return the answers to some of the images."""
+        return Taught(self.logits[rows], None if self.relabels is None else self.relabels[rows])
+
 
 @dataclass
 class Lesson:
@@ -45,6 +49,14 @@ class Lesson:
 
     batch: Batch
     taught: Taught | None = None
+
+    def parts(self, size: int) -> list["Lesson"]:
+        """Split a lesson that was taught into parts of at most ``size`` images."""
+        count = len(self.batch.images)
+        if size >= count:
+            return [self]
+        rows = [slice(first, first + size) for first in range(0, count, size)]
+        return [Lesson(self.batch.part(each), self.taught.part(each)) for each in rows]
 
 
 class Distiller:
@@ -84,6 +96,7 @@ class Distiller:
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
         self.falls = 0
+        self.micro_batches = 1
 
     def run(
         self,
@@ -131,13 +144,11 @@ class Distiller:
             if step < done:
                 continue
             lesson.taught = lesson.taught or self.teach(lesson.batch)
-            loss = self.loss(lesson.batch, lesson.taught).mean()
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = self._backward(lesson)
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
             self.scheduler.step()
-            losses.append(loss.detach())
+            losses.append(loss)
             if on_step:
                 on_step(losses[-1])
             if (step + 1) % between and step + 1 < steps:
@@ -152,6 +163,30 @@ class Distiller:
                 resume_schedule(self.scheduler, now)
         self.student.eval()
         return torch.stack(losses).tolist() if losses else []
+
+    def _backward(self, lesson: Lesson) -> Tensor:
+        """Differentiate a lesson's mean loss, in as few parts as the device's memory takes."""
+        count = len(lesson.batch.images)
+        while True:
+            self.optimiser.zero_grad(set_to_none=True)
+            size = -(-count // self.micro_batches)
+            try:
+                total = torch.zeros((), device=lesson.batch.images.device)
+                for part in lesson.parts(size):
+                    loss = self.loss(part.batch, part.taught).sum() / count
+                    loss.backward()
+                    total += loss.detach()
+                return total
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.micro_batches *= 2
+            # Outside the except block, which would keep what was computed alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning(
+                "out of memory: distilling in %d parts a batch from here on.", self.micro_batches
+            )
 
     def _finite(self, losses: Sequence[Tensor]) -> bool:
         parts = [torch.stack(losses), *self.parameters]

@@ -20,6 +20,7 @@ from fedmitr_app.inversion.geometry import (
     write_patches,
 )
 from fedmitr_app.inversion.losses import total_variation
+from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
@@ -84,7 +85,7 @@ def invert_batch(
         had when they were stopped. Without any iteration (as in the control) no patch was
         made to show its target, so that none may be taught it: none survives.
     """
-    objective = Objective(teacher, targets, config, members, student)
+    objective = Microbatches(Objective(teacher, targets, config, members, student))
     schedule = Schedule.build(config)
     model = teacher.models[0]
     size, patch = model.spec.size, model.patch_size
@@ -146,7 +147,7 @@ class PixelGradient(NamedTuple):
 
 
 def pixel_gradient(
-    objective: Objective,
+    objective: Objective | Microbatches,
     images: Tensor,
     alive: Tensor,
     own: Tensor,

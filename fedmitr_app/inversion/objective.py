@@ -8,7 +8,7 @@ back: memory of one model, one more forward. Where each client has its own loss
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -73,6 +73,11 @@ class Objective:
         loss = loss + sum(self._prior(k, output) for k, output in enumerate(outputs))
         (grad,) = torch.autograd.grad(loss.sum(), patches)
         return Gradient(loss.detach(), grad, combined.detach(), self._attention(outputs))
+
+    def part(self, rows: slice) -> "Objective":
+        """Return the objective of some of the batch's images."""
+        members = None if self.members is None else self.members[:, rows]
+        return replace(self, targets=self.targets[rows], members=members)
 
     def _frugal(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
         models = range(len(self._models))

@@ -314,3 +314,23 @@ def test_what_is_gone_on_with_ends_the_same_to_the_last_bit(token_head, repeats,
     ended = again.state()
     assert ended.keys() == whole.state().keys()
     assert all(torch.equal(ended[name], value) for name, value in whole.state().items())
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_batch_that_is_too_large_is_split_and_gives_the_same(monkeypatch, caplog, most):
+    settings = {"steps": 6, "relabel": "background"}
+    whole, parts = trainee(**settings), trainee(**settings)
+    losses, honest = whole.run(pool_of(), 6), parts.loss
+
+    def limited(batch, taught):
+        if len(batch.images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(batch, taught)
+
+    monkeypatch.setattr(parts, "loss", limited)
+    assert parts.run(pool_of(), 6) == pytest.approx(losses, rel=1e-4)
+    # Adam makes rounding large where there is no gradient: what they answer is compared.
+    images = pool_of().images
+    answers = [made.student(images).logits for made in (whole, parts)]
+    torch.testing.assert_close(*answers, rtol=1e-2, atol=1e-2)
+    assert "out of memory: distilling in" in caplog.text

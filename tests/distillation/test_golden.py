@@ -48,7 +48,8 @@ def golden_run(folder: Path) -> dict[str, list[float]]:
         flip=0.0,
     )
     pool = Pool(folder, 16)
-    made = make_pool(teacher, pool, config, PoolRequest(8, seed=0), device=torch.device("cpu"))
+    request = PoolRequest(8, seed=0)
+    made = make_pool(teacher, pool, config, request, device=torch.device("cpu")).batches
     student = tiny_vit(40, torch.float32)
     distiller = Distiller(student, teacher, distillation_config(), generator(0, "distillation"))
     data = pool.load()

@@ -10,6 +10,7 @@ from fedmitr_app.config import parse_config
 from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
+from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.teacher import combine_logits
 from tests.inversion.tiny import (
@@ -193,3 +194,49 @@ def test_a_term_that_per_teacher_losses_cannot_have_is_refused():
                 "inversion.rounds": 2,
             }
         )
+
+
+# --- less memory
+
+
+def short_of_memory(monkeypatch, most):
+    """Let models run out of memory with more than so many images."""
+    run, sizes = Objective._run, []
+
+    def limited(self, k, patches, position_idx, attention):
+        if len(patches) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(patches))
+        return run(self, k, patches, position_idx, attention)
+
+    monkeypatch.setattr(Objective, "_run", limited)
+    return sizes
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("loss", ["ensemble", "per-teacher"])
+def test_a_batch_that_is_too_large_is_halved_and_gives_the_same(
+    monkeypatch, caplog, most, attention, loss
+):
+    terms = {"members": MEMBERS, "disagreement": 0.0, "similarity": 0.4}
+    built = objective("prior-probed", terms, loss=loss)
+    patches, positions = inputs()
+    whole = built.gradient(patches, positions, attention)
+    sizes = short_of_memory(monkeypatch, most)
+    parts = Microbatches(built)
+    for _ in range(2):
+        for found, expected in zip(parts.gradient(patches, positions, attention), whole):
+            assert (found is None) == (expected is None)
+            if expected is not None:
+                torch.testing.assert_close(found, expected)
+    assert set(sizes) <= set(range(1, most + 1))
+    # Found once, and kept to.
+    assert caplog.text.count("out of memory") == (1 if most == 2 else 2)
+
+
+def test_an_image_that_is_too_large_is_an_error(monkeypatch):
+    terms = {"members": None, "disagreement": 0.0, "similarity": 0.0}
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        Microbatches(objective("mean-logits", terms)).gradient(*inputs())
