@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import random
+import time
 import tracemalloc
 
 import numpy as np
@@ -428,3 +429,20 @@ def test_the_bare_ensemble_keeps_every_model(tmp_path):
 def test_min_clients_is_checked(value):
     with pytest.raises(ConfigError, match="min_clients"):
         OneShotFedAvg(min_clients=value)
+
+
+def test_a_reply_that_comes_too_late_is_missing_and_the_others_count():
+    began = time.monotonic()
+
+    class Late(FakeGrid):
+        def pull_messages(self, message_ids):
+            waits = [self.pushed[key].metadata.dst_node_id for key in message_ids]
+            if waits == [13] and time.monotonic() - began < 1.0:
+                return []
+            return super().pull_messages(message_ids)
+
+    strategy = OneShotFedAvg(**QUICK)
+    strategy.start(Late([11, 12, 13], keyed), record(theta0()), timeout=0.3)
+    assert [upload.client for upload in strategy.outcome.accepted] == ["client-a", "client-b"]
+    assert [missing.client for missing in strategy.outcome.missing] == ["node-13"]
+    assert "no reply within 0.3 s" in strategy.outcome.missing[0].reason
