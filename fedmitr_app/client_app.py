@@ -15,7 +15,7 @@ from fedmitr_app.config import Config, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, ModelError
 from fedmitr_app.evaluation import accuracy
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
-from fedmitr_app.partitions import ImageSet, load_shard
+from fedmitr_app.partitions import ImageSet, hold_out, load_shard
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress
@@ -36,6 +36,8 @@ from fedmitr_app.training import class_moments, fit
 _log = logging.getLogger(__name__)
 
 KEYS = RecordKeys()
+# Named for what they are: the second is no measure of how the model does on other images.
+HELD_OUT, TRAINED_ON = "accuracy-on-hold-out", "accuracy-on-training-shard"
 
 app = ClientApp()
 
@@ -59,7 +61,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the received model on this client's own shard, which it trained on."""
+    """Measure the received model on this client's own images: its hold-out, if it has one."""
     return _reply(message, context, _evaluate)
 
 
@@ -124,7 +126,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
     if key_digest(client.key) in told.get(HAVE_KEY, []):
         _log.info("client %s has sent its upload before.", client.key)
         return _no_upload(client.key, "kept", "the server has its upload.")
-    shard = _load_shard(client, content)
+    shard, _ = _load_shard(client, content)
     if len(shard) == 0:
         _log.info("client %s holds no data.", client.key)
         return _no_upload(client.key, "no-data", "its shard is empty.")
@@ -167,7 +169,8 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
 
 
 def _evaluate(client: Client, content: RecordDict) -> RecordDict:
-    shard = _load_shard(client, content)
+    trained_on, held = _load_shard(client, content)
+    shard, name = (held, HELD_OUT) if len(held) else (trained_on, TRAINED_ON)
     if len(shard) == 0:
         return _no_upload(client.key, "no-data", "its shard is empty.")
     model = _load_model(client, content).to(client.device).eval()
@@ -179,18 +182,19 @@ def _evaluate(client: Client, content: RecordDict) -> RecordDict:
         device=client.device,
         batch_size=client.config.server.eval_batch_size,
     )
-    # Named for what it is: no measure of how the model does on images nobody trained on.
-    metrics = {"accuracy-on-training-shard": share, KEYS.weighted_by: len(shard)}
+    metrics = {name: share, KEYS.weighted_by: len(shard)}
     return RecordDict({METRICS_KEY: MetricRecord(metrics)})
 
 
-def _load_shard(client: Client, content: RecordDict) -> ImageSet:
+def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet]:
+    """Return what this client trains on, and what it holds out."""
     config = client.config
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
     told = records_of(content, ConfigRecord).get(KEYS.config, {}).get("class-names")
-    return align_labels(shard, tuple(told)) if told else shard
+    shard = align_labels(shard, tuple(told)) if told else shard
+    return hold_out(shard, config.client.holdout, config.seed, client.key)
 
 
 def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:

@@ -115,6 +115,7 @@ class ClientConfig:
     warmup: float = number(0.1, low=0.0, high=1.0)
     label_smoothing: float = number(0.1, low=0.0, high=0.9)
     augment: str = choice("affine", "none", "shift", "shift-flip", "affine")
+    holdout: float = number(0.0, low=0.0, high=0.9)
     share_label_counts: bool = flag(False)
     share_moments: bool = flag(False)
     device: str = text("auto")

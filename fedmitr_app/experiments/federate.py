@@ -16,7 +16,7 @@ from fedmitr_app.config import Config, flatten
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.grid import Federation
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
-from fedmitr_app.partitions import class_names, load_shard
+from fedmitr_app.partitions import class_names, hold_out, load_shard
 from fedmitr_app.randomness import generator
 from fedmitr_app.training import class_moments, fit
 from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
@@ -65,6 +65,7 @@ def train_federation(
         )
         if len(shard) == 0:
             continue
+        shard, _ = hold_out(shard, config.client.holdout, federation.seed, key)
         model = copy.deepcopy(start)
         moments = class_moments(model, shard, device=device)
         rng = generator(federation.seed, key, "training")

@@ -40,6 +40,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, which: Tensor) -> "ImageSet":
+        """Return the images at some indices."""
+        return ImageSet(self.images[which], self.labels[which], self.class_names)
+
     def label_counts(self) -> tuple[int, ...]:
         """Return the number of images of each class."""
         return tuple(torch.bincount(self.labels, minlength=len(self.class_names)).tolist())

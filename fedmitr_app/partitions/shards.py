@@ -10,6 +10,7 @@ from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.partitions.partitioners import deal
 from fedmitr_app.partitions.rows import Rows
 from fedmitr_app.partitions.sources import load_source
+from fedmitr_app.randomness import generator
 
 
 def load_shard(
@@ -47,6 +48,18 @@ def load_shard(
     source = load_source(data)
     mine = deal(source.train, partition, num_partitions, seed)[partition_id]
     return _image_set(source.train.take(mine), data, source.class_names)
+
+
+def hold_out(shard: ImageSet, share: float, seed: int, client: str) -> tuple[ImageSet, ImageSet]:
+    """Split a client's images into those that it trains on, and a share that it doesn't.
+
+    The same every time for one seed and client key; at least one image is left to train on.
+    """
+    order = torch.randperm(len(shard), generator=generator(seed, client, "hold-out"))
+    held = min(round(share * len(shard)), max(len(shard) - 1, 0))
+    if held == 0:
+        return shard, shard.take(order[:0])
+    return shard.take(order[held:].sort().values), shard.take(order[:held].sort().values)
 
 
 def load_test_set(data: DataConfig) -> ImageSet:

@@ -15,10 +15,10 @@ from fedmitr_app.client_app import align_labels, app
 from fedmitr_app.config import default_run_config, parse_config
 from fedmitr_app.errors import DataError
 from fedmitr_app.models import InputSpec, architecture_of, build_vit
-from fedmitr_app.partitions import ImageSet, load_shard
+from fedmitr_app.partitions import ImageSet, hold_out, load_shard
 from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import to_array_record
-from fedmitr_app.training import class_moments
+from fedmitr_app.training import class_moments, fit
 from tests.strategies.fake_grid import FakeGrid, context
 
 CLIENTS = 3
@@ -199,6 +199,40 @@ def test_evaluation_is_named_for_what_it_is():
     result = strategy.start(grid, to_array_record(model.vit.state_dict()), timeout=60.0)
     (name,) = result.evaluate_metrics_clientapp[1]
     assert name == "accuracy-on-training-shard"
+
+
+def test_a_client_may_hold_images_out_and_score_the_global_model_on_them(monkeypatch):
+    raw, scored, trained = run_config(**{"client.holdout": 0.25}), [], []
+
+    def score(predict, images, *arguments, **keywords):
+        scored.append(images)
+        return 0.5
+
+    def train(model, shard, *arguments, **keywords):
+        trained.append(shard.images)
+        return fit(model, shard, *arguments, **keywords)
+
+    monkeypatch.setattr("fedmitr_app.client_app.accuracy", score)
+    monkeypatch.setattr("fedmitr_app.client_app.fit", train)
+    strategy = OneShotFedAvg(federated_evaluation=True, **QUICK)
+    grid = FakeGrid([11, 12, 13], lambda m: app(m, context(raw, node_config(m))))
+    state = theta0(raw).vit.state_dict()
+    result = strategy.start(grid, to_array_record(state), timeout=60.0)
+    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy-on-hold-out": 0.5}
+    config = parse_config(raw)
+    for number, (rest, held) in enumerate(zip(trained, scored, strict=True)):
+        shard = load_shard(config.data, config.partition, number, CLIENTS, config.seed)
+        assert len(held) == round(0.25 * len(shard)) and len(rest) + len(held) == len(shard)
+        both = torch.cat([rest, held]).flatten(1).tolist()
+        assert sorted(both) == sorted(shard.images.flatten(1).tolist())
+        assert strategy.outcome.accepted[number].num_examples == len(rest)
+
+
+@pytest.mark.parametrize(("images", "held"), [(0, 0), (1, 0), (2, 1), (10, 9)])
+def test_something_is_always_left_to_train_on(images, held):
+    shard = ImageSet(torch.zeros(images, 1, 2, 2), torch.zeros(images, dtype=torch.long), ("a",))
+    rest, out = hold_out(shard, 0.9, 0, "me")
+    assert (len(rest), len(out)) == (images - held, held)
 
 
 def test_a_node_may_bring_its_own_data(tmp_path):
