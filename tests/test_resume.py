@@ -233,3 +233,14 @@ def test_uploads_from_a_folder_without_a_round(federation, tmp_path):
     with pytest.raises(ConfigError, match="server.uploads-from = .*whose round is over"):
         federation.run(**{"server.uploads-from": str(tmp_path)})
     assert not federation.grid.pushed
+
+
+def test_uploads_of_another_model_are_refused(tmp_path, no_processes):
+    first = Federation(tmp_path / "first")
+    first.run()
+    changes = {"model.depth": 2}, {"data.mean": "0.25"}, {"model.width": 48, "model.heads": 3}
+    for number, change in enumerate(changes):
+        second = Federation(tmp_path / f"second-{number}")
+        with pytest.raises(ConfigError, match="'client-000' are of another model than this run's"):
+            second.run(**{"server.uploads-from": str(first.folder), **change})
+        assert second.status()["state"] == "failed"

@@ -28,7 +28,15 @@ from fedmitr_app.strategies.records import (
 )
 from fedmitr_app.strategies.streaming_grid import StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
-from fedmitr_app.uploads import ArraySpec, Expected, RoundFolder, RoundOutcome, Spool, Upload
+from fedmitr_app.uploads import (
+    ArraySpec,
+    Expected,
+    RoundFolder,
+    RoundOutcome,
+    Spool,
+    Upload,
+    require_fit,
+)
 from fedmitr_app.uploads.outcome import weighted_metrics
 
 _log = logging.getLogger(__name__)
@@ -51,25 +59,19 @@ class OneShotStrategy(Strategy):
     run_dir : Path | None
         Uploads go to its ``uploads/``, reasons to ``rejected/``, what each stage measures
         to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`.
-    architecture : Mapping[str, Any] | None
+    architecture, input_spec : Mapping[str, Any] | None, InputSpec | None
         Refuse uploads that declare another one (see ``models.architecture_of``).
-    input_spec : InputSpec | None
-        Refuse uploads that declare another one.
     num_classes : int | None
-        Refuse uploads whose label counts have another length.
-    resume : bool
-        Go on in a ``run_dir`` where another process was stopped: clients whose uploads are
-        there need not train again, and after the round none is asked.
-    uploads_from : Path | str | None
-        Another run's folder: fuse its uploads, and ask nobody to train.
-    exclude_clients : Sequence[str]
-        Keys of clients whose uploads are left out.
+        What label counts are checked by.
+    resume, uploads_from, exclude_clients : bool, Path | str | None, Sequence[str]
+        Go on where a process was stopped; fuse another run's uploads; leave clients out: see
+        :class:`~fedmitr_app.uploads.RoundFolder`.
     federated_evaluation : bool
         Send the fused model to all nodes for evaluation.
     arrayrecord_key, configrecord_key, weighted_by_key : str
-        Names in messages, as in Flower's FedAvg.
+        As in Flower's FedAvg.
     settle_seconds, poll_seconds : float
-        How long a steady number of nodes counts as all; pause between two looks.
+        How long a steady number of nodes counts as all; pause between looks.
 
     Attributes
     ----------
@@ -200,6 +202,7 @@ class OneShotStrategy(Strategy):
         self.reference = reference_of_record(arrays)
         if (earlier := self.round.earlier()) is not None:
             self.outcome = earlier
+            require_fit(earlier.accepted, self.reference, self.expected)
             _log.info("The uploads are there already: nobody is asked to train.")
             return []
         # Opened first: a folder that can't be used must show before anyone trains.
@@ -212,7 +215,7 @@ class OneShotStrategy(Strategy):
         return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN)
 
     def await_nodes(self, grid: Grid) -> list[int]:
-        """Wait for the clients' nodes, see :func:`~fedmitr_app.strategies.waiting.await_nodes`."""
+        """Wait for the clients' nodes."""
         return await_nodes(
             grid,
             at_least=self.min_clients,

@@ -10,7 +10,7 @@ from fedmitr_app.uploads.moments import (
 )
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
-from fedmitr_app.uploads.rounds import RoundFolder, read_round
+from fedmitr_app.uploads.rounds import RoundFolder, read_round, require_fit
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (
@@ -42,4 +42,5 @@ __all__ = [
     "pool_moments",
     "read_round",
     "read_spool",
+    "require_fit",
 ]

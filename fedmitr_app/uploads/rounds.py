@@ -6,15 +6,20 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedmitr_app.errors import ConfigError, RunFolderError
+from safetensors import safe_open
+
+from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.files import reason_of, unwritable, write_json
+from fedmitr_app.uploads.claims import Claims, Expected, check_claims
 from fedmitr_app.uploads.outcome import RoundOutcome
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
+from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.uploads.validate import ArraySpec, check_names, check_shape
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +147,33 @@ def read_round(run_dir: Path) -> RoundOutcome | None:
         accepted=tuple(kept),
         rejected=tuple(sorted(rejected, key=lambda r: (r.client, r.reason))),
     )
+
+
+def require_fit(
+    uploads: Iterable[Upload], reference: Mapping[str, ArraySpec], expected: Expected
+) -> None:
+    """Refuse uploads of an earlier round that are of another model than the server's.
+
+    Raises
+    ------
+    ConfigError
+        With the first difference.
+    """
+    for upload in uploads:
+        claims = Claims(
+            upload.num_examples, architecture=upload.architecture, input_spec=upload.input_spec
+        )
+        try:
+            check_claims(claims, expected)
+            with safe_open(upload.weights, framework="numpy") as file:
+                check_names(file.keys(), reference)
+                for name, spec in reference.items():
+                    check_shape(name, tuple(file.get_slice(name).get_shape()), spec)
+        except UploadError as error:
+            raise ConfigError(
+                f"The uploads of {upload.client!r} are of another model than this run's settings "
+                f"make: {str(error).rstrip('.')}; set data.* and model.* as they were."
+            ) from error
 
 
 def leave_out(outcome: RoundOutcome, clients: Iterable[str]) -> RoundOutcome:

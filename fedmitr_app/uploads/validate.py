@@ -49,7 +49,7 @@ def check_headers(
     check_names(headers, reference)
     for name, header in headers.items():
         spec = reference[name]
-        _check_shape(name, header.shape, spec)
+        check_shape(name, header.shape, spec)
         dtype = _parse_dtype(name, header.dtype)
         _check_castable(name, dtype, spec)
         values = math.prod(header.shape) * dtype.itemsize
@@ -101,7 +101,7 @@ def check_arrays(
     casts: dict[str, int] = {}
     for name, spec in reference.items():
         value = arrays[name]
-        _check_shape(name, value.shape, spec)
+        check_shape(name, value.shape, spec)
         _check_castable(name, value.dtype, spec)
         if value.dtype != spec.dtype:
             kind = f"{value.dtype} to {spec.dtype}"
@@ -115,7 +115,8 @@ def check_arrays(
     return clean, [f"{count} array(s) cast from {kind}" for kind, count in casts.items()]
 
 
-def _check_shape(name: str, shape: tuple[int, ...], spec: ArraySpec) -> None:
+def check_shape(name: str, shape: tuple[int, ...], spec: ArraySpec) -> None:
+    """Refuse an array of another shape than the reference's."""
     if tuple(shape) != spec.shape:
         raise UploadError(f"{name} has shape {tuple(shape)} where the server has {spec.shape}.")
 
