@@ -7,6 +7,7 @@
 #   FEDMITR_CLIENT     this node's name in tables and reports, the same in every run
 #   FEDMITR_DATA       its images: a folder class/image, or a parquet file or folder of them
 #   FEDMITR_SOURCE     image-folder (default) or parquet
+#   FEDMITR_SECONDS    longest training on this machine, 0 for no limit (default: the run's own)
 #   FEDMITR_PORT       a free port for its own processes (default 9094)
 set -euo pipefail
 
@@ -15,8 +16,9 @@ for file in "$FEDMITR_CA" "$FEDMITR_KEY" "$FEDMITR_DATA"; do
   [ -r "$file" ] || { echo "$file cannot be read by $(id -un)." >&2; exit 1; }
 done
 export FLWR_TELEMETRY_ENABLED=0
+own="client-key=\"$FEDMITR_CLIENT\" data-source=\"${FEDMITR_SOURCE:-image-folder}\" data-path=\"$FEDMITR_DATA\""
+if [ -n "${FEDMITR_SECONDS:-}" ]; then own="$own max-seconds=$FEDMITR_SECONDS"; fi
 exec flower-supernode \
   --superlink "$FEDMITR_SUPERLINK" --root-certificates "$FEDMITR_CA" \
   --auth-supernode-private-key "$FEDMITR_KEY" --port "${FEDMITR_PORT:-9094}" \
-  --node-config "client-key=\"$FEDMITR_CLIENT\" data-source=\"${FEDMITR_SOURCE:-image-folder}\" data-path=\"$FEDMITR_DATA\"" \
-  "$@"
+  --node-config "$own" "$@"

@@ -95,7 +95,8 @@ def read_client(context: Context) -> Client:
 
     A node may have data of its own: ``data-path`` and ``data-source`` in its node
     config stand for ``data.path`` and ``data.source``. Without ``num-partitions`` that
-    data isn't dealt out, all of it is the node's.
+    data isn't dealt out, all of it is the node's. ``max-seconds`` stands for
+    ``client.max-seconds``.
 
     Raises
     ------
@@ -105,8 +106,10 @@ def read_client(context: Context) -> Client:
     node = context.node_config
     own = [name for name in ("path", "source") if f"data-{name}" in node]
     overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
+    if "max-seconds" in node:
+        overrides["client.max-seconds"] = node["max-seconds"]
     config = parse_config({**context.run_config, **overrides})
-    own_data = bool(overrides) and "num-partitions" not in node
+    own_data = bool(own) and "num-partitions" not in node
     partition_id = _count(node, "partition-id", 0 if own_data and "client-key" in node else None)
     num_partitions = 1 if own_data else _count(node, "num-partitions", None)
     if own_data:

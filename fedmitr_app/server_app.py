@@ -159,6 +159,7 @@ def build_strategy(
     common: dict[str, Any] = {
         "min_clients": server.min_clients,
         "wait_for_nodes": server.wait_for_nodes,
+        "patience": server.patience,
         "run_dir": folder.path,
         "resume": folder.settings is not None,
         "uploads_from": server.uploads_from or None,

@@ -14,6 +14,7 @@ MAY_DIFFER = (
     "server.device",
     "server.wait-for-nodes",
     "server.timeout",
+    "server.patience",
     "server.min-clients",
     "server.eval-batch-size",
 )

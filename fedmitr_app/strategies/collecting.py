@@ -46,6 +46,9 @@ class Collector:
         Names, shapes and types of θ₀.
     expected : Expected
         What the server knows about its model.
+    enough, patience : int, float
+        Once so many uploads are there, wait for the others at most so many seconds; 0 waits as
+        long as the timeout allows.
     """
 
     def __init__(
@@ -54,7 +57,11 @@ class Collector:
         keys: RecordKeys,
         reference: Mapping[str, ArraySpec],
         expected: Expected,
+        enough: int = 1,
+        patience: float = 0.0,
     ) -> None:
+        self._enough, self._patience = enough, patience
+        self._hurried = False
         self._spool = spool
         self._keys = keys
         self._reference = reference
@@ -72,6 +79,10 @@ class Collector:
         node_of = stream.node_of if stream else _sender
         for reply in replies:
             self._take(reply, node_of, len(stream.nodes) if stream else 0)
+            if stream and self._patience and self._received == self._enough and not self._hurried:
+                _log.info("Enough uploads: waiting %g s for the others.", self._patience)
+                stream.hurry(self._patience)
+                self._hurried = True
             del reply  # or two uploads would be in memory while the next one is received
         missing = self._note_silent_nodes(stream) if stream else []
         accepted = self._spool.settle()
@@ -140,10 +151,10 @@ class Collector:
             why = f"its reply could not be received ({_first_line(reason)})."
             self._reject(f"node-{node}", why)
         # None are pending without a time limit: then every reply was waited for.
-        missing = [
-            Rejection(f"node-{node}", f"no reply within {stream.timeout:g} s (server.timeout).")
-            for node in stream.pending.values()
-        ]
+        why = f"no reply within {stream.timeout:g} s (server.timeout)."
+        if self._hurried:
+            why = f"no reply {self._patience:g} s after {self._enough} upload(s) (server.patience)."
+        missing = [Rejection(f"node-{node}", why) for node in stream.pending.values()]
         for node in missing:
             _log.warning("%s: %s", node.client, node.reason)
         return missing

@@ -45,15 +45,16 @@ _log = logging.getLogger(__name__)
 class OneShotStrategy(Strategy):
     """Collect one upload per client, validate and spool each by itself, fuse them.
 
-    A method is a subclass with its own :meth:`fuse`. Ordinary Flower clients, which
-    reply ``arrays`` and ``metrics`` with ``num-examples``, need no change.
+    A method is a subclass with its own :meth:`fuse`. Ordinary Flower clients, which reply
+    ``arrays`` and ``metrics`` with ``num-examples``, need no change.
 
     Parameters
     ----------
     min_clients : int
         Fewest valid uploads that may be fused, and nodes that must connect.
-    wait_for_nodes : float
-        Seconds to wait for nodes before the round.
+    wait_for_nodes, patience : float
+        Seconds to wait for nodes, and for the other uploads once ``min_clients`` are there (0:
+        as long as the round may take).
     expected_nodes : int | None
         How many nodes there should be; None waits until their number is steady.
     run_dir : Path | None
@@ -62,21 +63,18 @@ class OneShotStrategy(Strategy):
     architecture, input_spec : Mapping[str, Any] | None, InputSpec | None
         Refuse uploads that declare another one (see ``models.architecture_of``).
     num_classes : int | None
-        What label counts are checked by.
+        To check label counts by.
     resume, uploads_from, exclude_clients : bool, Path | str | None, Sequence[str]
         Go on where a process was stopped; fuse another run's uploads; leave clients out: see
         :class:`~fedmitr_app.uploads.RoundFolder`.
     federated_evaluation : bool
-        Send the fused model to all nodes for evaluation.
+        Have all nodes evaluate the fused model.
     arrayrecord_key, configrecord_key, weighted_by_key : str
         As in Flower's FedAvg.
     settle_seconds, poll_seconds : float
         How long a steady number of nodes counts as all; pause between looks.
 
-    Attributes
-    ----------
-    outcome : RoundOutcome
-        What became of the replies, also after an error.
+    ``outcome`` is what became of the replies, also after an error.
     """
 
     def __init__(
@@ -84,6 +82,7 @@ class OneShotStrategy(Strategy):
         *,
         min_clients: int = 1,
         wait_for_nodes: float = 120.0,
+        patience: float = 0.0,
         expected_nodes: int | None = None,
         run_dir: Path | str | None = None,
         resume: bool = False,
@@ -102,7 +101,7 @@ class OneShotStrategy(Strategy):
         if isinstance(min_clients, bool) or not isinstance(min_clients, int) or min_clients < 1:
             raise ConfigError.bad_value("min_clients", min_clients, "a whole number of at least 1")
         self.min_clients = min_clients
-        self.wait_for_nodes = wait_for_nodes
+        self.wait_for_nodes, self.patience = wait_for_nodes, patience
         self.expected_nodes = expected_nodes
         self.run_dir = None if run_dir is None else Path(run_dir)
         earlier = None if uploads_from is None else Path(uploads_from)
@@ -141,7 +140,7 @@ class OneShotStrategy(Strategy):
         _log.info("\t└──> %s", last)
 
     def summary_lines(self) -> list[str]:
-        """Return what :meth:`summary` logs, for a method to add to."""
+        """Return what :meth:`summary` logs."""
         return [
             "One round: collect, validate, spool, fuse",
             f"At least {self.min_clients} client(s)",
@@ -230,8 +229,8 @@ class OneShotStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Spool the replies as they arrive, then fuse what was accepted."""
         if self._spool is not None:
-            collector = Collector(self._spool, self.keys, self.reference, self.expected)
-            outcome = collector.collect(replies)
+            how = self.keys, self.reference, self.expected, self.min_clients, self.patience
+            outcome = Collector(self._spool, *how).collect(replies)
             self.outcome = self.round.without_excluded(outcome)
         _log.info("%s.", self.outcome.sentence())
         require_enough(self.outcome, self.min_clients)

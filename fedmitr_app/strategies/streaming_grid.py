@@ -63,6 +63,11 @@ class ReplyStream(Iterable[Message]):
         self.pending = dict(self.nodes)
         self.unreadable: dict[int, str] = {}
 
+    def hurry(self, seconds: float) -> None:
+        """Wait at most so many seconds more, whatever the timeout allows."""
+        sooner = time.monotonic() + seconds
+        self._deadline = sooner if self._deadline is None else min(self._deadline, sooner)
+
     def node_of(self, reply: Message) -> int:
         """Return the node that was asked; an error reply may name the SuperLink instead."""
         asked = reply.metadata.reply_to_message_id

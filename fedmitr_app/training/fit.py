@@ -14,7 +14,7 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.schedule import warmup_cosine
+from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
 
 # Skewed shards of a few images give rare, very steep steps.
 MAX_GRADIENT_NORM = 1.0
@@ -28,11 +28,14 @@ def fit(
     generator: torch.Generator,
     device: torch.device | str,
     on_step: Callable[[Tensor], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Train ``model`` in place on one shard, with AdamW, warm-up and cosine decay.
 
     Any shard of at least one image of at least one class works: an epoch is cut into
-    batches of nearly equal size, none above ``config.batch_size``.
+    batches of nearly equal size, none above ``config.batch_size``. With ``config.max_seconds``
+    a slow machine takes fewer steps: the learning rate falls as time runs out, and training
+    ends with it, after one step at least.
 
     Parameters
     ----------
@@ -48,12 +51,14 @@ def fit(
         Where to train.
     on_step : Callable[[Tensor], None] | None
         Gets each step's loss, still on the device: reading it would stall a GPU's queue.
+    clock : Callable[[], float]
+        Seconds.
 
     Returns
     -------
     dict[str, float]
         ``train_loss`` and ``train_accuracy`` over the last epoch, on its augmented images
-        as they were seen; ``seconds``, ``steps``, ``epochs``.
+        as they were seen; ``seconds``, ``steps``, ``epochs``, the last one perhaps unfinished.
 
     Raises
     ------
@@ -67,7 +72,7 @@ def fit(
             "this client holds no training images: give it some, or raise partition.min-samples "
             "above 0 so that every client gets some."
         )
-    started = time.perf_counter()
+    started = clock()
     model.to(device).train()
     images, labels = shard.images.to(device), shard.labels.to(device)
     batches = math.ceil(len(shard) / config.batch_size)
@@ -77,11 +82,18 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     scheduler = warmup_cosine(optimizer, steps, config.warmup)
 
+    taken, over = 0, False
     for epoch in range(config.epochs):
+        seen = 0
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device)
         order = torch.randperm(len(shard), generator=generator).to(device)
         for batch in order.tensor_split(batches):
+            if config.max_seconds:
+                spent = (clock() - started) / config.max_seconds
+                if over := spent >= 1 and taken > 0:
+                    break
+                resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
             pixels = augment(images[batch], config.augment, generator)
             logits = model(model.spec.normalise(pixels)).logits
             loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
@@ -90,20 +102,25 @@ def fit(
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             scheduler.step()
+            taken, seen = taken + 1, seen + len(batch)
             loss_sum += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == labels[batch]).sum()
             if on_step is not None:
                 on_step(loss.detach())
         # Once an epoch, for the same reason that on_step gets no number.
         _require_finite(loss_sum, epoch, config)
+        if seen:
+            last_loss, last_correct = loss_sum / seen, correct / seen
+        if over:
+            break
 
     model.eval()
     return {
-        "train_loss": loss_sum.item() / len(shard),
-        "train_accuracy": correct.item() / len(shard),
-        "seconds": time.perf_counter() - started,
-        "steps": steps,
-        "epochs": config.epochs,
+        "train_loss": last_loss.item(),
+        "train_accuracy": last_correct.item(),
+        "seconds": clock() - started,
+        "steps": taken,
+        "epochs": math.ceil(taken / batches),
     }
 
 

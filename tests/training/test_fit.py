@@ -131,3 +131,55 @@ def test_every_parameter_is_in_one_group():
     model = tiny_vit()
     grouped = [id(p) for group in parameter_groups(model, 0.1) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+class Clock:
+    """Each look is a second later."""
+
+    def __init__(self):
+        self.now = -1.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+def test_a_slow_machine_takes_fewer_steps_and_its_rate_falls_as_time_runs_out():
+    config = ClientConfig(**{**QUICK, "epochs": 10, "max_seconds": 8.0, "warmup": 0.0})
+    model, losses = tiny_vit(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measured = fit(
+        model,
+        shard_of([0, 1, 2] * 8),
+        config,
+        generator=generator(0, "client-0", "training"),
+        device="cpu",
+        on_step=losses.append,
+        clock=Clock(),
+    )
+    # Three batches an epoch; a look before each, at 1 s, 2 s, ... until 8 s are over.
+    assert measured["steps"] == len(losses) == 7 and measured["epochs"] == 3
+    assert all(math.isfinite(value) for value in measured.values())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_time_that_is_over_at_once_still_allows_a_step():
+    config = ClientConfig(**{**QUICK, "max_seconds": 0.5})
+    measured = fit(
+        tiny_vit(),
+        shard_of([0, 1, 2] * 8),
+        config,
+        generator=generator(0, "client-0", "training"),
+        device="cpu",
+        clock=Clock(),
+    )
+    assert measured["steps"] == 1 and math.isfinite(measured["train_loss"])
+
+
+def test_time_enough_changes_nothing():
+    def weights(**settings):
+        model = tiny_vit()
+        run(model, shard_of([0, 1, 2] * 5), **settings)
+        return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+
+    assert torch.equal(weights(max_seconds=1e6), weights())

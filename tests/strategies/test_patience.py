@@ -1,0 +1,48 @@
+"""Slow nodes: waited for, or left out once there are enough others."""
+
+import time
+
+import pytest
+
+from fedmitr_app.client_app import read_client
+from fedmitr_app.config import default_run_config
+from fedmitr_app.strategies import OneShotFedAvg
+from tests.strategies.fake_grid import FakeGrid, context, record, theta0
+from tests.strategies.test_one_shot import QUICK, keyed
+
+
+class Slow(FakeGrid):
+    """Node 13 answers a second after the round began."""
+
+    def pull_messages(self, message_ids):
+        self.began = getattr(self, "began", time.monotonic())
+        asked = [self.pushed[key].metadata.dst_node_id for key in message_ids]
+        if asked == [13] and time.monotonic() - self.began < 1.0:
+            return []
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize(("patience", "accepted"), [(0.0, 3), (0.2, 2), (5.0, 3)])
+def test_the_rest_is_waited_for_as_long_as_patience_says(patience, accepted):
+    strategy = OneShotFedAvg(min_clients=2, patience=patience, **QUICK)
+    began = time.monotonic()
+    strategy.start(Slow([11, 12, 13], keyed), record(theta0()), timeout=20.0)
+    assert len(strategy.outcome.accepted) == accepted
+    if accepted == 2:
+        assert time.monotonic() - began < 1.0
+        (missing,) = strategy.outcome.missing
+        assert missing.reason == "no reply 0.2 s after 2 upload(s) (server.patience)."
+
+
+def test_patience_begins_when_there_are_enough():
+    strategy = OneShotFedAvg(min_clients=3, patience=0.1, **QUICK)
+    strategy.start(Slow([11, 12, 13], keyed), record(theta0()), timeout=20.0)
+    assert len(strategy.outcome.accepted) == 3
+
+
+def test_a_node_may_have_a_limit_of_its_own():
+    run_config = {**default_run_config(), "client.device": "cpu", "client.max-seconds": 50.0}
+    node = {"partition-id": 0, "num-partitions": 2}
+    assert read_client(context(run_config, node)).config.client.max_seconds == 50.0
+    hurried = read_client(context(run_config, {**node, "max-seconds": 7.5}))
+    assert hurried.config.client.max_seconds == 7.5 and hurried.num_partitions == 2
