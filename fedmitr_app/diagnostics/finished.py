@@ -24,7 +24,15 @@ from fedmitr_app.reporting import resolve_device
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME
 from fedmitr_app.uploads import read_spool
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+_UNREADABLE = (
+    RunFolderError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    SafetensorError,
+)
 T = TypeVar("T")
 
 

@@ -80,7 +80,7 @@ def test_every_mistake_is_one_sentence(run, tmp_path, capsys):
         assert expected in told("config.json", json.dumps({**config, key: value})), key
     assert "global_model.json is missing" in told("global_model.json", None)
     assert "global_model.safetensors is missing" in told("global_model.safetensors", "damaged")
-    assert "pool is missing, damaged" in told("pool/pool-00000.safetensors", "damaged")
+    assert "pool is missing, damaged" in told("pool/pool-00000-00000.safetensors", "damaged")
     client = next((run / "uploads").glob("*.safetensors")).name
     assert "SHA-256 differs" in told(f"uploads/{client}", "damaged")
     empty = changed(run, tmp_path, "config.json", json.dumps(config))
