@@ -167,7 +167,7 @@ def _clients(data: ReportData) -> str:
     header = ["client", "examples", "its train loss", "test accuracy", *_TRUST, "status"]
     cells = [[*client_cells(row)[:-1], *_trust_cells(row), client_cells(row)[-1]] for row in rows]
     table = html.table(header, cells, numbers=(1, 2, 3, 4, 5, 6), marked=marked)
-    table += html.paragraph(_TRUST_NOTE)
+    table += html.paragraph(_TRUST_NOTE, "note")
     if len(rows) > _MOST_OPEN_CLIENTS:
         table = html.details(f"all {len(rows)} clients", table)
     return html.section("Clients", table)

@@ -1,5 +1,6 @@
 """A run's results as a row for each client and as ``metrics.json``."""
 
+import math
 from typing import Any
 
 from fedmitr_app.methods import Fused
@@ -21,7 +22,7 @@ def client_rows(results: Results) -> list[ClientRow]:
             accuracy=scored.get(upload.client),
             size=trust.size,
             information=trust.information,
-            agreement=trust.agreement,
+            agreement=None if math.isnan(trust.agreement) else trust.agreement,
             status=_status(trust, results.strict),
             reason=trust.reason,
         )

@@ -37,6 +37,7 @@ class Trust(NamedTuple):
     size: float
     information: float
     agreement: float
+    """Not a number for one that was put aside before, and for one alone."""
     reason: str = ""
     """Empty for a client that is trusted."""
 
@@ -64,7 +65,7 @@ def screen(logits: Tensor) -> list[Trust]:
         elif not information[client] >= LEAST_INFORMATION:
             reasons[client] = "it answers nearly every image alike"
     kept = [client for client, reason in enumerate(reasons) if not reason]
-    agreement = torch.zeros(len(logits))
+    agreement = torch.full((len(logits),), torch.nan)
     while len(kept) > 1:
         found = agreements(logits[kept])
         agreement[kept] = found.cpu()
