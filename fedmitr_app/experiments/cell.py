@@ -103,7 +103,9 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         # On a CPU the time that its cores worked: other processes don't change it.
         clock = time.monotonic if device.type == "cuda" else time.process_time
         started = clock()
-        fused = METHODS[cell.row.method](task.defended())
+        if config.teacher.defence != "none":  # else methods that look at no image need not
+            task = task.defended()
+        fused = METHODS[cell.row.method](task)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = clock() - started
