@@ -9,6 +9,7 @@ complete. It prints the stages that were hit, and fails if a single bit differs.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -96,10 +97,13 @@ def fork_run(folder: Path, stage: int | None = None, delay: float = 0.0) -> str 
 
 def stage_of(folder: Path) -> int:
     """Tell a run's stage by what it left: a number in ``STAGES``."""
-    reached = (
-        stage for stage, (_, mark) in enumerate(STAGES) if mark and any(folder.glob(mark))
-    )
-    return max(reached, default=0)
+    reached = 0
+    for stage, (_, mark) in enumerate(STAGES):
+        # What is looked through may vanish meanwhile: the run removes folders, too.
+        with contextlib.suppress(OSError):
+            if mark and any(folder.glob(mark)):
+                reached = stage
+    return reached
 
 
 def result_of(folder: Path) -> dict:
