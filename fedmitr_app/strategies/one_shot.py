@@ -30,10 +30,9 @@ from fedmitr_app.uploads import (
     RoundOutcome,
     Spool,
     Upload,
-    example_counts,
+    doubtful_counts,
     require_fit,
 )
-from fedmitr_app.uploads.outcome import weighted_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -235,6 +234,8 @@ class OneShotStrategy(Strategy):
             self.round.finish(outcome)
             self._spool = None
         uploads = self.outcome.accepted
+        if doubtful := ", ".join(doubtful_counts(uploads)):
+            _log.warning("All count alike: the number of examples of %s can't be right.", doubtful)
         started = time.monotonic()
         with self.metrics_log as log:
             for upload in uploads:
@@ -243,8 +244,7 @@ class OneShotStrategy(Strategy):
             log.flush()
             fused = self.pack(self.fuse(uploads))
         self.outcome = replace(self.outcome, fuse_seconds=time.monotonic() - started)
-        metrics = weighted_metrics(zip(example_counts(uploads), [each.metrics for each in uploads]))
-        return fused, MetricRecord({**metrics, "uploads": len(uploads)})
+        return fused, MetricRecord({**self.outcome.metrics(), "uploads": len(uploads)})
 
     def pack(self, fused: Mapping[str, Tensor]) -> ArrayRecord:
         """Return the fused state dict as arrays, in the order of the initial ones."""

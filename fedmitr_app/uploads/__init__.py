@@ -1,6 +1,6 @@
 """What a client sends once, checked by itself and kept on disk until the server fuses it."""
 
-from fedmitr_app.uploads.averaging import average, example_counts
+from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
 from fedmitr_app.uploads.moments import (
     ClassMoments,
@@ -38,6 +38,7 @@ __all__ = [
     "check_moments",
     "check_num_examples",
     "decode_npy",
+    "doubtful_counts",
     "example_counts",
     "moments_reference",
     "pool_moments",

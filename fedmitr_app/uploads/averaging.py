@@ -1,6 +1,5 @@
 """The weighted average of uploads, read one array at a time."""
 
-import logging
 import statistics
 from collections.abc import Sequence
 
@@ -14,7 +13,6 @@ from fedmitr_app.uploads.upload import Upload
 WEIGHTINGS = ("num-examples", "uniform")
 MOST_EXAMPLES = 1000
 """Times the median client's: above it a number of examples is not believed (choice)."""
-_log = logging.getLogger(__name__)
 
 
 def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[str, Tensor]:
@@ -63,22 +61,23 @@ def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> l
 
 
 def example_counts(uploads: Sequence[Upload]) -> list[int]:
-    """Return each upload's number of examples; 1 for all, with a warning, if one can't be right.
+    """Return each upload's number of examples; 1 for all if one of them can't be right."""
+    if doubtful_counts(uploads):
+        return [1] * len(uploads)
+    return [upload.num_examples or 0 for upload in uploads]
+
+
+def doubtful_counts(uploads: Sequence[Upload]) -> list[str]:
+    """Name the clients whose number of examples can't be right.
 
     That is one which was refused as it came, or one ``MOST_EXAMPLES`` times the (lower) median:
     it would decide everything alone.
     """
-    counts = [upload.num_examples for upload in uploads]
-    known = [count for count in counts if count is not None]
-    if len(known) == len(counts):
-        typical = statistics.median_low(known)
-        if max(known) <= MOST_EXAMPLES * typical:
-            return known
-        who = [each.client for each in uploads if each.num_examples > MOST_EXAMPLES * typical]
-    else:
-        who = [each.client for each in uploads if each.num_examples is None]
-    _log.warning("All count alike: the number of examples of %s can't be right.", ", ".join(who))
-    return [1] * len(counts)
+    known = [each.num_examples for each in uploads if each.num_examples is not None]
+    most = MOST_EXAMPLES * statistics.median_low(known) if known else 0
+    return [
+        each.client for each in uploads if each.num_examples is None or each.num_examples > most
+    ]
 
 
 def _back(total: Tensor, dtype: torch.dtype) -> Tensor:

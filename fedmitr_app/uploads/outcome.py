@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fedmitr_app.uploads.averaging import example_counts
 from fedmitr_app.uploads.spool import Rejection
 from fedmitr_app.uploads.upload import Upload
 
@@ -67,6 +68,11 @@ class RoundOutcome:
         ]
         more = len(lacking) - len(shown)
         return "; ".join(shown + ([f"and {more} more"] if more else []))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean of what the accepted clients measured, weighted by examples."""
+        counts = example_counts(self.accepted)
+        return weighted_metrics(zip(counts, [upload.metrics for upload in self.accepted]))
 
 
 def weighted_metrics(pairs: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
