@@ -5,9 +5,11 @@ it passes the checks that uploads are received with: finite numbers of the right
 beside each attack; where none stands, folklore.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +18,7 @@ from torch import Tensor
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads.averaging import MOST_EXAMPLES
 
 State = Mapping[str, Tensor]
 HEAD = ("head.weight", "head.bias")
@@ -96,6 +99,14 @@ def sybils(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Ten
     return _each(flipped, lambda value: value + JITTER * _noise(value, rng) * _size(value))
 
 
+def boast(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send a flipped model, and claim as many examples as are just believed (choice).
+
+    Weights alone can't claim: :func:`attack` does.
+    """
+    return label_flip(number, known, rng)
+
+
 ATTACKS: dict[str, Attack] = {
     "gaussian-noise": gaussian_noise,
     "sign-flip": sign_flip,
@@ -105,6 +116,7 @@ ATTACKS: dict[str, Attack] = {
     "constant-class": constant_class,
     "a-little-is-enough": a_little_is_enough,
     "sybils": sybils,
+    "boast": boast,
 }
 
 
@@ -144,10 +156,14 @@ def attack(
     chosen = sorted(drawn[:attackers].tolist())
     known = Knowledge(initial, [uploads[index].load_state() for index in chosen])
     rng, sent = generator(seed, "attack", name), list(uploads)
+    honest = [each.num_examples or 1 for n, each in enumerate(uploads) if n not in chosen]
+    believed = MOST_EXAMPLES * int(median_low([*honest, *[sys.maxsize] * attackers]))
     for number, index in enumerate(chosen):
         file = folder / f"attacker-{index:03d}.safetensors"
         save_file(ATTACKS[name](number, known, rng), file)
         sent[index] = replace(uploads[index], weights=file, digest=f"{name}-{index}")
+        if name == "boast":
+            sent[index] = replace(sent[index], num_examples=believed)
     return sent
 
 

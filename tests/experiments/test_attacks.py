@@ -1,11 +1,20 @@
 """What attackers send: what it is meant to be, and that the server's checks let it through."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.attacks import ATTACKS, BIAS, HEAD, SCALE, attack
-from fedmitr_app.uploads import ArraySpec, Claims, Spool, check_arrays, read_spool
+from fedmitr_app.uploads import (
+    ArraySpec,
+    Claims,
+    Spool,
+    check_arrays,
+    doubtful_counts,
+    read_spool,
+)
 from tests.inversion.tiny import tiny_vit
 
 CLIENTS = 4
@@ -104,6 +113,15 @@ def test_sybils_send_nearly_the_same(uploads, theta0, tmp_path):
     assert any(not torch.equal(first[key], second[key]) for key in first)
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-2, atol=1e-3)
+
+
+def test_boasters_claim_just_what_is_believed(uploads, theta0, tmp_path):
+    sent = attack(uploads, "boast", 1, theta0, tmp_path, 0)
+    claimed = max(sent, key=lambda upload: upload.num_examples)
+    assert not doubtful_counts(sent)
+    others = [upload for upload in sent if upload is not claimed]
+    more = replace(claimed, num_examples=claimed.num_examples + 1)
+    assert doubtful_counts([*others, more]) == [claimed.client]
 
 
 @pytest.mark.parametrize("name", ["gaussian-noise", "random-weights"])
