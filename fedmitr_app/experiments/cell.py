@@ -38,8 +38,8 @@ def cell_name(cell: Cell) -> str:
     flat = {k: v for k, v in flatten(cell.config).items() if k.split(".")[0] in read}
     flat.pop("client.device")
     facts = {"method": cell.row.method, **flat, **asdict(cell.federation)}
-    if cell.row.attack:
-        facts |= {"attack": cell.row.attack, "attackers": cell.row.attackers}
+    if cell.attackers:
+        facts |= {"attack": cell.attack, "attackers": cell.attackers}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return f"{cell.row.method}-seed{cell.federation.seed}-{digest}.json"
 
@@ -98,9 +98,7 @@ def run_cell(
 
 def _facts(cell: Cell) -> dict[str, Any]:
     facts = {"row": cell.row.name, "method": cell.row.method, **asdict(cell.federation)}
-    if cell.row.attack:
-        facts |= {"attack": cell.row.attack, "attackers": cell.row.attackers}
-    return facts
+    return facts | {"attack": cell.attack, "attackers": cell.attackers}
 
 
 def _uploads(cell: Cell, results: Path) -> str:
@@ -129,11 +127,9 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         raise MethodUnavailable("its clients share no label counts (client.share-label-counts)")
     model = initial_model(config)
     with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
-        if cell.row.attack:
+        if cell.attackers:
             start, seed = model.vit.state_dict(), cell.federation.seed
-            uploads = attack(
-                uploads, cell.row.attack, cell.row.attackers, start, Path(folder), seed
-            )
+            uploads = attack(uploads, cell.attack, cell.attackers, start, Path(folder), seed)
         settings = MethodSettings.of(config)
         task = Task.load(model, uploads, settings, Path(folder), device)
         if cell.row.method == "real-images":

@@ -1,4 +1,4 @@
-"""Figures of a grid: bars, accuracy against α, accuracy against the server's time."""
+"""Figures of a grid: bars, accuracy against α, attacks, or the server's time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
 from fedmitr_app.experiments.grid import Curve
-from fedmitr_app.experiments.tables import groups
-from fedmitr_app.reporting.canvas import COLOURS, INK, MUTED, canvas, faint_grid, label
+from fedmitr_app.experiments.tables import attacks, groups
+from fedmitr_app.reporting.canvas import COLOURS, FAINT, INK, MUTED, canvas, faint_grid, label
 
 HIGHLIGHT = "fedmitr"
 _WIDE = 6.4
@@ -34,11 +34,15 @@ def draw_figures(
 
     ``bars-<n>.png`` and ``compute-<n>.png`` for each federation, ``alpha-<n>.png`` for each
     kind and number of clients with several α (IID shards stand at its end), ``curve-<n>.png``
-    for each federation if ``curve`` names the settings to draw.
+    for each federation if ``curve`` names the settings to draw. A federation with several attacks
+    has ``attacks-<n>.png`` alone.
     """
     good = frame[frame["status"] == "ok"]
     paths = []
     for number, part in enumerate(groups(good).values(), 1):
+        if len(attacks(part)) > 1:
+            paths.append(accuracy_under_attack(part, folder / f"attacks-{number}.png"))
+            continue
         paths.append(accuracy_bars(part, folder / f"bars-{number}.png"))
         if (part["seconds"] > 0).any():
             paths.append(accuracy_against_compute(part, folder / f"compute-{number}.png"))
@@ -125,6 +129,37 @@ def accuracy_against_alpha(part: pd.DataFrame, path: Path) -> Path:
     return path
 
 
+def accuracy_under_attack(part: pd.DataFrame, path: Path) -> Path:
+    """Draw each row's mean accuracy as a dot, a band of the page for each attack."""
+    names, bands = list(dict.fromkeys(part["row"])), attacks(part)
+    colours, step = _colours(part), 0.8 / len(names)
+    with canvas(path, _WIDE, 1.0 + 0.075 * (len(names) + 1) * len(bands)) as figure:
+        axes = figure.subplots()
+        for place, name in enumerate(names):
+            row = part[part["row"] == name]
+            under = [lines[lines["row"] == name]["accuracy"] for lines in bands.values()]
+            heights = [band + (place - (len(names) - 1) / 2) * step for band in range(len(bands))]
+            axes.errorbar(
+                [values.mean() for values in under],
+                heights,
+                xerr=[0.0 if len(values) < 2 else values.std() for values in under],
+                fmt="D" if (row["steps"] > 0).any() else "o",
+                markersize=4,
+                elinewidth=0.8,
+                color=colours[name],
+                label=label(name, 46),
+            )
+        for band in range(1, len(bands), 2):
+            axes.axhspan(band - 0.5, band + 0.5, color=FAINT, alpha=0.35, zorder=0)
+        axes.set_yticks(range(len(bands)), list(bands))
+        axes.set_ylim(len(bands) - 0.5, -0.5)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(f"{_measured(part)} (mean ± deviation; diamonds: a model was distilled)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        faint_grid(axes, "x")
+    return path
+
+
 def accuracy_against_setting(part: pd.DataFrame, curve: Curve, path: Path) -> Path:
     """Draw accuracy over a setting, a line for each of the others' values.
 
@@ -206,9 +241,10 @@ def _colour(row: pd.DataFrame) -> str:
 
 
 def _colours(part: pd.DataFrame) -> dict[str, str]:
-    """Our method in the student's colour, the others each in its own."""
+    """Our method in the student's colour if one row is its, the others each in its own."""
     names = list(dict.fromkeys(part["row"]))
     ours = set(part.loc[part["method"] == HIGHLIGHT, "row"])
+    ours = ours if len(ours) == 1 else set()
     palette = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"].colors]
     others = [name for name in names if name not in ours]
     colours = {name: palette[index % len(palette)] for index, name in enumerate(others)}

@@ -13,13 +13,21 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.attacks import ATTACKS
 from fedmitr_app.methods import METHODS
 
-AXES: dict[str, type] = {"kind": str, "alpha": float, "clients": int, "seeds": int}
+AXES: dict[str, type] = {
+    "kind": str,
+    "alpha": float,
+    "clients": int,
+    "seeds": int,
+    "attack": str,
+    "attackers": int,
+}
 # What the axes say must not be said again elsewhere.
 KEYS_OF_AXES = {"partition.kind": "kind", "partition.alpha": "alpha", "seed": "seeds"}
 WITHOUT_ALPHA = ("iid", "natural", "pathological")
 TOP = ("title", "axes", "settings", "rows", "figure")
 # Said to a whole run's server, which an experiment has not: what its rows do, their methods say.
 WITHOUT_MEANING = ("server.", "output.")
+NO_ATTACK = "none"
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,6 @@ class Row:
     method: str
     settings: Mapping[str, Any]
     """Run-config keys that differ from the experiment's own."""
-    attack: str = ""
-    """What some clients send in place of their models, see ``attacks``; empty: nothing."""
-    attackers: int = 0
-    """How many."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Cell:
     row: Row
     federation: Federation
     config: Config
+    attack: str = NO_ATTACK
+    """What some clients send in place of their models, see ``attacks``."""
+    attackers: int = 0
+    """How many."""
 
 
 class Curve(NamedTuple):
@@ -83,11 +91,11 @@ class Grid:
 def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Read an experiment file.
 
-    Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``; without one
-    the settings' own kind and α, 5 clients, seeds 0 to 2),
-    ``settings`` (run-config keys for all rows), ``rows.<name>`` with ``method`` (the row's
-    name unless given), ``settings`` of its own and perhaps ``attack`` and ``attackers``, and
-    perhaps ``figure`` with two keys for a curve: ``x``, a setting, and ``line``, one or a list.
+    Its tables: ``axes`` (lists under ``kind``, ``alpha``, ``clients``, ``seeds``, ``attack``,
+    ``attackers``; without one the settings' own kind and α, 5 clients, seeds 0 to 2, no attack,
+    else one attacker), ``settings`` (run-config keys for all rows), ``rows.<name>`` with
+    ``method`` (the row's name unless given) and ``settings`` of its own, and perhaps
+    ``figure`` with two keys for a curve: ``x``, a setting, and ``line``, one or a list.
     What is given wins over a preset.
 
     Parameters
@@ -121,16 +129,23 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     _require_one_place(common, overrides, rows, path)
     own = parse_config(common, given_wins=True).partition
     defaults = {"kind": [own.kind], "alpha": [own.alpha], "clients": [5], "seeds": [0, 1, 2]}
+    defaults |= {"attack": [NO_ATTACK], "attackers": [1]}
     _only(given["axes"], AXES, f"{path}, axes")
     axes = {name: _axis(name, {**defaults, **given["axes"]}[name], path) for name in AXES}
+    for attack in axes["attack"]:
+        _one_of(attack, (NO_ATTACK, *ATTACKS), "an attack", path)
+    attacks = [
+        (attack, number if attack != NO_ATTACK else 0)
+        for attack, number in itertools.product(axes["attack"], axes["attackers"])
+    ]
     cells = []
-    for federation in _federations(axes):
+    for federation, attack in itertools.product(_federations(axes), dict.fromkeys(attacks)):
         dealt = {"seed": federation.seed, "partition.kind": federation.kind}
         if federation.alpha is not None:
             dealt["partition.alpha"] = federation.alpha
         for row in rows:
             config = parse_config({**common, **dealt, **row.settings}, given_wins=True)
-            cells.append(Cell(row, federation, config))
+            cells.append(Cell(row, federation, config, *attack))
     curve = _curve(table.get("figure"), cells[0].config, path)
     return Grid(str(table.get("title", path.stem)), tuple(cells), curve)
 
@@ -163,21 +178,10 @@ def _require_one_place(
 
 def _row(name: str, rows: Mapping[str, Any], path: Path) -> Row:
     given = _table(rows, name, f"{path}, rows")
-    _only(given, ("method", "settings", "attack", "attackers"), f"{path}, rows.{name}")
+    _only(given, ("method", "settings"), f"{path}, rows.{name}")
     method = given.get("method", name)
     _one_of(method, METHODS, "a method", path)
-    settings = _flat(_table(given, "settings", f"{path}, rows.{name}"))
-    if "attack" not in given:
-        if "attackers" in given:
-            raise ConfigError(f"{path}: rows.{name} has attackers, but no attack.")
-        return Row(name, method, settings)
-    attack, attackers = given["attack"], given.get("attackers", 1)
-    _one_of(attack, ATTACKS, "an attack", path)
-    if not isinstance(attackers, int) or isinstance(attackers, bool) or attackers < 1:
-        raise ConfigError(
-            f"{path}: rows.{name}.attackers = {attackers!r} must be a whole number of at least 1."
-        )
-    return Row(name, method, settings, attack, attackers)
+    return Row(name, method, _flat(_table(given, "settings", f"{path}, rows.{name}")))
 
 
 def _one_of(value: Any, known: Iterable[str], what: str, path: Path) -> None:
@@ -196,8 +200,8 @@ def _axis(name: str, values: Any, path: Path) -> list[Any]:
     if not good or len({kind(value) for value in values}) < len(values):
         words = {str: "names", float: "numbers", int: "whole numbers"}[kind]
         raise ConfigError(f"{path}: axes.{name} = {values!r} must be a list of different {words}.")
-    if name == "clients" and min(values) < 1:
-        raise ConfigError(f"{path}: axes.clients = {values!r} must be numbers of at least 1.")
+    if name in ("clients", "attackers") and min(values) < 1:
+        raise ConfigError(f"{path}: axes.{name} = {values!r} must be numbers of at least 1.")
     return [kind(value) for value in values]
 
 

@@ -96,12 +96,14 @@ def run_grid(
         # The same result may stand under another name in another experiment.
         flat = flatten(cell.config)
         curve = {key: flat[key] for key in (grid.curve.x, *grid.curve.lines)} if grid.curve else {}
-        found.append({**result, "row": cell.row.name, **curve})
+        names = {"row": cell.row.name, "attack": cell.attack, "attackers": cell.attackers}
+        found.append({**result, **names, **curve})
     return found
 
 
 def _words(cell: Cell) -> str:
-    return f"{cell.row.name}, {cell.federation.group}, seed {cell.federation.seed}"
+    attack = f", {cell.attack} by {cell.attackers}" if cell.attackers else ""
+    return f"{cell.row.name}, {cell.federation.group}{attack}, seed {cell.federation.seed}"
 
 
 def _all(jobs: Collection[Job], workers: int, log: Callable[[str], object]) -> list[Any]:

@@ -13,6 +13,8 @@ COLUMNS = (
     "kind",
     "alpha",
     "clients",
+    "attack",
+    "attackers",
     "seed",
     "status",
     "accuracy",
@@ -66,7 +68,7 @@ def groups(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def summary(frame: pd.DataFrame) -> list[list[str]]:
-    """Return the cells of a printed table, one line per row in the experiment's order.
+    """Return the cells of a printed table under ``HEADINGS``, one line per row in order.
 
     Means ± standard deviations over the seeds, in percent; a row that was not run says why.
     """
@@ -94,13 +96,36 @@ def summary(frame: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
+def by_attack(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells of accuracies in percent: a line per attack, a column per row."""
+    rows = list(dict.fromkeys(frame["row"]))
+    lines = []
+    for name, part in attacks(frame).items():
+        line = [name]
+        for row in rows:
+            cells = part[part["row"] == row]
+            good = cells[cells["status"] == "ok"]
+            line.append(_spread(100 * good["accuracy"]) or str(cells["status"].iloc[0]))
+        lines.append(line)
+    return ["attack", *rows], lines
+
+
+def attacks(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the lines under each attack, by its description."""
+    return {
+        f"{attack} by {attackers}" if attackers else "no attack": part
+        for (attack, attackers), part in frame.groupby(["attack", "attackers"], sort=False)
+    }
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """Return a table for each kind of federation, as Markdown."""
     parts = []
     for group, part in groups(frame).items():
-        plain = [[_on_one_line(cell) for cell in line] for line in summary(part)]
-        lines = [HEADINGS, ["---"] * len(HEADINGS), *plain]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        headings, lines = _table(part)
+        shown = [[_on_one_line(cell) for cell in line] for line in (headings, *lines)]
+        shown.insert(1, ["---"] * len(headings))
+        table = "\n".join("| " + " | ".join(line) + " |" for line in shown)
         parts.append(f"**{group}**\n\n{table}\n{_each_client(part)}")
     return "\n".join(parts)
 
@@ -109,13 +134,13 @@ def latex(frame: pd.DataFrame) -> str:
     """Return the same as LaTeX ``tabular``s."""
     parts = []
     for group, part in groups(frame).items():
-        lines = [" & ".join(map(_escape, line)) + r" \\" for line in summary(part)]
-        head = " & ".join(map(_escape, HEADINGS)) + r" \\"
+        headings, cells = _table(part)
+        head, *lines = [" & ".join(map(_escape, line)) + r" \\" for line in (headings, *cells)]
         parts.append(
             "\n".join(
                 [
                     f"% {group}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(HEADINGS) - 1)}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
                     r"\hline",
                     head,
                     r"\hline",
@@ -127,6 +152,11 @@ def latex(frame: pd.DataFrame) -> str:
             )
         )
     return "\n".join(parts)
+
+
+def _table(part: pd.DataFrame) -> tuple[Sequence[str], list[list[str]]]:
+    several = len(attacks(part)) > 1
+    return by_attack(part) if several else (HEADINGS, summary(part))
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:

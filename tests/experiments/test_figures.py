@@ -26,6 +26,9 @@ def frame(alphas=(0.1,), rows=(("ours", "fedmitr"), ("$odd_name%", "fedavg")), *
             "status": "ok",
             "accuracy": 0.1 + 0.2 * index + 0.05 * seed,
             "seconds": 10.0**index,
+            "steps": 100 * (method == "fedmitr"),
+            "attack": "none",
+            "attackers": 0,
             "split": "test",
             **extra,
         }
@@ -51,6 +54,11 @@ def test_one_federation_has_bars_and_compute(tmp_path):
 def test_several_alphas_have_lines(tmp_path):
     names = drawn(frame((0.1, 0.5)), tmp_path)
     assert names == ["alpha-1.png", "bars-1.png", "bars-2.png", "compute-1.png", "compute-2.png"]
+
+
+def test_attacks_stand_in_one_figure(tmp_path):
+    both = [frame(), frame(attack="scale", attackers=2)]
+    assert drawn(pd.concat(both), tmp_path) == ["attacks-1.png"]
 
 
 def test_what_was_not_run_or_took_no_time_is_left_out(tmp_path):

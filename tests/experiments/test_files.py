@@ -19,7 +19,7 @@ def test_every_row_is_possible_and_none_is_another_one_again(path):
         assert (cell.config.data.test_split == "validation") == choosing
     assert not choosing or min(seeds) >= 100
     first = [cell for cell in grid.cells if cell.federation == grid.cells[0].federation]
-    rows = {(cell.row.method, cell.row.attack, cell.row.attackers, cell.config) for cell in first}
+    rows = {(cell.row.method, cell.attack, cell.attackers, cell.config) for cell in first}
     assert len(rows) == len(first)
 
 

@@ -106,6 +106,27 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
 
 
+def test_attacks_are_lines_of_one_table(experiment, tmp_path):
+    axes = 'attack = ["none", "constant-class"]\nattackers = [1, 2]\nclients = [2]'
+    text = EXPERIMENT[: EXPERIMENT.index("[rows.fedmitr]")] + "[rows.ensemble]\n[rows.fedavg]"
+    for old, new in (("[0, 1]", "[0]"), ("alpha = [0.5, 2.0]", ""), ("epochs = 1", "epochs = 15")):
+        text = text.replace(old, new)
+    experiment.write_text(text.replace("clients = [2]", axes))
+    results = tmp_path / "results"
+    assert main([str(experiment), str(results), "--device", "cpu"]) == 1
+    frame = pd.read_csv(results / "tiny" / "results.csv")
+    known = frame.set_index(["row", "attack", "attackers"])["accuracy"]
+    assert known["ensemble", "constant-class", 1] != known["ensemble", "none", 0]
+    page = (results / "tiny" / "table.md").read_text()
+    assert "| attack | ensemble | fedavg |" in page
+    lines = {"no attack": ("none", 0), "constant-class by 1": ("constant-class", 1)}
+    for words, where in lines.items():
+        figures = [f"{100 * known[row, *where]:.1f}" for row in ("ensemble", "fedavg")]
+        assert f"| {words} | {' | '.join(figures)} |" in page
+    assert "| constant-class by 2 | failed: attackers = 2: with 2 uploads at least one" in page
+    assert [path.name for path in (results / "tiny").glob("*.png")] == ["attacks-1.png"]
+
+
 def test_results_outlive_their_uploads_but_not_other_ones(experiment, tmp_path):
     small = EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]").replace("[0.5, 2.0]", "[0.5]")
     experiment.write_text(small.partition("[rows.real-images]")[0])
