@@ -42,6 +42,11 @@ class ClientRow:
     status: str = "ok"
     reason: str = ""
 
+    @property
+    def taught(self) -> bool:
+        """Whether its model was used."""
+        return self.status in ("ok", "suspicious")
+
 
 @dataclass(frozen=True)
 class PoolSample:

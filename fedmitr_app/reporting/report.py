@@ -137,8 +137,7 @@ def _accuracy(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
 
 
 def _unshown(data: ReportData) -> str:
-    with_model = ("ok", "suspicious", "left out")
-    used = {row.client for row in data.clients if row.status in with_model}
+    used = {row.client for row in data.clients if row.taught or row.status == "left out"}
     lacking = len(used - set(data.label_matrix_clients))
     return f" {lacking} of {len(used)} clients did not share theirs." if lacking else ""
 
@@ -175,7 +174,8 @@ def _clients(data: ReportData) -> str:
 
 def _trust_cells(row: ClientRow) -> list[str]:
     figures = (row.size, row.information, row.agreement)
-    return ["-" if figure is None else f"{figure:.2f}" for figure in figures]
+    # The sum turns a rounded -0.0 into 0.0.
+    return ["-" if figure is None else f"{round(figure, 2) + 0.0:.2f}" for figure in figures]
 
 
 def _cost(metrics: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from fedmitr_app.reporting.table import named_accuracies, percent
 def headline_sentence(data: ReportData) -> str:
     """Return the sentence that a reader takes away."""
     known = named_accuracies(data.accuracy)
-    used = sum(row.status == "ok" for row in data.clients)
+    used = sum(row.taught for row in data.clients)
     source = f" with one upload from each of {used} clients" if used > 1 else ""
     if "student" not in known:
         if not known:
@@ -88,7 +88,7 @@ def warnings(data: ReportData) -> list[str]:
     known = named_accuracies(data.accuracy)
     student = known.get("student")
     found = []
-    lost = [row for row in data.clients if row.status not in ("ok", "suspicious")]
+    lost = [row for row in data.clients if not row.taught]
     strange = [row.client for row in data.clients if row.status == "suspicious"]
     if lost:
         found.append(

@@ -29,6 +29,13 @@ def test_the_headline_compares_with_teacher_and_fedavg() -> None:
     )
 
 
+def test_the_headline_counts_whose_models_were_used() -> None:
+    rows = [ClientRow(name, status=name) for name in ("ok", "suspicious", "left out", "rejected")]
+    data = replace(with_accuracy(student=0.5), clients=rows)
+    assert "one upload from each of 2 clients" in headline_sentence(data)
+    assert "2 of 4 clients took no part" in warnings(data)[0]
+
+
 def test_the_headline_without_some_or_all_numbers() -> None:
     assert headline_sentence(with_accuracy(student=0.5)) == "The student reaches 50.0 %."
     assert headline_sentence(with_accuracy(student=0.5, teacher=0.0, fedavg=0.0)).endswith(
