@@ -42,5 +42,9 @@ class RunFolderError(FedmitrError):
     """The run folder cannot be used."""
 
 
+class BackendError(FedmitrError):
+    """The workers that should make synthetic images can't be had, or are lost."""
+
+
 class MethodUnavailable(FedmitrError):
     """A method lacks what it needs; the message finishes "not run: ..."."""

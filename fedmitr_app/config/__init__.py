@@ -1,7 +1,7 @@
 """Configuration: one frozen, typed object, checked once at the door."""
 
 from fedmitr_app.config.parse import default_run_config, flatten, parse_config
-from fedmitr_app.config.same import require_same
+from fedmitr_app.config.same import MAY_DIFFER, decisive, require_same
 from fedmitr_app.config.schema import (
     NEED_LABEL_COUNTS,
     ClientConfig,
@@ -18,6 +18,7 @@ from fedmitr_app.config.schema import (
 )
 
 __all__ = [
+    "MAY_DIFFER",
     "NEED_LABEL_COUNTS",
     "ClientConfig",
     "Config",
@@ -30,6 +31,7 @@ __all__ = [
     "PartitionConfig",
     "ServerConfig",
     "TeacherConfig",
+    "decisive",
     "default_run_config",
     "flatten",
     "parse_config",

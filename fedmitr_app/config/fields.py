@@ -11,8 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 
+PLACEMENT = "placement"
+
+
 def _field(default: Any, parse: Callable[[Any], Any]) -> Any:
     return dataclasses.field(default=default, metadata={"parse": parse})
+
+
+def placement(setting: Any) -> Any:
+    """Mark a setting that says where work is done, and never changes what comes out."""
+    metadata = {**setting.metadata, PLACEMENT: True}
+    return dataclasses.field(default=setting.default, metadata=metadata)
 
 
 def _range_words(kind: str, low: float | None, high: float | None, open_low: bool) -> str:

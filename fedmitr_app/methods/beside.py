@@ -57,7 +57,8 @@ def beside(method: str, task: Task) -> Iterator[Result]:
         return
     context = get_context("spawn")  # a fork would inherit OpenMP's dead threads
     ours, theirs = context.Pipe(duplex=False)
-    share = threads // 2
+    share, settings = threads // 2, task.settings
+    settings = replace(settings, inversion=replace(settings.inversion, backend="local"))
     # Weights go by files: tensors that are sent share memory, of which a container has little.
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def beside(method: str, task: Task) -> Iterator[Result]:
         yield lambda: None
         return
     shape = copy.deepcopy(task.model).to("meta")
-    order = _Order(method, shape, task.uploads, task.settings, task.folder, task.label, share)
+    order = _Order(method, shape, task.uploads, settings, task.folder, task.label, share)
     process = context.Process(target=_work, args=(theirs, order), name="beside", daemon=True)
     listener = _Listener(ours, method, task)
     process.start()

@@ -1,9 +1,7 @@
 """FedMITR: invert the teacher sparsely, relabel, distil (arXiv 2605.10748)."""
 
-import itertools
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections import Counter
+from collections.abc import Sequence
 
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import (
@@ -14,6 +12,7 @@ from fedmitr_app.inversion import (
     make_pool,
     steps_per_image,
 )
+from fedmitr_app.inversion.make_shard import Job, Point
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining, share
 from fedmitr_app.methods.task import Fused, Task
 from fedmitr_app.models import PatchViT
@@ -70,21 +69,16 @@ def _invert(
     stage = f"{task.label}{'inversion' if config.iterations else 'starts'}"
     chosen = config.candidates > 1 and config.targets != "own"
     choosing = "choosing starts" if chosen else ""
-    numbers = itertools.count()
+    seen: Counter[int] = Counter()
     # A batch's images go on together: an image counts by its share of steps done.
     with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
 
-        def on_step(count: int, point: Mapping[str, Tensor | float]) -> None:
-            progress.advance(count, point.get("loss"), note="" if point else choosing)
+        def on_step(job: Job, point: Point) -> None:
+            progress.advance(job.count, point.get("loss"), note="" if point else choosing)
             if point:
-                batch, iteration = divmod(next(numbers), config.iterations)
-                where = {"round": request.round, "batch": batch, "iteration": iteration}
+                where = {"round": request.round, "batch": job.batch, "iteration": seen[job.batch]}
                 task.record("inversion", **where, **point)
-
-        def on_reuse(count: int) -> None:
-            progress.skip(count)
-            for _ in range(config.iterations):
-                next(numbers)
+                seen[job.batch] += 1
 
         return make_pool(
             task.teacher,
@@ -94,7 +88,7 @@ def _invert(
             device=task.device,
             student=student,
             on_step=on_step,
-            on_reuse=on_reuse,
+            on_reuse=progress.skip,
         )
 
 

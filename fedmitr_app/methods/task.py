@@ -7,7 +7,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fedmitr_app.config import (
     GeneratorConfig,
     InversionConfig,
     TeacherConfig,
+    decisive,
 )
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, json_line
@@ -108,7 +109,7 @@ class Task:
         """A digest of all that decides the result: what was made for another is of no use."""
         facts = [[each.digest, each.num_examples, each.label_counts] for each in self.uploads]
         start = {name: value.numpy() for name, value in self.model.vit.state_dict().items()}
-        parts = [facts, asdict(self.settings), arrays_digest(start)]
+        parts = [facts, decisive(self.settings), arrays_digest(start)]
         return hashlib.sha256(json_line({"parts": parts}).encode()).hexdigest()
 
     @cached_property

@@ -1,8 +1,9 @@
 """The uploaded models as one frozen teacher."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -110,6 +111,16 @@ class Teacher:
         nobody = weights.sum(0, keepdim=True) <= 0
         weights = torch.where(nobody, torch.ones_like(weights), weights)
         return cls(models, combine, weights, shift, scale)
+
+    def to(self, device: torch.device) -> "Teacher":
+        """Return a copy on a device."""
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        models = tuple(copy.deepcopy(model).to(device) for model in self.models)
+        return replace(self, models=models, **moved)
 
     @property
     def normalised_weights(self) -> Tensor:

@@ -1,13 +1,13 @@
 """The pool on disk, what fills it, and how its variety is measured."""
 
 import importlib
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from fedmitr_app.config import decisive
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.inversion import (
     Inverted,
@@ -27,7 +27,7 @@ from tests.inversion.tiny import (
     tiny_teacher,
 )
 
-make_pool_module = importlib.import_module("fedmitr_app.inversion.make_pool")  # not the function
+make_shard_module = importlib.import_module("fedmitr_app.inversion.make_shard")
 
 
 def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:
@@ -113,7 +113,7 @@ def test_a_pool_is_made_batch_by_batch(tmp_path):
     assert [fact["batch"] for fact in facts] == [0, 1]
     for fact in facts:
         assert (fact["seed"], fact["round"], fact["teacher"]) == (0, 0, "prior-probed")
-        assert fact["settings"].keys() == asdict(config).keys()
+        assert fact["settings"].keys() == decisive(config).keys()
         assert fact["settings"]["learning_rate"] == config.learning_rate
 
 
@@ -160,7 +160,7 @@ def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, 
         config,
         PoolRequest(7, 0),
         device=torch.device("cpu"),
-        on_step=lambda count, point: news.append((count, sorted(point))),
+        on_step=lambda job, point: news.append((job.count, sorted(point))),
     )
     curves = ["alive", "confidence", "loss"]
     assert news == [
@@ -174,7 +174,7 @@ def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, 
 
 def spoil(monkeypatch, how, tries, images=(1, 2)):
     """Let some images of a batch's first tries come to nothing."""
-    honest, calls = make_pool_module.invert_batch, []
+    honest, calls = make_shard_module.invert_batch, []
 
     def invert(teacher, starts, *arguments, **keywords):
         made = honest(teacher, starts, *arguments, **keywords)
@@ -191,7 +191,7 @@ def spoil(monkeypatch, how, tries, images=(1, 2)):
                 sure[image] = 0.09 / CLASSES
         return made._replace(images=pixels, confidence=sure)
 
-    monkeypatch.setattr(make_pool_module, "invert_batch", invert)
+    monkeypatch.setattr(make_shard_module, "invert_batch", invert)
     return calls
 
 

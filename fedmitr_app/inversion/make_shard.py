@@ -1,0 +1,199 @@
+"""One shard of the pool: targets, chosen starts, teachers per image, inversion."""
+
+import copy
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.invert import Inverted, invert_batch
+from fedmitr_app.inversion.starts import starting_images
+from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_starts
+from fedmitr_app.models import PatchViT
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+LEAST_SHARE_OF_CHANCE = 0.1
+LEAST_DEVIATION = 1e-3
+"""Of an image's pixels, in units of the data's deviation: flatter ones show nothing."""
+
+Point = Mapping[str, torch.Tensor | float]
+
+
+class Job(NamedTuple):
+    """A shard that is to be made."""
+
+    batch: int
+    """Its place in the round."""
+    count: int
+    """Images."""
+
+
+class Shard(NamedTuple):
+    """A shard that was made."""
+
+    job: Job
+    inverted: Inverted
+    seconds: float
+
+
+OnStep = Callable[[Job, Point], None]
+
+
+@dataclass(frozen=True)
+class ShardMaker:
+    """Makes any shard of a round, in any process: each draws from its own generator.
+
+    That is derived from (seed, round, batch), so that a shard doesn't depend on the others.
+    """
+
+    teacher: Teacher
+    config: InversionConfig
+    seed: int
+    round: int
+    device: torch.device
+    student: PatchViT | None = None
+    """To disagree with."""
+
+    def to(self, device: torch.device) -> "ShardMaker":
+        """Return the same with its models on a device; these stay where they are."""
+        student = None if self.student is None else copy.deepcopy(self.student).to(device)
+        return replace(self, teacher=self.teacher.to(device), student=student, device=device)
+
+    def make(self, job: Job, on_step: OnStep = lambda job, point: None) -> Shard:
+        """Make one shard.
+
+        Parameters
+        ----------
+        on_step : callable, optional
+            Hears of every start drawn, by an empty mapping, and gets each iteration's point of
+            every curve: all images of the job went a step further.
+        """
+        started = time.monotonic()
+        rng = generator(self.seed, "inversion", self.round, job.batch)
+        batch = self._invert(job.count, rng, lambda point: on_step(job, point))
+
+        def again(count: int, attempt: int) -> Inverted:
+            drawn = generator(self.seed, "inversion", self.round, job.batch, "again", attempt)
+            return self._invert(count, drawn, lambda point: None)
+
+        if self.config.iterations:
+            batch = _make_good(batch, again)
+        return Shard(job, batch, time.monotonic() - started)
+
+    def _invert(
+        self, count: int, rng: torch.Generator, on_step: Callable[[Point], None]
+    ) -> Inverted:
+        drawn = assign(self.teacher, self.config, count, rng, self.device, on_step)
+        return invert_batch(
+            self.teacher,
+            drawn.starts,
+            drawn.targets,
+            self.config,
+            rng,
+            members=drawn.members,
+            student=self.student,
+            on_step=on_step,
+        )
+
+
+class Assignment(NamedTuple):
+    """What a batch is inverted from, for what, and by whom."""
+
+    starts: torch.Tensor
+    """``[B, C, H, W]``"""
+    targets: torch.Tensor
+    """Class probabilities ``[B, classes]``."""
+    members: torch.Tensor | None
+    """``[K, B]`` bool, the clients that serve each image; None for all."""
+
+
+def assign(
+    teacher: Teacher,
+    config: InversionConfig,
+    count: int,
+    rng: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[Point], None] = lambda point: None,
+) -> Assignment:
+    """Draw and choose all that a batch of ``count`` images needs before its inversion."""
+    spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
+    if config.targets == "own":
+        starts = starting_images(config.start, count, spec, rng).to(device)
+        on_step({})
+    else:
+        targets = draw_targets(config.targets, count, classes, rng)
+        starts = _pick_starts(teacher, config, targets, rng, device, on_step)
+    if config.targets == "own" or not config.iterations:
+        # An image that is not inverted shows no drawn target: all it has is the teacher's label.
+        targets = teacher(starts).logits.softmax(-1).cpu()
+    members = draw_members(teacher, targets, config.teachers_per_image, rng)
+    return Assignment(
+        starts, targets.to(device), None if members is None else members.to(device)
+    )
+
+
+def _pick_starts(
+    teacher: Teacher,
+    config: InversionConfig,
+    targets: torch.Tensor,
+    rng: torch.Generator,
+    device: torch.device,
+    on_step: Callable[[Point], None],
+) -> torch.Tensor:
+    """Draw ``candidates`` starts for each target and keep the fittest, ``[B, C, H, W]``."""
+    spec, count = teacher.models[0].spec, len(targets)
+    drawn, log_probs = [], []
+    for _ in range(config.candidates):
+        # The teacher reads a batch at a time: only the images themselves pile up, off the device.
+        drawn.append(starting_images(config.start, count, spec, rng))
+        if config.candidates > 1:
+            log_probs.append(teacher(drawn[-1].to(device)).logits.log_softmax(-1).cpu())
+        on_step({})
+    if config.candidates == 1:
+        return drawn[0].to(device)
+    return torch.cat(drawn)[pick_starts(torch.cat(log_probs), targets)].to(device)
+
+
+def came_to_something(batch: Inverted) -> torch.Tensor:
+    """Say which images may be kept, ``[B]`` bool (choice).
+
+    Not those with a pixel that isn't finite, without any variance, or in which the teacher never
+    saw the target at a tenth of chance.
+    """
+    pixels = batch.images.flatten(1)
+    sound = pixels.isfinite().all(1) & (pixels.std(1) > LEAST_DEVIATION)
+    if batch.confidence is not None:
+        sound &= batch.confidence >= LEAST_SHARE_OF_CHANCE / batch.targets.shape[1]
+    return sound
+
+
+def _make_good(batch: Inverted, again: Callable[[int, int], Inverted]) -> Inverted:
+    """Replace images that came to nothing by others, ``again(count, attempt)``, or drop them."""
+    for attempt in range(RETRIES):
+        failed = (~came_to_something(batch)).nonzero().flatten()
+        if not len(failed):
+            return batch
+        other = again(len(failed), attempt)
+        logger.info("%d of %d images came to nothing: made again.", len(failed), len(batch.images))
+        if other.keep_idx.shape[1] != batch.keep_idx.shape[1]:
+            break  # the automatic schedule stopped at another number of patches
+        parts = zip(batch[:3], other[:3], strict=True)
+        images, targets, keep_idx = (old.index_copy(0, failed, new) for old, new in parts)
+        confidence = batch.confidence
+        if confidence is not None:
+            confidence = confidence.index_copy(0, failed, other.confidence)
+        batch = Inverted(images, targets, keep_idx, batch.curves, confidence)
+    kept = came_to_something(batch)
+    dropped = int((~kept).sum())
+    if dropped:
+        logger.warning("%d of %d images came to nothing again: dropped.", dropped, len(kept))
+    images, targets, keep_idx = (part[kept] for part in batch[:3])
+    return batch._replace(images=images, targets=targets, keep_idx=keep_idx)

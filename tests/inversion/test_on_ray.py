@@ -1,0 +1,127 @@
+"""Shards made by Ray workers are those made here, whatever happens to the workers."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from fedmitr_app.errors import BackendError, TrainingError
+from fedmitr_app.inversion import Pool, PoolRequest, make_pool, make_shard, on_ray
+from tests.inversion.tiny import contents, inversion_config, tiny_teacher
+
+CPU = torch.device("cpu")
+IMAGES, ITERATIONS, DRAWS = 10, 25, 2
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for all tests, as Flower's simulation has one."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def fill(folder, on_step=lambda job, point: None, **changes):
+    settings = {"iterations": ITERATIONS, "stops": (0.5,), "candidates": DRAWS, "batch_size": 4}
+    config = inversion_config(**{**settings, **changes})
+    pool = Pool(folder, 16)
+    teacher = tiny_teacher("prior-probed", dtype=torch.float32)
+    made = make_pool(teacher, pool, config, PoolRequest(IMAGES, 0), device=CPU, on_step=on_step)
+    return pool, made
+
+
+def workers():
+    """Return the process ids of Ray's workers that make shards."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::_Worker" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it ended just now
+            continue
+    return found
+
+
+def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
+    assert not ray.is_initialized()  # this test comes first
+    with pytest.raises(BackendError, match="inversion.ray-address = '127.0.0.1:1' leads to no Ray"):
+        fill(tmp_path, backend="ray", ray_address="127.0.0.1:1")
+
+
+def test_the_pool_is_the_same_and_so_are_the_news(cluster, tmp_path):
+    here, there = [], []
+    honest, made = fill(tmp_path / "a", lambda job, point: here.append((job, dict(point))))
+    pool, other = fill(
+        tmp_path / "b",
+        lambda job, point: there.append((job, dict(point))),
+        backend="ray",
+        workers=2,
+    )
+    assert contents(pool) == contents(honest) and pool.provenance() == honest.provenance()
+    assert [part.curves for part in other.batches] == [part.curves for part in made.batches]
+    assert other.dropped == made.dropped == 0
+    for job in {job for job, _ in here}:
+        mine = [point for which, point in here if which == job]
+        assert len(mine) == DRAWS + ITERATIONS
+        assert [point for which, point in there if which == job] == mine
+
+
+def test_a_lost_workers_shard_is_made_again(cluster, tmp_path):
+    honest, _ = fill(tmp_path / "a")
+    news, killed = [], []
+
+    def on_step(job, point):
+        news.append(job)
+        if not killed:
+            killed.extend(workers())
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    pool, _ = fill(tmp_path / "b", on_step, backend="ray", workers=2)
+    assert killed and contents(pool) == contents(honest)
+    # What was told twice counts once.
+    assert len(news) == 3 * (DRAWS + ITERATIONS)
+
+
+def test_workers_that_are_lost_time_and_again_are_one_sentence(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "RESTARTS", 0)
+
+    def on_step(job, point):
+        for process in workers():
+            os.kill(process, signal.SIGKILL)
+
+    with pytest.raises(BackendError, match="Ray's workers are lost .* inversion.workers") as raised:
+        fill(tmp_path, on_step, backend="ray", iterations=400)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_worker_raises_is_raised_here(cluster, tmp_path, monkeypatch):
+    class Broken(make_shard.ShardMaker):
+        def make(self, job, on_step):
+            raise TrainingError.diverged("inversion", 9.0)
+
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["x"]))
+    maker = Broken(tiny_teacher(dtype=torch.float32), inversion_config(), 0, 0, CPU)
+    with pytest.raises(TrainingError, match="inversion.learning-rate = 9 made inversion leave"):
+        list(on_ray.make_on_ray(maker, [make_shard.Job(0, 2)], lambda job, point: None))
+
+
+def test_workers_that_never_begin_are_given_up(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(on_ray, "_options", lambda *rest: {"count": 1, "num_cpus": 64})
+    with pytest.raises(BackendError, match="have not taken a step for 1 s"):
+        fill(tmp_path, backend="ray")
+
+
+def test_a_gpu_that_nobody_has_is_one_sentence(cluster):
+    with pytest.raises(BackendError, match="Ray has 0 of its 0 GPU.* free: .*'local'"):
+        on_ray._options(torch.device("cuda"), 0, 3)
+
+
+def test_there_are_no_more_workers_than_jobs_or_cores(cluster):
+    assert on_ray._options(CPU, 0, 9)["count"] == 2
+    assert on_ray._options(CPU, 0, 1)["count"] == 1
+    assert on_ray._options(CPU, 3, 9) == {"count": 3, "num_cpus": 0}
