@@ -27,6 +27,7 @@ from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotMethod, O
 from fedmitr_app.strategies.asking import is_simulation
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.one_shot_method import CONTROL
+from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
 
@@ -197,6 +198,8 @@ def fuse_and_measure(
     # Elsewhere a node may hold other data, or another share of them, than the server would deal.
     dealt = setting.test_set is not None and is_simulation(grid)
     labels = deal_labels(grid, config, strategy) if dealt else None
+    if config.inversion.backend == "ray" and is_simulation(grid):
+        await_ray()
     result = strategy.start(
         grid,
         ArrayRecord(setting.model.vit.state_dict()),

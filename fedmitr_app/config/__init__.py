@@ -1,7 +1,7 @@
 """Configuration: one frozen, typed object, checked once at the door."""
 
 from fedmitr_app.config.parse import default_run_config, flatten, parse_config
-from fedmitr_app.config.same import MAY_DIFFER, decisive, require_same
+from fedmitr_app.config.same import decisive, harmless_keys, require_same
 from fedmitr_app.config.schema import (
     NEED_LABEL_COUNTS,
     ClientConfig,
@@ -18,7 +18,6 @@ from fedmitr_app.config.schema import (
 )
 
 __all__ = [
-    "MAY_DIFFER",
     "NEED_LABEL_COUNTS",
     "ClientConfig",
     "Config",
@@ -34,6 +33,7 @@ __all__ = [
     "decisive",
     "default_run_config",
     "flatten",
+    "harmless_keys",
     "parse_config",
     "require_same",
 ]

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 
-PLACEMENT = "placement"
+HARMLESS = "harmless"
 
 
 def _field(default: Any, parse: Callable[[Any], Any]) -> Any:
     return dataclasses.field(default=default, metadata={"parse": parse})
 
 
-def placement(setting: Any) -> Any:
-    """Mark a setting that says where work is done, and never changes what comes out."""
-    metadata = {**setting.metadata, PLACEMENT: True}
+def harmless(setting: Any) -> Any:
+    """Mark a setting that only says where and how patiently work is done: nothing else changes."""
+    metadata = {**setting.metadata, HARMLESS: True}
     return dataclasses.field(default=setting.default, metadata=metadata)
 
 

@@ -4,35 +4,34 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedmitr_app.config.fields import PLACEMENT
+from fedmitr_app.config.fields import HARMLESS
+from fedmitr_app.config.schema import Config
 from fedmitr_app.errors import ConfigError
 
-# Where and how patiently it runs. Devices agree to rounding only; without that a run whose GPU
-# is gone would be lost.
-MAY_DIFFER = (
-    "output.run-dir",
-    "output.resume",
-    "client.device",
-    "server.device",
-    "server.wait-for-nodes",
-    "server.timeout",
-    "server.patience",
-    "server.absence",
-    "server.min-clients",
-    "server.eval-batch-size",
-    "inversion.backend",
-    "inversion.workers",
-    "inversion.ray-address",
-)
+
+def decisive(settings: Any) -> Any:
+    """Return a dataclass of settings without those that are harmless, as dicts."""
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    return {
+        field.name: decisive(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if not field.metadata.get(HARMLESS)
+    }
 
 
-def decisive(settings: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as a dict, without what only says where work is done."""
-    found = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if not field.metadata.get(PLACEMENT):
-            found[field.name] = decisive(value) if dataclasses.is_dataclass(value) else value
+def harmless_keys(config: Config) -> set[str]:
+    """Return the run-config keys that say where and how patiently a run works.
+
+    Devices agree to rounding only; without that a run whose GPU is gone would be lost.
+    """
+    found = set()
+    for section in dataclasses.fields(config):
+        settings = getattr(config, section.name)
+        if dataclasses.is_dataclass(settings):
+            names = {field.name for field in dataclasses.fields(settings)}
+            names -= decisive(settings).keys()
+            found |= {f"{section.name}.{name}".replace("_", "-") for name in names}
     return found
 
 
@@ -47,7 +46,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     missing = "absent"
     changed = [
         f"{key} = {now.get(key, missing)!r} (was {before.get(key, missing)!r})"
-        for key in sorted({*before, *now} - {*MAY_DIFFER})
+        for key in sorted({*before, *now} - harmless_keys(Config()))
         if now.get(key, missing) != before.get(key, missing)
     ]
     if changed:

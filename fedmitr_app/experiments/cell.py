@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import MAY_DIFFER, NEED_LABEL_COUNTS, Config, flatten
+from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, harmless_keys
 from fedmitr_app.errors import FedmitrError, MethodUnavailable
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
@@ -35,10 +35,11 @@ _log = logging.getLogger(__name__)
 def cell_name(cell: Cell) -> str:
     """Return the file name of a cell's result: another for every setting that counts."""
     read = SECTIONS + SECTIONS_OF.get(cell.row.method, ())
+    harmless = harmless_keys(cell.config)
     flat = {
         key: value
         for key, value in flatten(cell.config).items()
-        if key.split(".")[0] in read and key not in MAY_DIFFER
+        if key.split(".")[0] in read and key not in harmless
     }
     facts = {"method": cell.row.method, **flat, **asdict(cell.federation)}
     if cell.attackers:

@@ -34,13 +34,13 @@ def draw_figures(
 
     ``bars-<n>.png`` and ``compute-<n>.png`` for each federation, ``alpha-<n>.png`` for each
     kind and number of clients with several α (IID shards stand at its end), ``curve-<n>.png``
-    for each federation if ``curve`` names the settings to draw. A federation with several attacks
-    has ``attacks-<n>.png`` alone.
+    for each federation if ``curve`` names the settings to draw. A federation that is attacked has
+    ``attacks-<n>.png`` instead.
     """
     good = frame[frame["status"] == "ok"]
     paths = []
     for number, part in enumerate(groups(good).values(), 1):
-        if len(attacks(part)) > 1:
+        if part["attackers"].any():
             paths.append(accuracy_under_attack(part, folder / f"attacks-{number}.png"))
             continue
         paths.append(accuracy_bars(part, folder / f"bars-{number}.png"))
@@ -48,6 +48,7 @@ def draw_figures(
             paths.append(accuracy_against_compute(part, folder / f"compute-{number}.png"))
         if curve is not None:
             paths.append(accuracy_against_setting(part, curve, folder / f"curve-{number}.png"))
+    good = good[good["attackers"] == 0]
     for number, ((_, clients), part) in enumerate(good.groupby(["kind", "clients"], sort=False), 1):
         if part["alpha"].nunique() > 1:
             even = good[(good["kind"] == "iid") & (good["clients"] == clients)]

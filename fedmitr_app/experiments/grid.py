@@ -145,6 +145,11 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
             dealt["partition.alpha"] = federation.alpha
         for row in rows:
             config = parse_config({**common, **dealt, **row.settings}, given_wins=True)
+            if config.inversion.backend != "local":
+                raise ConfigError(
+                    f"{path}: inversion.backend = {config.inversion.backend!r} is for a run, whose "
+                    "time is not compared: leave it out, and use --workers."
+                )
             cells.append(Cell(row, federation, config, *attack))
     curve = _curve(table.get("figure"), cells[0].config, path)
     return Grid(str(table.get("title", path.stem)), tuple(cells), curve)

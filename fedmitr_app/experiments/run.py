@@ -96,8 +96,8 @@ def run_grid(
         # The same result may stand under another name in another experiment.
         flat = flatten(cell.config)
         curve = {key: flat[key] for key in (grid.curve.x, *grid.curve.lines)} if grid.curve else {}
-        names = {"row": cell.row.name, "attack": cell.attack, "attackers": cell.attackers}
-        found.append({**result, **names, **curve})
+        what = {"row": cell.row.name, "attack": cell.attack, "attackers": cell.attackers}
+        found.append({**result, **what, **curve})
     return found
 
 

@@ -105,7 +105,8 @@ def by_attack(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         for row in rows:
             cells = part[part["row"] == row]
             good = cells[cells["status"] == "ok"]
-            line.append(_spread(100 * good["accuracy"]) or str(cells["status"].iloc[0]))
+            some = "" if len(good) == len(cells) else f" ({_seeds(cells)})"
+            line.append((_spread(100 * good["accuracy"]) or str(cells["status"].iloc[0])) + some)
         lines.append(line)
     return ["attack", *rows], lines
 
@@ -155,8 +156,7 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def _table(part: pd.DataFrame) -> tuple[Sequence[str], list[list[str]]]:
-    several = len(attacks(part)) > 1
-    return by_attack(part) if several else (HEADINGS, summary(part))
+    return by_attack(part) if part["attackers"].any() else (HEADINGS, summary(part))
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:

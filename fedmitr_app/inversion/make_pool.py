@@ -1,12 +1,15 @@
 """Fill the pool: whatever shards it lacks are made, here or by several workers."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from fedmitr_app.config import InversionConfig, decisive
+from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.invert import Inverted
 from fedmitr_app.inversion.make_shard import Job, OnStep, Shard, ShardMaker
 from fedmitr_app.inversion.pool import Place, Pool
@@ -79,24 +82,26 @@ def make_pool(
         If the workers can't be had, or are lost time and again.
     """
     maker = ShardMaker(teacher, config, request.seed, request.round, device, student)
-    made: dict[Job, tuple[Inverted, float]] = {}
-    missing = []
+    made: dict[Job, Inverted] = {}
+    missing, taken = [], 0.0
     for job in jobs(request.count, config.batch_size):
         found = pool.find(_provenance(maker, request, job), Place(request.round, job.batch))
         if found is None:
             missing.append(job)
         else:
-            made[job] = found
+            made[job], seconds = found
+            taken += seconds
             on_reuse(job.count)
-    for job, batch, seconds in _run(maker, missing, on_step):
-        place = Place(request.round, job.batch)
-        pool.add(batch, _provenance(maker, request, job), place, seconds)
-        # A clone: an empty slice would keep the whole batch in memory.
-        made[job] = batch._replace(images=batch.images[:0].clone()), seconds
-    in_order = [made[job] for job in sorted(made)]
-    kept = sum(len(batch.targets) for batch, _ in in_order)
-    seconds = sum(seconds for _, seconds in in_order)
-    return Made([batch for batch, _ in in_order], seconds, request.count - kept)
+    started = time.monotonic()
+    with contextlib.closing(_run(maker, missing, on_step)) as shards:
+        for job, batch, seconds in shards:
+            place = Place(request.round, job.batch)
+            pool.add(batch, _provenance(maker, request, job), place, seconds)
+            # A clone: an empty slice would keep the whole batch in memory.
+            made[job] = batch._replace(images=batch.images[:0].clone())
+    batches = [made[job] for job in sorted(made)]
+    kept = sum(len(batch.targets) for batch in batches)
+    return Made(batches, taken + time.monotonic() - started, request.count - kept)
 
 
 def jobs(count: int, size: int) -> list[Job]:
@@ -105,11 +110,18 @@ def jobs(count: int, size: int) -> list[Job]:
     return [Job(batch, min(size, count - first)) for batch, first in enumerate(firsts)]
 
 
-def _run(maker: ShardMaker, missing: Sequence[Job], on_step: OnStep) -> Iterator[Shard]:
+def _run(
+    maker: ShardMaker, missing: Sequence[Job], on_step: OnStep
+) -> Generator[Shard, None, None]:
     """Yield each shard when it is made."""
     if missing and maker.config.backend == "ray":
-        from fedmitr_app.inversion.on_ray import make_on_ray  # not everyone has Ray
-
+        try:
+            from fedmitr_app.inversion.on_ray import make_on_ray
+        except ModuleNotFoundError as error:
+            raise BackendError(
+                f"inversion.backend = 'ray' needs what is not installed ({error}): install it, "
+                "or set inversion.backend = 'local'."
+            ) from error
         yield from make_on_ray(maker, missing, on_step)
     else:
         yield from (maker.make(job, on_step) for job in missing)

@@ -44,7 +44,8 @@ class Shard(NamedTuple):
     seconds: float
 
 
-OnStep = Callable[[Job, Point], None]
+OnStep = Callable[[Job, Point | None], None]
+"""Hears of a job's every step; None: images that came to nothing are being made again."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class ShardMaker:
         student = None if self.student is None else copy.deepcopy(self.student).to(device)
         return replace(self, teacher=self.teacher.to(device), student=student, device=device)
 
-    def make(self, job: Job, on_step: OnStep = lambda job, point: None) -> Shard:
+    def make(self, job: Job, on_step: OnStep) -> Shard:
         """Make one shard.
 
         Parameters
         ----------
-        on_step : callable, optional
+        on_step : callable
             Hears of every start drawn, by an empty mapping, and gets each iteration's point of
             every curve: all images of the job went a step further.
         """
@@ -82,7 +83,7 @@ class ShardMaker:
 
         def again(count: int, attempt: int) -> Inverted:
             drawn = generator(self.seed, "inversion", self.round, job.batch, "again", attempt)
-            return self._invert(count, drawn, lambda point: None)
+            return self._invert(count, drawn, lambda point: on_step(job, None))
 
         if self.config.iterations:
             batch = _make_good(batch, again)

@@ -7,6 +7,7 @@ last digits of sums. Ray restarts a worker that dies, and its shard is made agai
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,21 +15,24 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-import fedmitr_app
 from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.make_shard import Job, OnStep, Point, Shard, ShardMaker
+from fedmitr_app.inversion.ray_cluster import INSTEAD, PACKAGE, cluster, why
 
 _log = logging.getLogger(__name__)
 
 RESTARTS = 3
 """Of each worker."""
 POLL_SECONDS = 0.5
-SILENCE_SECONDS = 1800.0
+START_SECONDS = 300.0
+"""For the first worker to be there, models and all."""
+SILENCE_SECONDS = 3600.0
 """Without a step of any worker: then they are given up."""
-STEPS_BETWEEN_NEWS = 10
-PACKAGE = Path(fedmitr_app.__file__).parent
+FETCH_SECONDS = 600.0
+"""For a shard that was made to come here."""
+STEPS_BETWEEN_NEWS, SECONDS_BETWEEN_NEWS = 10, 10.0
 
 
 def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iterator[Shard]:
@@ -37,56 +41,97 @@ def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iter
     Raises
     ------
     BackendError
-        If there is no such cluster, no device is free, or workers are lost time and again.
+        If there is no such cluster, no worker can start, or they are lost time and again.
     """
-    config = maker.config
-    with _cluster(config.ray_address) as environment, _sentences():
-        options = _options(maker.device, config.workers, len(jobs))
-        count = options.pop("count")
+    with cluster(maker.config.ray_address) as (environment, flowers), _sentences():
         again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-        news = _News.options(runtime_env=environment, num_cpus=0, **again).remote()
+        options = {"runtime_env": environment, **again}
+        news = _News.options(num_cpus=0, **options).remote()
         shared = ray.put(maker.to(torch.device("cpu")))
-        make = _Worker.options(runtime_env=environment, **options, **again)
-        idle = [make.remote(shared, maker.device.type, news) for _ in range(count)]
+        count, takes = _share(maker.device, maker.config.workers, len(jobs), flowers)
+        worker = _Worker.options(**options, **takes)
+        workers = [worker.remote(shared, maker.device.type, news) for _ in range(count)]
         _log.info("%d shard(s) are made by %d Ray worker(s).", len(jobs), count)
         try:
-            yield from _work(idle, list(jobs), news, on_step)
+            yield from _work(workers, list(jobs), _Ear(news, on_step), shipped=not environment)
         finally:
-            for actor in (*idle, news):
+            for actor in (*workers, news):
                 ray.kill(actor)
 
 
-def _work(workers: list[Any], waiting: list[Job], news: Any, on_step: OnStep) -> Iterator[Shard]:
-    idle, running, silence = list(workers), {}, 0.0
-    told: Counter[Job] = Counter()
+def _work(
+    workers: Sequence[Any], waiting: list[Job], ear: "_Ear", shipped: bool
+) -> Iterator[Shard]:
+    starting = {worker.package.remote(): worker for worker in workers}
+    running: dict[Any, Any] = {}
+    last = time.monotonic()
+
+    def next_job(worker: Any) -> None:
+        if waiting:
+            running[worker.make.remote(waiting.pop(0))] = worker
+
     while waiting or running:
-        while waiting and idle:
-            worker, job = idle.pop(), waiting.pop(0)
-            running[worker.make.remote(job)] = worker
-        done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-        heard = _tell(news, on_step, told)
-        silence = 0.0 if done or heard else silence + POLL_SECONDS
-        if silence > SILENCE_SECONDS:
-            raise BackendError(
-                f"Ray's workers have not taken a step for {SILENCE_SECONDS:g} s: see what else "
-                "its cluster does, or set inversion.backend = 'local'."
-            )
+        done, _ = ray.wait([*starting, *running], timeout=POLL_SECONDS)
+        if ear.listen() or done:
+            last = time.monotonic()
+        _require_life(bool(running), time.monotonic() - last)
         for reference in done:
-            idle.append(running.pop(reference))
-            yield ray.get(reference)
+            if reference in starting:
+                _require_same(ray.get(reference, timeout=FETCH_SECONDS), shipped)
+                next_job(starting.pop(reference))
+                continue
+            shard = ray.get(reference, timeout=FETCH_SECONDS)
+            next_job(running.pop(reference))  # nobody waits while the shard is written
+            yield shard
+    ear.listen()
 
 
-def _tell(news: Any, on_step: OnStep, told: Counter[Job]) -> bool:
-    """Pass on the steps that weren't told before; whether there was any news."""
-    try:
-        heard = ray.get(news.take.remote(), timeout=10 * POLL_SECONDS)
-    except GetTimeoutError:
-        return False
-    for job, first, points in heard:
-        for point in points[max(0, told[job] - first) :]:  # a worker that restarts tells all again
-            on_step(job, point)
-        told[job] = max(told[job], first + len(points))
-    return bool(heard)
+def _require_life(begun: bool, silence: float) -> None:
+    if begun and silence > SILENCE_SECONDS:
+        raise BackendError(
+            f"Ray's workers have not taken a step for {SILENCE_SECONDS:g} s: lower "
+            f"inversion.batch-size, see what else the cluster does, {INSTEAD}"
+        )
+    if not begun and silence > START_SECONDS:
+        free = {kind: ray.available_resources().get(kind, 0) for kind in ("GPU", "CPU")}
+        raise BackendError(
+            f"No Ray worker could start within {START_SECONDS:g} s ({free['GPU']:g} GPUs and "
+            f"{free['CPU']:g} CPUs are free): leave some of them to it "
+            f"(client-resources-num-gpus in a simulation), {INSTEAD}"
+        )
+
+
+def _require_same(package: str, shipped: bool) -> None:
+    """Refuse workers that would run another copy of this package."""
+    if not shipped and Path(package) != PACKAGE:
+        raise BackendError(
+            f"Ray's workers would run {package} and not {PACKAGE}: start Flower elsewhere, "
+            f"{INSTEAD}"
+        )
+
+
+class _Ear:
+    """Hears what workers tell, and passes each step on once."""
+
+    def __init__(self, news: Any, on_step: OnStep) -> None:
+        self._news, self._on_step = news, on_step
+        self._asked: Any = None
+        self._told: Counter[Job] = Counter()
+
+    def listen(self) -> bool:
+        """Pass on what is there; whether that was anything."""
+        self._asked = self._asked or self._news.take.remote()
+        done, _ = ray.wait([self._asked], timeout=10 * POLL_SECONDS)
+        if not done:
+            return False
+        heard = ray.get(self._asked, timeout=FETCH_SECONDS)
+        self._asked = None
+        for job, first, points in heard:
+            for point in points[max(0, self._told[job] - first) :]:
+                self._on_step(job, point)
+            # A worker that was restarted tells all of a job's steps again.
+            self._told[job] = max(self._told[job], first + len(points))
+        return bool(heard)
 
 
 @ray.remote
@@ -94,12 +139,12 @@ class _News:
     """What the workers tell while they work."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[Job, int, Sequence[Point]]] = []
+        self._told: list[tuple[Job, int, list[Point | None]]] = []
 
-    def tell(self, job: Job, first: int, points: Sequence[Point]) -> None:
+    def tell(self, job: Job, first: int, points: list[Point | None]) -> None:
         self._told.append((job, first, points))
 
-    def take(self) -> list[tuple[Job, int, Sequence[Point]]]:
+    def take(self) -> list[tuple[Job, int, list[Point | None]]]:
         told, self._told = self._told, []
         return told
 
@@ -114,24 +159,34 @@ class _Worker:
         self._maker = maker.to(torch.device(device))
         self._news = news
 
-    def make(self, job: Job) -> Shard:
-        first, points = 0, list[Point]()
+    def package(self) -> str:
+        return str(PACKAGE)
 
-        def on_step(job: Job, point: Point) -> None:
+    def make(self, job: Job) -> Shard:
+        points: list[Point | None] = []
+        told, last = 0, time.monotonic()
+
+        def on_step(job: Job, point: Point | None) -> None:
             points.append(point)
-            if len(points) >= STEPS_BETWEEN_NEWS:
+            late = time.monotonic() - last > SECONDS_BETWEEN_NEWS
+            if late or len(points) >= STEPS_BETWEEN_NEWS:
                 tell()
 
-        def tell() -> None:
-            nonlocal first
+        def tell() -> Any:
+            nonlocal told, last
             # Numbers, read now and then: a GPU waits for whoever reads them.
-            told = [{name: float(value) for name, value in each.items()} for each in points]
-            self._news.tell.remote(job, first, told)
-            first += len(points)
+            plain = [
+                None if point is None else {name: float(value) for name, value in point.items()}
+                for point in points
+            ]
+            sent = self._news.tell.remote(job, told, plain)
+            told, last = told + len(points), time.monotonic()
             points.clear()
+            return sent
 
         shard = self._maker.make(job, on_step)
-        tell()
+        with contextlib.suppress(RayError):  # a lost line of progress is no lost shard
+            ray.get(tell(), timeout=FETCH_SECONDS)
         here = {
             name: value.cpu() if isinstance(value, torch.Tensor) else value
             for name, value in shard.inverted._asdict().items()
@@ -139,51 +194,16 @@ class _Worker:
         return shard._replace(inverted=type(shard.inverted)(**here))
 
 
-def _options(device: torch.device, wanted: int, jobs: int) -> dict[str, Any]:
-    """Return how many workers to start, and what each takes of the cluster.
-
-    In Flower's simulation its idle clients hold the CPUs: workers then ask for none.
-    """
-    kind = "GPU" if device.type == "cuda" else "CPU"
-    whole, free = ray.cluster_resources().get(kind, 0), ray.available_resources().get(kind, 0)
-    if kind == "GPU" and free < 1:
-        raise BackendError(
-            f"Ray has {free:g} of its {whole:g} GPU(s) free: give clients less of them "
-            "(client-resources-num-gpus), or set inversion.backend = 'local'."
-        )
-    count = min(wanted or max(int(free if kind == "GPU" else whole), 1), jobs)
-    if kind == "GPU":
-        return {"count": min(count, int(free)), "num_gpus": 1, "num_cpus": 0}
-    return {"count": count, "num_cpus": 1 if free >= count else 0}
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[dict[str, Any]]:
-    """Join the Ray that is there, a cluster's or Flower's, or start one; give workers' setting."""
-    environment = {"env_vars": {"PYTHONPATH": str(PACKAGE.parent)}}
-    if ray.is_initialized():
-        if address:
-            _log.warning("inversion.ray-address is not used: this process has its Ray already.")
-        yield environment
-        return
-    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address:
-            # Other machines get this very package.
-            ray.init(address, runtime_env={"py_modules": [str(PACKAGE)]}, **quietly)
-            environment = {}
-        else:
-            ray.init("local", include_dashboard=False, **quietly)
-    except (ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
-        raise BackendError(
-            f"inversion.ray-address = {address!r} leads to no Ray cluster "
-            f"({' '.join(str(error).split())[:200]}): start one with 'ray start --head', or leave "
-            "the address empty."
-        ) from error
-    try:
-        yield environment
-    finally:
-        ray.shutdown()
+def _share(
+    device: torch.device, wanted: int, jobs: int, flowers: bool
+) -> tuple[int, dict[str, float]]:
+    """Return how many workers to start, and what each takes of the cluster."""
+    whole = ray.cluster_resources()
+    if device.type == "cuda":
+        return min(wanted or max(int(whole.get("GPU", 0)), 1), jobs), {"num_gpus": 1, "num_cpus": 0}
+    count = min(wanted or max(int(whole.get("CPU", 0)), 1), jobs)
+    # Flower's idle clients hold its CPUs to the end of the run: nothing is left to take.
+    return count, {"num_cpus": 0 if flowers else 1}
 
 
 @contextlib.contextmanager
@@ -191,11 +211,10 @@ def _sentences() -> Iterator[None]:
     """Turn Ray's errors into one sentence, and give back what a worker itself raised."""
     try:
         yield
-    except RayTaskError as error:
-        raise error.cause from error
     except RayError as error:
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+            raise error.cause from error
         raise BackendError(
-            f"Ray's workers are lost ({' '.join(str(error).split())[:200]}): what they had "
-            "finished is kept; set fewer inversion.workers, or inversion.backend = 'local', and "
-            "output.resume = true."
+            f"Ray's workers are lost ({why(error)}): what they had finished is kept; set fewer "
+            "inversion.workers, or inversion.backend = 'local', and output.resume = true."
         ) from error

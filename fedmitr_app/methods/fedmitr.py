@@ -73,7 +73,9 @@ def _invert(
     # A batch's images go on together: an image counts by its share of steps done.
     with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
 
-        def on_step(job: Job, point: Point) -> None:
+        def on_step(job: Job, point: Point | None) -> None:
+            if point is None:
+                return
             progress.advance(job.count, point.get("loss"), note="" if point else choosing)
             if point:
                 where = {"round": request.round, "batch": job.batch, "iteration": seen[job.batch]}

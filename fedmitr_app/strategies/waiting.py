@@ -3,8 +3,11 @@
 import logging
 import time
 
+import ray
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
+
+from fedmitr_app.errors import BackendError
 
 _log = logging.getLogger(__name__)
 
@@ -56,3 +59,21 @@ def await_nodes(
             "server.wait-for-nodes."
         )
     return nodes
+
+
+def await_ray(seconds: float = 120.0, poll_seconds: float = 0.2) -> None:
+    """Wait until a simulation has its Ray: a second one in its process would stand in its way.
+
+    Raises
+    ------
+    BackendError
+        If it has none after ``seconds``.
+    """
+    started = time.monotonic()
+    while not ray.is_initialized():
+        if time.monotonic() - started > seconds:
+            raise BackendError(
+                f"Flower's simulation has not started Ray within {seconds:g} s: set "
+                "inversion.backend = 'local'."
+            )
+        time.sleep(poll_seconds)

@@ -1,7 +1,9 @@
 """Shards made by Ray workers are those made here, whatever happens to the workers."""
 
+import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,20 +36,35 @@ def fill(folder, on_step=lambda job, point: None, **changes):
 
 
 def workers():
-    """Return the process ids of Ray's workers that make shards."""
-    found = []
+    """Return the process ids of this test's Ray workers that make shards."""
+    parents, names = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ray::_Worker" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
+            names[int(process.name)] = (process / "cmdline").read_bytes()
+            status = (process / "status").read_text()
         except OSError:  # it ended just now
             continue
-    return found
+        parents[int(process.name)] = int(status.partition("PPid:")[2].split()[0])
+
+    def ours(process):
+        while process > 1:
+            if process == os.getpid():
+                return True
+            process = parents.get(process, 0)
+        return False
+
+    return [process for process in parents if b"ray::_Worker" in names[process] and ours(process)]
+
+
+def kill(processes):
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
     assert not ray.is_initialized()  # this test comes first
-    with pytest.raises(BackendError, match="inversion.ray-address = '127.0.0.1:1' leads to no Ray"):
+    with pytest.raises(BackendError, match="can't be had at inversion.ray-address = '127.0.0.1:1'"):
         fill(tmp_path, backend="ray", ray_address="127.0.0.1:1")
 
 
@@ -77,8 +94,7 @@ def test_a_lost_workers_shard_is_made_again(cluster, tmp_path):
         news.append(job)
         if not killed:
             killed.extend(workers())
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
+            kill(killed)
 
     pool, _ = fill(tmp_path / "b", on_step, backend="ray", workers=2)
     assert killed and contents(pool) == contents(honest)
@@ -90,38 +106,46 @@ def test_workers_that_are_lost_time_and_again_are_one_sentence(cluster, tmp_path
     monkeypatch.setattr(on_ray, "RESTARTS", 0)
 
     def on_step(job, point):
-        for process in workers():
-            os.kill(process, signal.SIGKILL)
+        kill(workers())
 
     with pytest.raises(BackendError, match="Ray's workers are lost .* inversion.workers") as raised:
         fill(tmp_path, on_step, backend="ray", iterations=400)
     assert "\n" not in str(raised.value)
 
 
-def test_what_a_worker_raises_is_raised_here(cluster, tmp_path, monkeypatch):
+def test_what_a_worker_raises_is_raised_here(cluster):
     class Broken(make_shard.ShardMaker):
         def make(self, job, on_step):
             raise TrainingError.diverged("inversion", 9.0)
 
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["x"]))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     maker = Broken(tiny_teacher(dtype=torch.float32), inversion_config(), 0, 0, CPU)
     with pytest.raises(TrainingError, match="inversion.learning-rate = 9 made inversion leave"):
         list(on_ray.make_on_ray(maker, [make_shard.Job(0, 2)], lambda job, point: None))
 
 
 def test_workers_that_never_begin_are_given_up(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "SILENCE_SECONDS", 1.0)
-    monkeypatch.setattr(on_ray, "_options", lambda *rest: {"count": 1, "num_cpus": 64})
-    with pytest.raises(BackendError, match="have not taken a step for 1 s"):
+    monkeypatch.setattr(on_ray, "START_SECONDS", 1.0)
+    monkeypatch.setattr(on_ray, "_share", lambda *rest: (1, {"num_cpus": 64}))
+    with pytest.raises(BackendError, match="No Ray worker could start within 1 s"):
         fill(tmp_path, backend="ray")
 
 
-def test_a_gpu_that_nobody_has_is_one_sentence(cluster):
-    with pytest.raises(BackendError, match="Ray has 0 of its 0 GPU.* free: .*'local'"):
-        on_ray._options(torch.device("cuda"), 0, 3)
+def test_workers_without_a_sign_of_life_are_given_up():
+    on_ray._require_life(True, on_ray.SILENCE_SECONDS - 1)
+    with pytest.raises(BackendError, match="have not taken a step for 3600 s: .*batch-size"):
+        on_ray._require_life(True, on_ray.SILENCE_SECONDS + 1)
+
+
+def test_workers_of_another_copy_of_the_package_are_refused():
+    on_ray._require_same("/elsewhere/fedmitr_app", shipped=True)
+    on_ray._require_same(str(on_ray.PACKAGE), shipped=False)
+    with pytest.raises(BackendError, match="would run /elsewhere/fedmitr_app and not "):
+        on_ray._require_same("/elsewhere/fedmitr_app", shipped=False)
 
 
 def test_there_are_no_more_workers_than_jobs_or_cores(cluster):
-    assert on_ray._options(CPU, 0, 9)["count"] == 2
-    assert on_ray._options(CPU, 0, 1)["count"] == 1
-    assert on_ray._options(CPU, 3, 9) == {"count": 3, "num_cpus": 0}
+    assert on_ray._share(CPU, 0, 9, True) == (2, {"num_cpus": 0})
+    assert on_ray._share(CPU, 0, 1, False) == (1, {"num_cpus": 1})
+    assert on_ray._share(CPU, 3, 9, False) == (3, {"num_cpus": 1})
+    assert on_ray._share(torch.device("cuda"), 4, 9, True)[0] == 4
