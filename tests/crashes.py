@@ -129,7 +129,8 @@ def crash_and_compare(cycles: int, seed: int, parent: Path) -> Counter[str]:
     rng = random.Random(seed)
     for name in LOADED_LATE:
         importlib.import_module(name)
-    fork_run(parent / "whole")
+    if (died := fork_run(parent / "whole")) is not None:
+        raise SystemExit(f"the run that nobody kills died in {died}")
     expected = result_of(parent / "whole")
     killed: Counter[str] = Counter()
     for cycle in range(cycles):
@@ -137,11 +138,13 @@ def crash_and_compare(cycles: int, seed: int, parent: Path) -> Counter[str]:
         for stage in sorted(rng.sample(range(len(STAGES)), rng.randint(1, 3))):
             if (died := fork_run(folder, stage, rng.uniform(0.0, MAX_DELAY))) is not None:
                 killed[died] += 1
-        fork_run(folder)
+        if (died := fork_run(folder)) is not None:
+            raise SystemExit(f"cycle {cycle} in {folder} died of itself in {died}")
         found = result_of(folder)
         differing = [name for name in expected if found.get(name) != expected[name]]
         if differing or found.keys() != expected.keys():
-            raise SystemExit(f"cycle {cycle} in {folder} differs: {differing[:5]}")
+            files = Counter(name.partition(" ")[0] for name in differing)
+            raise SystemExit(f"cycle {cycle} in {folder} differs: {dict(files)}")
     return killed
 
 
