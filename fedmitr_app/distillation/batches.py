@@ -50,33 +50,55 @@ class Batch(NamedTuple):
         return ~covered
 
 
-def draw_batch(pool: PoolData, config: DistillationConfig, rng: torch.Generator) -> Batch:
-    """Draw a batch; the pool may be smaller than the batch (images then repeat).
+class Recipe(NamedTuple):
+    """How a batch is made of the pool: a kilobyte or two, whatever the size of its images.
+
+    Tensors on the CPU.
+    """
+
+    parts: tuple[tuple[Tensor, Views], ...]
+    """One or two: which of the pool's images, ``[B]``, and their views."""
+    share: Tensor
+    """Of the first part, ``[B]``."""
+
+    def make(self, pool: PoolData) -> Batch:
+        """Make the batch, on the pool's device; the same every time."""
+        made = [_viewed(pool, index, views) for index, views in self.parts]
+        share = self.share.to(pool.images.device)
+        images, mask, targets = made[0]
+        if len(made) == 1:
+            return Batch(images, ((share, mask, targets),))
+        other, other_mask, other_targets = made[1]
+        weight = share.reshape(-1, 1, 1, 1)
+        parts = ((share, mask, targets), (1 - share, other_mask, other_targets))
+        return Batch(weight * images + (1 - weight) * other, parts)
+
+
+def draw_recipe(pool: PoolData, config: DistillationConfig, rng: torch.Generator) -> Recipe:
+    """Draw a batch's images; the pool may be smaller than the batch (images then repeat).
 
     Every image is a view of its own; with ``mixup`` above 0 it is blended with another one,
     with a share drawn from Beta(mixup, mixup).
     """
-    count = config.batch_size
-    first = torch.randint(len(pool), (count,), generator=rng)
-    images, mask, targets = _viewed(pool, first, config, rng)
-    whole = torch.ones(count, device=images.device)
+    count, size = config.batch_size, pool.images.shape[-1]
+
+    def part() -> tuple[Tensor, Views]:
+        index = torch.randint(len(pool), (count,), generator=rng)
+        return index, draw_views(count, size, config.roll, config.flip, rng)
+
     if config.mixup == 0:
-        return Batch(images, ((whole, mask, targets),))
-    other = torch.randint(len(pool), (count,), generator=rng)
-    images_b, mask_b, targets_b = _viewed(pool, other, config, rng)
-    share = _beta(config.mixup, count, rng).to(images.device)
-    weight = share.reshape(-1, 1, 1, 1)
-    mixed = weight * images + (1 - weight) * images_b
-    return Batch(mixed, ((share, mask, targets), (whole - share, mask_b, targets_b)))
+        return Recipe((part(),), torch.ones(count))
+    return Recipe((part(), part()), _beta(config.mixup, count, rng))
 
 
-def _viewed(
-    pool: PoolData, index: Tensor, config: DistillationConfig, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    index = index.to(pool.images.device)
+def draw_batch(pool: PoolData, config: DistillationConfig, rng: torch.Generator) -> Batch:
+    """Draw a batch that is used once, see :func:`draw_recipe`."""
+    return draw_recipe(pool, config, rng).make(pool)
+
+
+def _viewed(pool: PoolData, index: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    index, views = index.to(pool.images.device), views.to(pool.images.device)
     images, mask, targets = pool.images[index], pool.mask[index], pool.targets[index]
-    views = draw_views(len(index), images.shape[-1], config.roll, config.flip, rng)
-    views = views.to(images.device)
     return apply_view(images, views), view_mask(mask, views, images.shape[-1]), targets
 
 

@@ -7,14 +7,13 @@ relabelled by the ensemble (stated); the student sees all patches (stated).
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedmitr_app.config import DistillationConfig
-from fedmitr_app.distillation.batches import Batch, draw_batch
+from fedmitr_app.distillation.batches import Batch, draw_recipe
+from fedmitr_app.distillation.lessons import Lesson, Taught, teach
 from fedmitr_app.distillation.losses import class_loss, token_loss
 from fedmitr_app.distillation.students import choose_trainable
 from fedmitr_app.errors import TrainingError
@@ -30,30 +29,8 @@ logger = logging.getLogger(__name__)
 STEPS_BETWEEN_CHECKS = 50
 MAX_FALLS = 3
 
-
-class Taught(NamedTuple):
-    """The ensemble's answers to a batch."""
-
-    logits: Tensor
-    """Class-token logits, ``[B, C]``."""
-    relabels: Tensor | None
-    """The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image."""
-
-    def part(self, rows: slice) -> "Taught":
-        """Return the answers to some of the images."""
-        return Taught(self.logits[rows], None if self.relabels is None else self.relabels[rows])
-
-
-@dataclass
-class Lesson:
-    """A batch, and what the ensemble says about it once it was asked."""
-
-    batch: Batch
-    taught: Taught | None = None
-
-    def part(self, rows: slice) -> "Lesson":
-        """Return some images of a lesson that was taught."""
-        return Lesson(self.batch.part(rows), self.taught.part(rows))
+Losses = Callable[[slice], Tensor]
+"""Gives the losses of some images of a batch, ``[b]``."""
 
 
 class Distiller:
@@ -111,9 +88,10 @@ class Distiller:
 
         The first ``steps / repeats`` batches are drawn and shown to the teacher; then they are
         gone through again in new orders, with the teacher's answers kept (choice: more steps
-        for the same teacher's work). With ``repeats`` above 1 those batches stay in memory on
-        the device, which large images feel: raise ``repeats`` or lower ``steps`` or
-        ``batch_size`` to hold fewer.
+        for the same teacher's work). Answers to tokens are kept in half precision, batches as
+        what they are made of: only their numbers stay in memory, not their pixels. Where the
+        head alone is trained and no token is, the student's features stay too, and a batch
+        that comes again passes through the head alone.
 
         When the loss or a weight leaves the finite numbers, the student goes back to its last
         good state, and on from there with the next batches at half the rate (choice).
@@ -132,7 +110,7 @@ class Distiller:
         self.student.train()
         for step in range(steps):
             if step < fresh:
-                lesson = Lesson(draw_batch(pool, self.config, self.rng))
+                lesson = Lesson(draw_recipe(pool, self.config, self.rng))
                 if fresh < steps:
                     kept.append(lesson)
             else:
@@ -140,8 +118,7 @@ class Distiller:
                 lesson = kept[order.pop()]
             if step < done:
                 continue
-            lesson.taught = lesson.taught or self.teach(lesson.batch)
-            loss = self._backward(lesson)
+            loss = self._backward(self._losses(lesson, pool))
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
             self.scheduler.step()
@@ -161,15 +138,35 @@ class Distiller:
         self.student.eval()
         return torch.stack(losses).tolist() if losses else []
 
-    def _backward(self, lesson: Lesson) -> Tensor:
-        """Differentiate a lesson's mean loss."""
-        count = len(lesson.batch.images)
+    def _losses(self, lesson: Lesson, pool: PoolData) -> Losses:
+        """Return what gives some images' losses; what can't change is worked out once."""
+        if not self.still:
+            batch = lesson.recipe.make(pool)
+            lesson.taught = lesson.taught or self.teach(batch).compact()
+            taught = lesson.taught
+            return lambda rows: self.loss(batch.part(rows), taught.part(rows))
+        if lesson.features is None:
+            batch = lesson.recipe.make(pool)
+            lesson.taught, lesson.targets = self.teach(batch), batch.targets
+            with torch.no_grad():
+                lesson.features = torch.cat(
+                    self._halving.over(
+                        len(batch.images), lambda rows: self.student(batch.images[rows]).features
+                    )
+                )
+        features, logits, targets = lesson.features, lesson.taught.logits, lesson.targets
+        return lambda rows: self._class_loss(
+            self.student.vit.head(features[rows]), logits[rows], targets[rows]
+        )
+
+    def _backward(self, losses: Losses) -> Tensor:
+        """Differentiate a batch's mean loss."""
+        count = self.config.batch_size
 
         def differentiate(rows: slice) -> Tensor:
             if rows.start == 0:
                 self.optimiser.zero_grad(set_to_none=True)
-            part = lesson if rows == slice(0, count) else lesson.part(rows)
-            loss = self.loss(part.batch, part.taught).sum() / count
+            loss = losses(rows).sum() / count
             loss.backward()
             return loss.detach()
 
@@ -220,58 +217,37 @@ class Distiller:
         resume_schedule(self.scheduler, steps)
 
     @property
+    def still(self) -> bool:
+        """Whether a batch's features never change: there is nothing but the head to train."""
+        return self.config.train == "head" and not self.with_tokens
+
+    @property
     def with_tokens(self) -> bool:
         """Whether the loss has a token term."""
         return self.config.relabel != "none" and self.config.beta > 0
 
     def teach(self, batch: Batch) -> Taught:
         """Ask the ensemble about a batch."""
-        by_token = self.with_tokens and self.config.relabel == "token"
-        answer = self.teacher(batch.images, patch_logits=by_token)
-        relabels = answer.patch_logits
-        if self.with_tokens and self.config.relabel == "image":
-            relabels = answer.logits.unsqueeze(1)
-        elif self.with_tokens and self.config.relabel == "background":
-            relabels = self._background_labels(batch, answer.logits).unsqueeze(1)
-        return Taught(answer.logits, relabels)
+        return teach(self.teacher, batch, self.config.relabel if self.with_tokens else "none")
 
     def loss(self, batch: Batch, taught: Taught | None = None) -> Tensor:
         """The decoupled loss of a batch, per image ``[B]``; asks the teacher if need be."""
         config = self.config
         taught = taught or self.teach(batch)
         seen = self.student(batch.images)
-        loss = class_loss(
-            seen.logits, taught.logits, batch.targets, config.temperature, config.hard
-        )
+        loss = self._class_loss(seen.logits, taught.logits, batch.targets)
         if not self.with_tokens:
             return loss
         # With no dropped patch there is nothing to relabel, and with no survivor that is
         # all there is: both happen (dense schedule; the control).
         patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
-        term = token_loss(
-            patch_logits, batch.token_targets, taught.relabels, config.gamma, config.tau
-        )
+        relabels = taught.relabels.to(patch_logits.dtype)
+        term = token_loss(patch_logits, batch.token_targets, relabels, config.gamma, config.tau)
         return loss + config.beta * term
 
-    def _background_labels(self, batch: Batch, logits: Tensor) -> Tensor:
-        """The ensemble's class-token logits when it sees only low-density patches, ``[B, C]``.
-
-        All images of a batch show equally many patches: the number of background patches of
-        the image that has fewest; where an image has more, they are spread evenly over its
-        own. An image without any keeps its whole-image label.
-        """
-        background = batch.background
-        counts = background.sum(1)
-        some = counts > 0
-        if not some.any():
-            return logits
-        fewest = int(counts[some].min())
-        # True sorts before False, in spatial order; then every (count/fewest)-th of them
-        # [B, N] -> [B, fewest]
-        order = background[some].int().argsort(dim=1, descending=True, stable=True)
-        steps = torch.arange(fewest, device=order.device) * counts[some].unsqueeze(1) // fewest
-        seen = self.teacher(batch.images[some], order.gather(1, steps)).logits
-        return logits.clone().index_copy_(0, some.nonzero().flatten(), seen)
+    def _class_loss(self, logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+        config = self.config
+        return class_loss(logits, teacher_logits, targets, config.temperature, config.hard)
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmitr_app.distillation.batches import Batch, draw_batch, view_mask
+from fedmitr_app.distillation.batches import Batch, draw_batch, draw_recipe, view_mask
 from fedmitr_app.inversion.geometry import Views, apply_view
 from fedmitr_app.inversion.pool import PoolData
 from tests.inversion.tiny import distillation_config, random_images, random_targets
@@ -59,6 +59,17 @@ def test_without_mixup_a_batch_is_views_of_the_pool():
         [found] = [i for i in range(5) if torch.equal(pool.images[i], image)]
         assert torch.equal(kept, pool.mask[found]) and torch.equal(target, pool.targets[found])
     assert torch.equal(batch.targets, targets) and torch.equal(batch.background, ~mask)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.7])
+def test_a_recipe_makes_the_same_batch_every_time(mixup):
+    pool, rng = pool_of(), torch.Generator().manual_seed(5)
+    config = distillation_config(mixup=mixup, roll=0.4, flip=0.5)
+    recipe, other = draw_recipe(pool, config, rng), draw_recipe(pool, config, rng)
+    once, again = recipe.make(pool), recipe.make(pool)
+    assert torch.equal(once.images, again.images) and torch.equal(once.targets, again.targets)
+    assert torch.equal(once.token_targets, again.token_targets)
+    assert not torch.equal(once.images, other.make(pool).images)
 
 
 def test_views_are_drawn_per_image():

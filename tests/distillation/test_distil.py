@@ -164,13 +164,37 @@ def test_repeated_batches_ask_the_teacher_once(monkeypatch):
     teach, loss = made.teach, made.loss
     monkeypatch.setattr(made, "teach", lambda batch: asked.append(batch) or teach(batch))
     monkeypatch.setattr(
-        made, "loss", lambda batch, taught: seen.append(id(batch)) or loss(batch, taught)
+        made, "loss", lambda batch, taught: seen.append(batch.images.sum()) or loss(batch, taught)
     )
     made.run(pool_of(), 12)
     assert len(asked) == 4
+    seen = [float(pixels) for pixels in seen]  # tell batches apart, which are made anew
     assert [seen.count(key) for key in set(seen)] == [3] * 4
     # Every pass goes through all of them before any comes again.
     assert all(len(set(seen[first : first + 4])) == 4 for first in (0, 4, 8))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_features_that_stay_give_what_the_whole_student_gives(mixup, monkeypatch):
+    """With only its head to train a student sees a batch's pixels once, and learns the same."""
+    settings = {"train": "head", "relabel": "none", "repeats": 4, "hard": 0.3, "mixup": mixup}
+    quick, slow = trainee(**settings), trainee(**settings)
+    seen = []
+    quick.student.register_forward_hook(lambda *_: seen.append(1))
+    monkeypatch.setattr(Distiller, "still", property(lambda made: made is quick))
+    losses = quick.run(pool_of(), 12)
+    assert losses == pytest.approx(slow.run(pool_of(), 12), rel=1e-5)
+    assert len(seen) == 3
+    for key, value in quick.student.state_dict().items():
+        torch.testing.assert_close(value, slow.student.state_dict()[key], rtol=1e-4, atol=1e-5)
+
+
+def test_whose_features_stay():
+    assert trainee(train="head", relabel="none").still
+    assert trainee(train="head", relabel="token", beta=0.0).still
+    assert not trainee(train="head", relabel="token").still
+    assert not trainee(train="last-blocks", relabel="none").still
+    assert not trainee(relabel="none").still
 
 
 def test_the_first_pass_is_the_same_however_often_batches_repeat():
