@@ -101,6 +101,22 @@ def _check_inversion(config: Config) -> None:
             shown,
             f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
         )
+    asked = inversion.teachers_per_step
+    if asked and (inversion.loss != "per-teacher" or inversion.teachers_per_image):
+        raise ConfigError.bad_value(
+            "inversion.teachers-per-step",
+            asked,
+            "0, unless inversion.loss = 'per-teacher' and inversion.teachers-per-image = 0: of "
+            "the ensemble's own loss a part of it gives no unbiased gradient",
+        )
+    by_itself = inversion.loss == "per-teacher" or inversion.gradient == "frugal"
+    if inversion.ensemble == "stacked" and by_itself:
+        raise ConfigError.bad_value(
+            "inversion.ensemble",
+            "stacked",
+            "'loop', unless inversion.loss = 'ensemble' and inversion.gradient = 'joint': else "
+            "every model runs by itself",
+        )
     most = min(inversion.images, config.distillation.steps)
     if inversion.rounds > most:
         raise ConfigError.bad_value(

@@ -20,9 +20,12 @@ def step_flops(model: PatchViT, alive: int) -> int:
     return counter.get_total_flops()
 
 
-def flop_ratio(model: PatchViT, counts: Sequence[int]) -> float:
-    """FLOPs with so many alive patches in each iteration over those of dense ones, in (0, 1].
+def flop_ratio(
+    model: PatchViT, counts: Sequence[int], moving: Sequence[float] | None = None
+) -> float:
+    """FLOPs with so many alive patches in each iteration over those of dense ones, in [0, 1].
 
+    ``moving`` is the share of images that take each iteration, all of them by default.
     ``model`` must be frozen; every client's model has the same architecture, so that the
     ratio is the ensemble's too.
     """
@@ -30,4 +33,6 @@ def flop_ratio(model: PatchViT, counts: Sequence[int]) -> float:
         return 1.0
     per_count = {alive: step_flops(model, alive) for alive in set(counts)}
     dense = step_flops(model, model.num_patches)
-    return sum(per_count[alive] for alive in counts) / (dense * len(counts))
+    shares = moving or [1.0] * len(counts)
+    spent = sum(share * per_count[alive] for alive, share in zip(counts, shares, strict=True))
+    return spent / (dense * len(counts))

@@ -28,6 +28,10 @@ class Views(NamedTuple):
         """Move to a device."""
         return Views(*(part.to(device) for part in self))
 
+    def of(self, rows: Tensor) -> "Views":
+        """Return the views of some images."""
+        return Views(*(part[rows] for part in self))
+
 
 def draw_views(
     batch: int, size: int, roll: float, flip: float, generator: torch.Generator

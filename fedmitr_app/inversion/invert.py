@@ -21,10 +21,15 @@ from fedmitr_app.inversion.geometry import (
 )
 from fedmitr_app.inversion.losses import total_variation
 from fedmitr_app.inversion.microbatches import Microbatches
-from fedmitr_app.inversion.objective import Gradient, Objective
+from fedmitr_app.inversion.objective import Gradient, Objective, draw_asked
+from fedmitr_app.inversion.patch_adam import PatchAdam
+from fedmitr_app.inversion.reached import Reached
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
+
+
+CURVES = ("loss", "confidence", "alive", "moving")
 
 
 class Inverted(NamedTuple):
@@ -38,7 +43,8 @@ class Inverted(NamedTuple):
     """Patches that survived, in increasing order, ``[B, n]``; none without an iteration."""
     curves: dict[str, list[float]]
     """Batch means per iteration: ``loss``, ``confidence`` (the target's probability; a mixed
-    target's two, weighted by their shares), ``alive``."""
+    target's two, weighted by their shares), both as they were last for an image that is
+    finished; ``alive`` patches of a moving image, and the share of images ``moving``."""
     confidence: Tensor | None = None
     """Each image's highest on the way, ``[B]``; None without an iteration."""
 
@@ -66,9 +72,9 @@ def invert_batch(
     targets : Tensor
         Class probabilities ``[B, classes]``.
     config : InversionConfig
-        Every image takes ``iterations`` steps.
+        Every image takes ``iterations`` steps; with ``early_stop``, that many at most.
     generator : torch.Generator
-        On the CPU; draws views and the ``random`` schedule.
+        On the CPU; draws views, the ``random`` schedule, and who is asked in a step.
     members : Tensor, optional
         ``[K, B]`` bool, the clients that serve each image.
     student : PatchViT, optional
@@ -76,7 +82,8 @@ def invert_batch(
     on_step : callable, optional
         Gets each iteration's point of every curve, tensors still on the device.
     on_gradient : callable, optional
-        Gets each iteration's gradient, see :func:`pixel_gradient`; not to be changed.
+        Gets each iteration's gradient, see :func:`pixel_gradient`, of the images that still
+        move; not to be changed.
 
     Returns
     -------
@@ -85,19 +92,22 @@ def invert_batch(
         had when they were stopped. Without any iteration (as in the control) no patch was
         made to show its target, so that none may be taught it: none survives.
     """
-    objective = Microbatches(Objective(teacher, targets, config, members, student))
+    whole = objective = Microbatches(Objective(teacher, targets, config, members, student))
     schedule = Schedule.build(config)
     model = teacher.models[0]
     size, patch = model.spec.size, model.patch_size
-    images = starts.clone()
-    batch = len(images)
-    alive = torch.arange(model.num_patches, device=images.device).expand(batch, -1)
+    batch, device = len(starts), starts.device
+    images, moving = starts.clone(), starts.clone()
+    here = torch.arange(batch)  # the images that still move; on the CPU, for what is drawn there
+    rows = here.to(device)
+    alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
     own = own_pixels(alive, size, patch)
     optimiser = PatchAdam(read_patches(images, own), config)
+    reached = Reached(targets, config, max(schedule.stops, default=0))
     low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
-    density = torch.zeros(alive.shape, device=images.device)
-    highest = torch.zeros(batch, device=images.device)
-    losses, confidences, counts = [], [], []
+    density = torch.zeros(alive.shape, device=device)
+    loss, confidence, highest = (starts.new_zeros(batch) for _ in range(3))
+    curves: dict[str, list[Tensor | float]] = {}
 
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
@@ -105,35 +115,55 @@ def invert_batch(
             alive = alive.gather(1, keep)
             own = own_pixels(alive, size, patch)
             optimiser.keep(keep)
-        views = draw_views(batch, size, config.roll, config.flip, generator).to(images.device)
+        views = draw_views(batch, size, config.roll, config.flip, generator).to(device)
         ask_density = schedule.needs_density and iteration + 1 in schedule.stops
+        # Whose attention is asked for says more than one step's gradient: everybody's is.
+        asked = None if ask_density else draw_asked(teacher, config, batch, generator)
 
-        step, grad, smooth = pixel_gradient(objective, images, alive, own, views, ask_density)
-        if on_gradient:
-            on_gradient(grad)
-        pixels = optimiser.step(grad)
-        write_patches(images, pixels.clamp_(low, high), own)
+        if len(rows):
+            step, grad, smooth = pixel_gradient(
+                objective,
+                moving,
+                alive[rows],
+                own,
+                views.of(rows),
+                ask_density,
+                None if asked is None else asked[:, here],
+            )
+            if on_gradient:
+                on_gradient(grad)
+            pixels = optimiser.step(grad)
+            write_patches(moving, pixels.clamp_(low, high), own)
 
-        if ask_density:
-            density = teacher.density(step.cls_attn, targets, members)
-        elif iteration + 1 in schedule.stops:
-            density = torch.zeros(alive.shape, device=images.device)
-        losses.append(step.loss.mean() + config.tv * smooth.mean())
-        confidence = (targets * step.logits.softmax(-1)).sum(-1)
-        confidences.append(confidence.mean())
-        highest = torch.maximum(highest, confidence)
-        counts.append(alive.shape[1])
+            if ask_density:
+                density = teacher.density(step.cls_attn, targets, members)
+            elif iteration + 1 in schedule.stops:
+                density = torch.zeros(alive.shape, device=device)
+            loss[rows] = step.loss + config.tv * smooth
+            confidence[rows] = (targets[rows] * step.logits.softmax(-1)).sum(-1)
+            highest = torch.maximum(highest, confidence)
+        point = {
+            "loss": loss.mean(),
+            "confidence": confidence.mean(),
+            "alive": float(alive.shape[1]),
+            "moving": len(rows) / batch,
+        }
+        for name, value in point.items():
+            curves.setdefault(name, []).append(value)
         if on_step:
-            on_step({"loss": losses[-1], "confidence": confidences[-1], "alive": counts[-1]})
+            on_step(point)
+        if len(rows) and reached.finishes(iteration, rows, step.logits):
+            stay = reached.others(rows)
+            images[rows] = moving
+            here, rows, own = here[stay.cpu()], rows[stay], own[stay]
+            moving, objective = images[rows], whole.of(rows)
+            optimiser.keep_images(stay)
 
-    curves = {
-        "loss": torch.stack(losses).tolist() if losses else [],
-        "confidence": torch.stack(confidences).tolist() if confidences else [],
-        "alive": [float(count) for count in counts],
-    }
+    images[rows] = moving
+    told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}
     if not config.iterations:
-        return Inverted(images, targets, alive[:, :0], curves)
-    return Inverted(images, targets, alive, curves, highest)
+        return Inverted(images, targets, alive[:, :0], {name: [] for name in CURVES})
+    return Inverted(images, targets, alive, told, highest)
 
 
 class PixelGradient(NamedTuple):
@@ -153,6 +183,7 @@ def pixel_gradient(
     own: Tensor,
     views: Views,
     attention: bool = False,
+    asked: Tensor | None = None,
 ) -> PixelGradient:
     """Differentiate the objective at one view of ``images`` ``[B, C, H, W]``.
 
@@ -162,10 +193,12 @@ def pixel_gradient(
         The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
     attention : bool
         Whether ``step.cls_attn`` is wanted.
+    asked : Tensor, optional
+        See :meth:`Objective.gradient`.
     """
     model = objective.teacher.models[0]
     viewed, positions = viewed_pixels(alive, views, model.spec.size, model.patch_size)
-    step = objective.gradient(read_patches(images, viewed), positions, attention)
+    step = objective.gradient(read_patches(images, viewed), positions, attention, asked)
     # Back to the image's own frame; frozen neighbours get some too.
     grad = torch.zeros_like(images)
     write_patches(grad, step.grad, viewed)
@@ -173,42 +206,6 @@ def pixel_gradient(
     grad.add_(slope, alpha=objective.config.tv)
     # Only alive patches move: a stopped patch's gradient is dropped here.
     return PixelGradient(step, read_patches(grad, own), smooth)
-
-
-class PatchAdam:
-    """Adam (Kingma & Ba, 2015) on the alive patches only, ``[B, n, C*p*p]``.
-
-    Its state shrinks with them, so that a stopped patch has neither gradient nor momentum.
-    torch's own Adam can't drop rows of a parameter without losing its state. With
-    ``inversion.step_scale = "image"`` the second moment is averaged over an image's alive
-    pixels (choice): a pixel with a small gradient then moves little, where plain Adam moves
-    every pixel about as far.
-    """
-
-    def __init__(self, pixels: Tensor, config: InversionConfig) -> None:
-        self.pixels = pixels
-        self.mean = torch.zeros_like(pixels)
-        self.square = torch.zeros_like(pixels)
-        self.rate, self.betas, self.count = config.learning_rate, (config.beta1, config.beta2), 0
-        self.per_image = config.step_scale == "image"
-
-    def keep(self, keep: Tensor) -> None:
-        """Drop all patches but the positions ``keep`` ``[B, m]``."""
-        index = keep.unsqueeze(-1).expand(-1, -1, self.pixels.shape[-1])
-        self.pixels, self.mean, self.square = (
-            state.gather(1, index) for state in (self.pixels, self.mean, self.square)
-        )
-
-    def step(self, grad: Tensor) -> Tensor:
-        """Move the pixels by one step and return them; the caller may clip them in place."""
-        beta1, beta2 = self.betas
-        self.count += 1
-        self.mean.lerp_(grad, 1 - beta1)
-        self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        square = self.square.mean((1, 2), keepdim=True) if self.per_image else self.square
-        scale = (square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
-        self.pixels.addcdiv_(self.mean, scale, value=-self.rate / (1 - beta1**self.count))
-        return self.pixels
 
 
 def _per_patch(bound: Tensor, patch_size: int) -> Tensor:

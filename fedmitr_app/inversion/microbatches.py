@@ -20,13 +20,26 @@ class Microbatches:
         self.teacher, self.config = objective.teacher, objective.config
         self._whole, self._halving = objective, Halving("inverting")
 
-    def gradient(self, patches: Tensor, position_idx: Tensor, attention: bool = False) -> Gradient:
+    def of(self, rows: Tensor) -> "Microbatches":
+        """Return the objective of some images; parts stay as small as they had to be."""
+        some = Microbatches(self._whole.part(rows))
+        some._halving = self._halving
+        return some
+
+    def gradient(
+        self,
+        patches: Tensor,
+        position_idx: Tensor,
+        attention: bool = False,
+        asked: Tensor | None = None,
+    ) -> Gradient:
         """Evaluate as :meth:`Objective.gradient`."""
         count = len(patches)
 
         def evaluate(rows: slice) -> Gradient:
             part = self._whole if rows == slice(0, count) else self._whole.part(rows)
-            return part.gradient(patches[rows], position_idx[rows], attention)
+            who = None if asked is None else asked[:, rows]
+            return part.gradient(patches[rows], position_idx[rows], attention, who)
 
         found = self._halving.over(count, evaluate)
         if len(found) == 1:

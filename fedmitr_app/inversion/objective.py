@@ -34,6 +34,21 @@ class Gradient(NamedTuple):
     """Each client's class attention, ``[K, B, n]``, if asked for."""
 
 
+def draw_asked(
+    teacher: Teacher, config: InversionConfig, batch: int, generator: torch.Generator
+) -> Tensor | None:
+    """Draw which ``teachers_per_step`` clients each image asks in this step, ``[K, B]`` bool.
+
+    All are as likely, so that what they say, K / ``teachers_per_step`` times, is everybody's in
+    the mean: an unbiased gradient (choice). ``None``: everybody is asked.
+    """
+    clients, some = len(teacher.models), config.teachers_per_step
+    if not 0 < some < clients:
+        return None
+    chosen = torch.rand(batch, clients, generator=generator).topk(some).indices
+    return torch.zeros(batch, clients, dtype=torch.bool).scatter_(1, chosen, True).T
+
+
 @dataclass(frozen=True)
 class Objective:
     """CE(teacher, targets) plus the optional priors, for one batch of images.
@@ -58,23 +73,34 @@ class Objective:
     members: Tensor | None = None
     student: PatchViT | None = None
 
-    def gradient(self, patches: Tensor, position_idx: Tensor, attention: bool = False) -> Gradient:
-        """Evaluate at patches ``[B, n, C*p*p]`` standing at ``position_idx`` ``[B, n]``."""
+    def gradient(
+        self,
+        patches: Tensor,
+        position_idx: Tensor,
+        attention: bool = False,
+        asked: Tensor | None = None,
+    ) -> Gradient:
+        """Evaluate at patches ``[B, n, C*p*p]`` standing at ``position_idx`` ``[B, n]``.
+
+        ``asked``, ``[K, B]`` bool on the CPU, says whose losses stand for everybody's in this
+        step, where each client has its own (see :func:`draw_asked`).
+        """
         patches = patches.detach().requires_grad_()
         if self.config.loss == "per-teacher":
-            return self._one_by_one(patches, position_idx, attention)
+            if asked is not None:
+                return self._estimate(patches, position_idx, asked)
+            weights = self.teacher.image_weights(self.targets, self.members)
+            return self._one_by_one(patches, position_idx, attention, weights)
         if self.config.gradient == "frugal":
             return self._frugal(patches, position_idx, attention)
-        outputs = [
-            self._run(k, patches, position_idx, attention) for k in range(len(self._models))
-        ]
+        outputs = self._outputs(patches, position_idx, attention)
         logits = torch.stack([output.logits for output in outputs])
         loss, combined = self._combined(logits)
         loss = loss + sum(self._prior(k, output) for k, output in enumerate(outputs))
         (grad,) = torch.autograd.grad(loss.sum(), patches)
         return Gradient(loss.detach(), grad, combined.detach(), self._attention(outputs))
 
-    def part(self, rows: slice) -> "Objective":
+    def part(self, rows: slice | Tensor) -> "Objective":
         """Return the objective of some of the batch's images."""
         members = None if self.members is None else self.members[:, rows]
         return replace(self, targets=self.targets[rows], members=members)
@@ -95,9 +121,20 @@ class Objective:
             loss = loss + prior.detach()
         return Gradient(loss, grad, combined.detach(), self._attention(outputs))
 
-    def _one_by_one(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
-        """The weighted mean of the clients' own cross-entropies: no graph outlives its model."""
-        weights = self.teacher.image_weights(self.targets, self.members)
+    def _estimate(self, patches: Tensor, position_idx: Tensor, asked: Tensor) -> Gradient:
+        """Everybody's loss from those asked: each one's is taken that much more often."""
+        device = patches.device
+        some = replace(self, members=asked.to(device))
+        # Looked up on the CPU, where they were drawn: a GPU would be waited for.
+        some.__dict__["_rows"] = tuple(who.nonzero().flatten().to(device) for who in asked)
+        often = len(asked) / asked[:, :1].sum()
+        weights = often * some.members * self.teacher.image_weights(self.targets)
+        return some._one_by_one(patches, position_idx, False, weights)
+
+    def _one_by_one(
+        self, patches: Tensor, position_idx: Tensor, attention: bool, weights: Tensor
+    ) -> Gradient:
+        """The clients' own losses, by ``weights`` ``[K, B]``: no graph outlives its model."""
         total, grad, outputs = torch.zeros_like(weights[0]), torch.zeros_like(patches), []
         for k in range(len(self.teacher.models)):
             output = self._run(k, patches, position_idx, attention)
@@ -120,6 +157,32 @@ class Objective:
             return (*self.teacher.models, self.student)
         return self.teacher.models
 
+    def _outputs(
+        self, patches: Tensor, position_idx: Tensor, attention: bool
+    ) -> list[ViTOutput]:
+        """Run every model on the images it serves, one by one or stacked."""
+        stack = self.teacher.stack if self.config.ensemble == "stacked" else None
+        models = range(len(self._models))
+        if stack is None:
+            return [self._run(k, patches, position_idx, attention) for k in models]
+        clients = len(self.teacher.models)
+        rows = None if self.members is None else self._rows
+        if rows is None:
+            index = torch.arange(len(patches), device=patches.device).expand(clients, -1)
+        else:
+            # As many for every model: shorter lists repeat an image, whose answer is left out.
+            index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        seen = stack.forward_patches(patches[index], position_idx[index], attention=attention)
+        outputs = []
+        for k in range(clients):
+            output = ViTOutput(*(None if part is None else part[k] for part in seen))
+            if rows is not None:
+                served = (None if p is None else p[: len(rows[k])] for p in output)
+                output = _spread(ViTOutput(*served), rows[k], len(patches))
+            outputs.append(output)
+        rest = models[clients:]
+        return outputs + [self._run(k, patches, position_idx, attention) for k in rest]
+
     def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k`` on the images it serves; the others' rows stay zero."""
         model = self._models[k]
@@ -127,14 +190,7 @@ class Objective:
             return model.forward_patches(patches, position_idx, attention=attention)
         rows = self._rows[k]
         part = model.forward_patches(patches[rows], position_idx[rows], attention=attention)
-        batch = len(patches)
-
-        def spread(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            return value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
-
-        return ViTOutput(*(spread(value) for value in part))
+        return _spread(part, rows, len(patches))
 
     def _combined(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss ``[B]`` and combined logits from the outputs of every model."""
@@ -159,3 +215,15 @@ class Objective:
     def _attention(self, outputs: Sequence[ViTOutput]) -> Tensor | None:
         maps = [output.cls_attn for output in outputs[: len(self.teacher.models)]]
         return None if maps[0] is None else torch.stack(maps).detach()
+
+
+def _spread(output: ViTOutput, rows: Tensor, batch: int) -> ViTOutput:
+    """Put some images' outputs in their places among ``batch`` images; zeros elsewhere."""
+    return ViTOutput(
+        *(
+            None
+            if value is None
+            else value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
+            for value in output
+        )
+    )

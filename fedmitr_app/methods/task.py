@@ -90,11 +90,15 @@ class Task:
         folder: Path,
         device: torch.device,
     ) -> "Task":
-        """Load every upload into a model of its own, in the uploads' order."""
+        """Load every upload into a model of its own, in the uploads' order.
+
+        On the CPU the weights stay on disk, mapped: the system reads them when they are used,
+        and may drop them when memory is short, so that it holds what is in use, not K models.
+        """
         clients = []
         for upload, count in zip(uploads, example_counts(uploads), strict=True):
             client = copy.deepcopy(model).to(device)
-            client.vit.load_state_dict(upload.load_state())
+            client.vit.load_state_dict(upload.load_state(), assign=device.type == "cpu")
             client.eval().requires_grad_(False)
             clients.append(ClientModel(upload.client, client, count, upload.label_counts))
         return cls(model, tuple(uploads), tuple(clients), settings, folder)

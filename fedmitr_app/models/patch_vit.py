@@ -126,7 +126,7 @@ class PatchViT(nn.Module):
         """
         vit = self.vit
         cls_attn = None
-        with self._products(patches.device.type):
+        with self.products(patches.device.type):
             tokens = vit.norm_pre(self._embed(patches, position_idx))
             packing = Packing.of(tokens)
             tokens = packing.pack(tokens)
@@ -147,7 +147,7 @@ class PatchViT(nn.Module):
             cls_attn=cls_attn,
         )
 
-    def _products(self, device: str) -> AbstractContextManager[object]:
+    def products(self, device: str) -> AbstractContextManager[object]:
         """Let matrix products and attention run in this model's precision."""
         if self.precision == "float32":
             return nullcontext()

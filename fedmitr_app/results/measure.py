@@ -102,8 +102,9 @@ def measure(
     if fused is not None:
         results = replace(results, fused=fused, control=control)
         if fused.inversion is not None:
-            alive = [round(count) for count in fused.inversion_curves.get("alive", ())]
-            ratio = flop_ratio(teacher.models[0], alive)
+            curves = fused.inversion_curves
+            alive = [round(count) for count in curves.get("alive", ())]
+            ratio = flop_ratio(teacher.models[0], alive, curves.get("moving"))
             results = replace(
                 results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio
             )

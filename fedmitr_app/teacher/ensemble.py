@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.config import NEED_LABEL_COUNTS, TeacherConfig
 from fedmitr_app.memory import Halving
-from fedmitr_app.models import PatchViT
+from fedmitr_app.models import PatchViT, StackedViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
@@ -111,6 +112,11 @@ class Teacher:
         nobody = weights.sum(0, keepdim=True) <= 0
         weights = torch.where(nobody, torch.ones_like(weights), weights)
         return cls(models, combine, weights, shift, scale)
+
+    @cached_property
+    def stack(self) -> StackedViT | None:
+        """The models as one, on a copy of their weights; None if they can't be stacked."""
+        return StackedViT(self.models) if StackedViT.fits(self.models) else None
 
     def to(self, device: torch.device) -> "Teacher":
         """Return a copy on a device."""

@@ -55,7 +55,7 @@ class Upload:
     node: int = 0
 
     def load_state(self) -> dict[str, Tensor]:
-        """Read the weights: a fresh state dict on the CPU at every call."""
+        """Map the weights: a state dict on the CPU, read from disk where it is used."""
         return load_file(self.weights)
 
     def load_moments(self) -> ClassMoments:

@@ -5,7 +5,8 @@ import torch
 
 from fedmitr_app.inversion import Schedule, invert_batch
 from fedmitr_app.inversion.geometry import draw_views
-from fedmitr_app.inversion.invert import PatchAdam
+from fedmitr_app.inversion.patch_adam import PatchAdam
+from fedmitr_app.inversion.reached import STEPS_BETWEEN_LOOKS, STEPS_IN_A_ROW
 from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
@@ -225,7 +226,7 @@ def test_without_an_iteration_images_stay_and_no_patch_survives():
     found = invert(inversion_config(iterations=0))
     assert torch.equal(found.images, random_images(BATCH))
     assert found.keep_idx.shape == (BATCH, 0)
-    assert found.curves == {"loss": [], "confidence": [], "alive": []}
+    assert found.curves == {"loss": [], "confidence": [], "alive": [], "moving": []}
 
 
 def test_the_generator_alone_decides():

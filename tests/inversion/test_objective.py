@@ -1,7 +1,7 @@
 """The objective's gradient: three ways to it, and a loop over images and clients as the oracle."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
 from fedmitr_app.inversion.microbatches import Microbatches
-from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.inversion.objective import Objective, draw_asked
 from fedmitr_app.teacher import combine_logits
 from tests.inversion.tiny import (
     inversion_config,
@@ -174,6 +174,43 @@ def test_a_pushed_student_disagrees_more():
 
     towards = patches - 1e-3 * built.gradient(patches, positions).grad
     assert divergence(towards) > divergence(patches)
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.4])
+@pytest.mark.parametrize("some", [1, 2])
+def test_who_is_asked_stands_for_everybody_in_the_mean(some, similarity):
+    """Over every choice of as many clients the gradients' mean is the whole one: no bias."""
+    terms = {"members": None, "disagreement": 0.0, "similarity": similarity}
+    whole, (patches, positions) = objective("prior-probed", terms, loss="per-teacher"), inputs()
+    exact = whole.gradient(patches, positions)
+    choices = list(combinations(range(3), some))
+    losses, grads = [], []
+    for chosen in choices:
+        asked = torch.zeros(3, BATCH, dtype=torch.bool)
+        asked[list(chosen)] = True
+        one = whole.gradient(patches, positions, asked=asked)
+        losses.append(one.loss)
+        grads.append(one.grad)
+    torch.testing.assert_close(torch.stack(losses).mean(0), exact.loss)
+    torch.testing.assert_close(torch.stack(grads).mean(0), exact.grad)
+    assert not torch.allclose(grads[0], exact.grad)
+
+
+def test_everybody_is_as_likely_to_be_asked():
+    config, rng = inversion_config(teachers_per_step=2), torch.Generator().manual_seed(0)
+    asked = draw_asked(tiny_teacher(clients=5), config, 4000, rng)
+    assert asked.shape == (5, 4000) and (asked.sum(0) == 2).all()
+    assert (asked.double().mean(1) - 0.4).abs().max() < 0.04
+    assert draw_asked(tiny_teacher(clients=2), config, 4, rng) is None
+    assert draw_asked(tiny_teacher(), inversion_config(), 4, rng) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "per-teacher", "teachers-per-image": 2}])
+def test_a_part_of_the_ensemble_is_refused_where_it_would_be_biased(changes):
+    settings = {"inversion.teachers-per-step": 2, "inversion.teachers-per-image": 0}
+    changed = {f"inversion.{key}": value for key, value in changes.items()}
+    with pytest.raises(ConfigError, match="inversion.teachers-per-step = 2 .* no unbiased"):
+        parse_config({**settings, **changed})
 
 
 def test_attention_comes_only_when_asked_for():

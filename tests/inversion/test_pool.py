@@ -162,7 +162,7 @@ def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, 
         device=torch.device("cpu"),
         on_step=lambda job, point: news.append((job.count, sorted(point))),
     )
-    curves = ["alive", "confidence", "loss"]
+    curves = ["alive", "confidence", "loss", "moving"]
     assert news == [
         (count, point) for count in (4, 3) for point in [[]] * draws + [curves] * 3
     ]

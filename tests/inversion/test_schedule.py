@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.inversion.schedule import Schedule, keep_count
-from tests.inversion.tiny import inversion_config
+from tests.inversion.tiny import inversion_config, tiny_vit
 
 
 def build(**changes) -> Schedule:
@@ -103,3 +104,12 @@ def test_automatic_keeps_few_where_attention_is_peaked_and_many_where_it_is_flat
     assert schedule.keep(0.3, peaked, rng).tolist() == [[5]] * 3
     with pytest.raises(ValueError, match="on the way"):
         schedule.counts(16, 4)
+
+
+def test_flops_are_those_of_images_that_still_move():
+    """Half the images in two of four iterations: a quarter of the dense iterations is saved."""
+    model = tiny_vit(dtype=torch.float32).requires_grad_(False)
+    assert flop_ratio(model, [16] * 4) == 1.0
+    assert flop_ratio(model, [16] * 4, [1.0, 1.0, 0.5, 0.5]) == pytest.approx(0.75)
+    assert flop_ratio(model, [16, 4], [1.0, 0.0]) == pytest.approx(0.5)
+    assert 0.5 < flop_ratio(model, [16, 4]) < 0.8

@@ -1,0 +1,48 @@
+"""The optimiser of pixels that go on being inverted."""
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import InversionConfig
+
+
+class PatchAdam:
+    """Adam (Kingma & Ba, 2015) on the alive patches only, ``[B, n, C*p*p]``.
+
+    Its state shrinks with them, so that a stopped patch has neither gradient nor momentum.
+    torch's own Adam can't drop rows of a parameter without losing its state. With
+    ``inversion.step_scale = "image"`` the second moment is averaged over an image's alive
+    pixels (choice): a pixel with a small gradient then moves little, where plain Adam moves
+    every pixel about as far.
+    """
+
+    def __init__(self, pixels: Tensor, config: InversionConfig) -> None:
+        self.pixels = pixels
+        self.mean = torch.zeros_like(pixels)
+        self.square = torch.zeros_like(pixels)
+        self.rate, self.betas, self.count = config.learning_rate, (config.beta1, config.beta2), 0
+        self.per_image = config.step_scale == "image"
+
+    def keep(self, keep: Tensor) -> None:
+        """Drop all patches but the positions ``keep`` ``[B, m]``."""
+        index = keep.unsqueeze(-1).expand(-1, -1, self.pixels.shape[-1])
+        self.pixels, self.mean, self.square = (
+            state.gather(1, index) for state in (self.pixels, self.mean, self.square)
+        )
+
+    def keep_images(self, rows: Tensor) -> None:
+        """Drop all images but ``rows`` ``[b]``."""
+        self.pixels, self.mean, self.square = (
+            state[rows] for state in (self.pixels, self.mean, self.square)
+        )
+
+    def step(self, grad: Tensor) -> Tensor:
+        """Move the pixels by one step and return them; the caller may clip them in place."""
+        beta1, beta2 = self.betas
+        self.count += 1
+        self.mean.lerp_(grad, 1 - beta1)
+        self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        square = self.square.mean((1, 2), keepdim=True) if self.per_image else self.square
+        scale = (square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
+        self.pixels.addcdiv_(self.mean, scale, value=-self.rate / (1 - beta1**self.count))
+        return self.pixels

@@ -1,0 +1,112 @@
+"""K models as batched products: what each of them gives by itself."""
+
+import copy
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from fedmitr_app.config import parse_config
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.inversion import invert_batch
+from fedmitr_app.models import InputSpec, PatchViT, StackedViT
+from fedmitr_app.randomness import generator
+from tests.inversion.tiny import (
+    inversion_config,
+    random_images,
+    random_targets,
+    shake,
+    tiny_teacher,
+    tiny_vit,
+)
+
+COLOUR = InputSpec(16, 3, (0.4,), (0.3,))
+
+
+def vit(seed: int = 0, **changes) -> PatchViT:
+    """A plain one of 16 px and colour, or with timm's optional parts."""
+    plain = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    made = VisionTransformer(**{**plain, "num_classes": 5, **changes})
+    shake(made, seed)
+    return PatchViT(made.double(), COLOUR).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"num_heads": 4, "depth": 3}])
+def test_each_model_gives_what_it_gives_by_itself(changes, attention):
+    models = [vit(seed, **changes) for seed in range(3)]
+    rng = torch.Generator().manual_seed(1)
+    patches = torch.randn(3, 4, 7, 48, generator=rng, dtype=torch.float64, requires_grad=True)
+    places = torch.stack([torch.randperm(16, generator=rng)[:7] for _ in range(12)])
+    places = places.reshape(3, 4, 7)
+    assert StackedViT.fits(models)
+    seen = StackedViT(models).forward_patches(patches, places, attention=attention)
+    for k, model in enumerate(models):
+        alone = model.forward_patches(patches[k], places[k], attention=attention)
+        for found, expected in zip(seen, alone, strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                torch.testing.assert_close(found[k], expected)
+    (grad,) = torch.autograd.grad(seen.logits.square().sum(), patches)
+    alone = [model.forward_patches(patches[k], places[k]) for k, model in enumerate(models)]
+    total = sum(output.logits.square().sum() for output in alone)
+    torch.testing.assert_close(grad, torch.autograd.grad(total, patches)[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_values": 0.1},
+        {"qk_norm": True},
+        {"reg_tokens": 2},
+        {"no_embed_class": True},
+        {"pre_norm": True},
+        {"fc_norm": True},
+    ],
+)
+def test_optional_parts_do_not_stack(changes):
+    assert not StackedViT.fits([vit(0, **changes), vit(1, **changes)])
+
+
+def test_models_of_different_sizes_do_not_stack():
+    assert not StackedViT.fits([vit(0), vit(1, depth=3)])
+    assert not StackedViT.fits([vit(0), vit(1, embed_dim=32)])
+
+
+@pytest.mark.parametrize("members", [None, [[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 1, 1]]])
+@pytest.mark.parametrize(
+    "changes", [{}, {"similarity": 0.3, "disagreement": 0.5}, {"early_stop": 0.3}]
+)
+def test_an_inversion_makes_the_same_images(changes, members):
+    members = None if members is None else torch.tensor(members).bool()
+    made = {}
+    for ensemble in ("loop", "stacked"):
+        config = inversion_config(ensemble=ensemble, iterations=12, **changes)
+        made[ensemble] = invert_batch(
+            tiny_teacher("prior-probed"),
+            random_images(4),
+            random_targets(4),
+            config,
+            generator(0, "test"),
+            members=members,
+            student=tiny_vit(17).requires_grad_(False),
+        )
+    one, other = made["loop"], made["stacked"]
+    torch.testing.assert_close(one.images, other.images, rtol=1e-6, atol=1e-6)
+    assert torch.equal(one.keep_idx, other.keep_idx)
+    assert one.curves["loss"] == pytest.approx(other.curves["loss"])
+
+
+def test_models_that_do_not_stack_run_one_by_one():
+    teacher = tiny_teacher()
+    mixed = copy.copy(teacher)
+    object.__setattr__(mixed, "models", (*teacher.models[:2], tiny_vit(5).requires_grad_(False)))
+    mixed.models[2].vit.no_embed_class = True
+    assert mixed.stack is None and teacher.stack is not None
+
+
+@pytest.mark.parametrize("other", [{"loss": "per-teacher"}, {"gradient": "frugal"}])
+def test_what_runs_models_one_by_one_is_not_stacked(other):
+    changes = {f"inversion.{key}": value for key, value in other.items()}
+    with pytest.raises(ConfigError, match="inversion.ensemble = 'stacked' .* 'loop'"):
+        parse_config({"inversion.ensemble": "stacked", **changes})
