@@ -1,19 +1,130 @@
-"""What the benchmarks share: what they ran on."""
+"""What the benchmarks share: hardware, clocks, and one tidy table of all that was measured."""
 
 import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 
+from fedmitr_app.config import ModelConfig, TeacherConfig
+from fedmitr_app.models import InputSpec, PatchViT, build_vit
 from fedmitr_app.reporting.environment import describe_environment
+from fedmitr_app.teacher import ClientModel, Teacher
+
+CLASSES = 10
+KEYS = ("benchmark", "case", "measure")
 
 
-def print_hardware() -> None:
-    """Print what a reader needs to place a figure: machine, versions, commit."""
+def print_hardware() -> dict[str, str]:
+    """Print, and return, what a reader needs to place a figure: machine, versions, commit."""
     facts = describe_environment()
     packages = facts["packages"]
-    print(f"hardware: {facts['cpu']}, {facts['cores']} cores, GPUs: {facts['gpus'] or 'none'}")
-    print(f"threads: {torch.get_num_threads()}, {platform.system()}, Python {facts['python']}")
-    print(f"versions: torch {packages.get('torch')}, timm {packages.get('timm')}")
     commit = facts["commit"] or {"id": "unknown", "dirty": False}
     changed = " with uncommitted changes" if commit["dirty"] else ""
-    print(f"commit: {commit['id'][:12]}{changed}", flush=True)
+    told = {
+        "hardware": f"{facts['cpu']}, {facts['cores']} cores, GPUs: {facts['gpus'] or 'none'}",
+        "threads": f"{torch.get_num_threads()}, {platform.system()}, Python {facts['python']}",
+        "versions": f"torch {packages.get('torch')}, timm {packages.get('timm')}",
+        "commit": f"{commit['id'][:12]}{changed}",
+    }
+    for name, value in told.items():
+        print(f"{name}: {value}", flush=True)
+    return told
+
+
+class Results:
+    """One line for each figure, printed as it is measured and kept for the CSV.
+
+    Parameters
+    ----------
+    facts : Mapping[str, str]
+        Of :func:`print_hardware`; they stand in every line.
+    """
+
+    def __init__(self, facts: Mapping[str, str]) -> None:
+        self.facts = dict(facts)
+        self.lines: list[dict[str, Any]] = []
+
+    def add(
+        self, benchmark: str, case: str, measure: str, value: float, unit: str, **of: Any
+    ) -> None:
+        """Keep one figure; ``of`` says of what: clients, batch, patches, iterations..."""
+        line = {"benchmark": benchmark, "case": case, "measure": measure}
+        self.lines.append({**line, "value": value, "unit": unit, **of, **self.facts})
+        print(f"{benchmark}: {case}: {measure} {value:.4g} {unit}", flush=True)
+
+    def table(self) -> pd.DataFrame:
+        """All figures so far."""
+        return pd.DataFrame(self.lines)
+
+    def compare(self, path: Path) -> None:
+        """Print every figure over the one of an earlier run's CSV."""
+        earlier = pd.read_csv(path).set_index(list(KEYS))["value"]
+        print(f"\nover {path}:")
+        for key, value in self.table().set_index(list(KEYS))["value"].items():
+            if key in earlier.index:
+                print(f"{': '.join(key)}: {value:.4g} / {earlier[key]:.4g}")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Return the median seconds of ``work`` after a warm-up."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = 3
+) -> dict[str, list[float]]:
+    """Time several works in turns, so that a slow minute of the machine slows them all alike."""
+    for work in works.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            synchronise(device)
+            started = time.perf_counter()
+            work()
+            synchronise(device)
+            found[name].append(time.perf_counter() - started)
+    return found
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    """Return the median of the turns' ratios."""
+    return statistics.median(one / other for one, other in zip(over, under, strict=True))
+
+
+def random_vit(
+    name: str, size: int, device: torch.device, seed: int = 0, precision: str = "float32"
+) -> PatchViT:
+    """Build a model with random weights: ``small`` takes grey images, all others colour."""
+    channels = 1 if name == "small" else 3
+    spec = InputSpec(size, channels, (0.5,) * channels, (0.5,) * channels)
+    config = ModelConfig(name=name, precision=precision)
+    return build_vit(config, spec, CLASSES, seed).to(device)
+
+
+def random_teacher(
+    name: str, size: int, clients: int, device: torch.device, precision: str = "float32"
+) -> Teacher:
+    """Build K different models with random weights, combined by the mean of logits."""
+    models = [random_vit(name, size, device, seed, precision) for seed in range(clients)]
+    members = [ClientModel(f"client-{k:03d}", model, 100) for k, model in enumerate(models)]
+    return Teacher.build(members, TeacherConfig(combine="mean-logits"), lambda: torch.empty(0))

@@ -1,0 +1,119 @@
+"""Speed and memory, every figure a ratio or a rate measured in this run.
+
+    python -m benchmarks                         # minutes on two cores
+    python -m benchmarks --size gpu --out speed  # DeiT-Tiny and -Base at 224 px, K = 1, 5, 10
+    python -m benchmarks --only schedules growth --against earlier/results.csv
+
+Prints each figure as it is measured; the folder gets ``results.csv`` (with hardware, versions
+and commit in every line), ``growth.png`` and ``profile.txt``, where the hot loop's time goes.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Results, print_hardware, random_teacher
+from benchmarks.figures import growth_figure
+from benchmarks.inversion import (
+    Inverter,
+    Size,
+    against_published,
+    growth,
+    savings,
+    schedules,
+    settings,
+)
+from benchmarks.learning import distillation, training
+from benchmarks.memory import memory
+from benchmarks.whole_run import whole_run
+
+SMALL = Size("small", 28, 5, 128, 40)
+DEIT = Size("deit_tiny_patch16_224", 96, 2, 16, 20)
+TINY = Size("deit_tiny_patch16_224", 224, 5, 128, 100, "bfloat16")
+BASE = Size("deit_base_patch16_224", 224, 5, 64, 100, "bfloat16")
+SIZES = {
+    "cpu": {
+        "schedules": [SMALL, DEIT._replace(image=224, clients=1, batch=8)],
+        "published": [SMALL._replace(batch=32), DEIT],
+        "growth": [SMALL._replace(clients=2, batch=32)],
+        "options": [SMALL],
+        "distillation": [SMALL._replace(batch=64), DEIT],
+        "training": [SMALL._replace(batch=32)],
+    },
+    "gpu": {
+        "schedules": [
+            each._replace(clients=clients) for each in (TINY, BASE) for clients in (1, 5, 10)
+        ],
+        "published": [TINY, BASE._replace(batch=32)],
+        "growth": [TINY._replace(clients=2, batch=64, image=112)],
+        "options": [TINY],
+        "distillation": [TINY._replace(batch=64)],
+        "training": [TINY._replace(batch=64)],
+    },
+}
+EACH: dict[str, Callable[[Results, Size, torch.device], None]] = {
+    "schedules": schedules,
+    "published": against_published,
+    "growth": growth,
+    "options": savings,
+    "distillation": distillation,
+    "training": training,
+}
+PARTS = (*EACH, "profile", "memory", "run")
+
+
+def profile(folder: Path, size: Size, device: torch.device) -> None:
+    """Write where the sparse loop's time goes, operation by operation."""
+    work = Inverter(
+        size, settings(size), random_teacher(size.model, size.image, size.clients, device)
+    )
+    work()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        work()
+    key = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
+    table = profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=45)
+    (folder / "profile.txt").write_text(f"{size}\n{table}\n")
+    print(f"profile: {folder / 'profile.txt'}")
+
+
+def main() -> None:
+    """Run what was asked for, in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=list(SIZES), default="cpu")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
+    parser.add_argument("--against", type=Path, help="an earlier run's results.csv")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    asked = parser.parse_args()
+    if asked.size == "gpu" and not torch.cuda.is_available():
+        parser.error("--size gpu needs a CUDA device, and none is visible: use --size cpu")
+    device = torch.device("cuda" if asked.size == "gpu" else "cpu")
+    torch.set_num_threads(asked.threads)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    results = Results(print_hardware())
+    sizes = SIZES[asked.size]
+    for part in asked.only:
+        for size in sizes.get(part, ()):
+            EACH[part](results, size, device)
+        if part == "profile":
+            profile(asked.out, sizes["schedules"][0], device)
+        elif part == "memory":
+            memory(results)
+        elif part == "run":
+            whole_run(results)
+        results.table().to_csv(asked.out / "results.csv", index=False)
+        growth_figure(results.table(), asked.out / "growth.png")
+    if asked.against:
+        results.compare(asked.against)
+    print(f"figures and table: {asked.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What an inversion costs: schedules against each other, the published loop, and each size."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.common import (
+    CLASSES,
+    Results,
+    in_turn,
+    median_ratio,
+    random_teacher,
+    seconds,
+)
+from benchmarks.published import published_inversion
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion import Schedule, invert_batch, starting_images
+from fedmitr_app.inversion.flops import flop_ratio, step_flops
+from fedmitr_app.inversion.targets import draw_members, draw_targets
+from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
+
+REFERENCE = (50 / 4000, 100 / 4000, 200 / 4000, 300 / 4000)
+"""The stops of the published schedule, as shares of its 4000 iterations."""
+
+
+class Size(NamedTuple):
+    """What is inverted, by whom."""
+
+    model: str
+    image: int
+    clients: int
+    batch: int
+    iterations: int
+    precision: str = "float32"
+
+    def __str__(self) -> str:
+        parts = f"K={self.clients} batch={self.batch} iterations={self.iterations}"
+        return f"{self.model} {self.image}px {parts} {self.precision}"
+
+    @property
+    def of(self) -> dict[str, object]:
+        """For the table's columns."""
+        return dict(self._asdict())
+
+
+def settings(size: Size, **changes: object) -> InversionConfig:
+    """The reference schedule, every client asked for every image, one start."""
+    plain = {
+        "iterations": size.iterations,
+        "candidates": 1,
+        "teachers_per_image": 0,
+        "stops": REFERENCE,
+        "targets": "balanced",
+    }
+    return replace(InversionConfig(), **{**plain, **changes})
+
+
+class Inverter:
+    """Inverts one batch, again and again."""
+
+    def __init__(self, size: Size, config: InversionConfig, teacher: Teacher) -> None:
+        self.config, self.teacher = config, teacher
+        model, rng = teacher.models[0], generator(0, "benchmark")
+        device = next(model.parameters()).device
+        self.starts = starting_images("procedural", size.batch, model.spec, rng).to(device)
+        self.targets = draw_targets("balanced", size.batch, CLASSES, rng).to(device)
+        members = draw_members(teacher, self.targets, config.teachers_per_image, rng)
+        self.members = None if members is None else members.to(device)
+
+    def __call__(self) -> None:
+        """Take every iteration once."""
+        rng = generator(0, "views")
+        invert_batch(
+            self.teacher, self.starts, self.targets, self.config, rng, members=self.members
+        )
+
+
+def ceiling(device: torch.device, precision: str) -> float:
+    """Return the FLOP/s of a large matrix product: the most that this device gives."""
+    wide = 8192 if device.type == "cuda" else 2048
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    one = torch.randn(wide, wide, device=device, dtype=kind)
+    return 2 * wide**3 / seconds(lambda: one @ one, device, repeats=5)
+
+
+def schedules(results: Results, size: Size, device: torch.device, repeats: int = 3) -> None:
+    """Sparse against dense, and both against the published loop and the device's ceiling."""
+    teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    model, case = teacher.models[0], str(size)
+    dense, sparse = settings(size, schedule="dense"), settings(size)
+    counts = Schedule.build(sparse).counts(model.num_patches, size.iterations)
+    share = flop_ratio(model, counts)
+    works = {
+        "dense": Inverter(size, dense, teacher),
+        "sparse": Inverter(size, sparse, teacher),
+    }
+    taken = in_turn(works, device, repeats)
+    measured = median_ratio(taken["dense"], taken["sparse"])
+    flops = step_flops(model, model.num_patches) * size.clients * size.batch * size.iterations
+    most = ceiling(device, size.precision)
+    for name, work in (("dense", flops), ("sparse", flops * share)):
+        typical = sorted(taken[name])[repeats // 2]
+        results.add("schedules", case, f"{name}: time", typical, "s", **size.of)
+        results.add("schedules", case, f"{name}: images", size.batch / typical, "/s", **size.of)
+        results.add(
+            "schedules", case, f"{name}: of the peak", work / typical / most, "", **size.of
+        )
+    results.add("schedules", case, "FLOPs: dense over sparse", 1 / share, "", **size.of)
+    results.add("schedules", case, "time: dense over sparse", measured, "", **size.of)
+    results.add("schedules", case, "of what FLOPs promise", measured * share, "", **size.of)
+    results.add("schedules", case, "peak", most / 1e9, "GFLOP/s", **size.of)
+
+
+def against_published(
+    results: Results, size: Size, device: torch.device, repeats: int = 3
+) -> None:
+    """Our loop over the published one's throughput, both schedules."""
+    ours = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    theirs = random_teacher(size.model, size.image, size.clients, device).models
+    model, rng = ours.models[0], generator(0, "benchmark")
+    starts = starting_images("white", size.batch, model.spec, rng).to(device)
+    targets = torch.arange(size.batch, device=device) % CLASSES
+    for name in ("dense", "sparse"):
+        config = settings(size, schedule=name)
+        counts = Schedule.build(config).counts(model.num_patches, size.iterations)
+        taken = in_turn(
+            {
+                "ours": Inverter(size, config, ours),
+                "theirs": lambda counts=counts: published_inversion(
+                    theirs, starts, targets, counts
+                ),
+            },
+            device,
+            repeats,
+        )
+        faster = median_ratio(taken["theirs"], taken["ours"])
+        results.add("published loop", str(size), f"{name}: ours over its", faster, "", **size.of)
+
+
+GROWS = ("clients", "batch", "image", "iterations")
+
+
+def growth(results: Results, base: Size, device: torch.device, doublings: int = 2) -> None:
+    """Double one size after the other."""
+    for name in GROWS:
+        last = None
+        for doubling in range(doublings + 1):
+            size = base._replace(**{name: getattr(base, name) * 2**doubling})
+            teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+            taken = seconds(Inverter(size, settings(size), teacher), device)
+            results.add(f"growth of {name}", str(size), "time", taken, "s", **size.of)
+            if last is not None:
+                over = taken / last
+                results.add(f"growth of {name}", str(size), "over half", over, "", **size.of)
+            last = taken
+
+
+def savings(results: Results, size: Size, device: torch.device) -> None:
+    """Options that buy time: who is asked, in which way, over the plain sparse loop."""
+    teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    some = max(1, size.clients // 2)
+    options = {
+        "plain": settings(size),
+        f"{some} clients an image": settings(size, teachers_per_image=some),
+        f"{some} clients a step": settings(size, loss="per-teacher", teachers_per_step=some),
+        "frugal gradient": settings(size, gradient="frugal"),
+        "models stacked": settings(size, ensemble="stacked"),
+        "finished images leave (1.2 nats)": settings(size, early_stop=1.2),
+    }
+    works = {name: Inverter(size, config, teacher) for name, config in options.items()}
+    taken = in_turn(works, device)
+    for name in list(options)[1:]:
+        ratio = median_ratio(taken[name], taken["plain"])
+        results.add("options", str(size), f"{name}: time over plain", ratio, "", **size.of)

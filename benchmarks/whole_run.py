@@ -1,0 +1,56 @@
+"""What a newcomer waits for: from ``flwr run`` to the first step, and to the end."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.common import Results
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 1800
+FLWR = Path(sys.executable).with_name("flwr")  # beside the Python that runs this
+RUN = [str(FLWR), "run", ".", "--stream", "--federation-config"]
+FEDERATION = "num-supernodes=5 client-resources-num-cpus=1 client-resources-num-gpus=0.0"
+
+
+def whole_run(results: Results, run_config: str = "preset='quick'") -> None:
+    """Run README's own command with ``run_config`` and time what its log says."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {
+            "FLWR_HOME": home,
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "PATH": f"{FLWR.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        config = f"{run_config} output.run-dir='{home}/run'"
+        started, first, log = time.perf_counter(), None, []
+        process = subprocess.Popen(
+            [*RUN, FEDERATION, "--run-config", config],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            for line in process.stdout:
+                log.append(line)
+                if first is None and ": training: " in line:
+                    first = time.perf_counter() - started
+                if time.perf_counter() - started > LONGEST:
+                    break
+            taken = time.perf_counter() - started
+            done = (Path(home) / "run" / "report.html").exists()
+        finally:
+            process.kill()
+            process.wait()
+            subprocess.run(["pkill", "-f", f"flower-superlink.*{home}"], check=False)
+    if first is None or not done:
+        print("".join(log[-20:]))
+        raise SystemExit("flwr run did not come to its end: its last lines stand above.")
+    results.add("whole run", run_config, "to the first training step", first, "s")
+    results.add("whole run", run_config, "to the report", taken, "s")
