@@ -31,6 +31,7 @@ from tests.federation import Federation, without_processes
 
 SETTINGS = {
     "output.resume": True,
+    "server.timeout": 3600.0,  # a client that is late on a busy machine is not what is tested
     "inversion.rounds": 2,
     "inversion.images": 32,
     "distillation.steps": 12,
@@ -144,7 +145,8 @@ def crash_and_compare(cycles: int, seed: int, parent: Path) -> Counter[str]:
         differing = [name for name in expected if found.get(name) != expected[name]]
         if differing or found.keys() != expected.keys():
             files = Counter(name.partition(" ")[0] for name in differing)
-            raise SystemExit(f"cycle {cycle} in {folder} differs: {dict(files)}")
+            uploads = [result["metrics"]["uploads"] for result in (expected, found)]
+            raise SystemExit(f"cycle {cycle} in {folder} differs: {dict(files)}; {uploads}")
     return killed
 
 
