@@ -94,7 +94,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return SimpleNamespace(primary_task_type=self.task_type)
+        return SimpleNamespace(primary_task_type=self.task_type, run_id=1)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError

@@ -1,0 +1,74 @@
+"""The benchmarks' own arithmetic, and that each part of them runs."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.__main__ import EACH
+from benchmarks.common import Results, random_vit
+from benchmarks.estimate import parts
+from benchmarks.inversion import Size
+from fedmitr_app.config import DistillationConfig, InversionConfig
+from fedmitr_app.inversion.flops import step_flops
+
+TINY = Size("small", 28, 2, 4, 5)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("part", EACH)
+def test_each_part_measures_and_says_of_what(part):
+    results = Results({"commit": "none"})
+    EACH[part](results, TINY, CPU)
+    table = results.table()
+    assert (table.value > 0).all()
+    assert set(table.commit) == {"none"} and set(table.clients) >= {2}
+
+
+def test_figures_are_compared_with_an_earlier_runs(tmp_path, capsys):
+    earlier, later = Results({}), Results({})
+    earlier.add("part", "case", "time", 2.0, "s")
+    later.add("part", "case", "time", 1.0, "s")
+    later.add("part", "case", "another", 1.0, "s")
+    earlier.table().to_csv(tmp_path / "results.csv", index=False)
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 1
+    capsys.readouterr()
+    later.compare(tmp_path / "results.csv")
+    assert capsys.readouterr().out.splitlines()[2:] == ["part: case: time: 1 / 2"]
+
+
+def test_the_estimate_counts_every_pass():
+    """Against the passes counted by hand: a step is a forward and a backward of one cost."""
+    model = random_vit("small", 28, CPU).requires_grad_(False)
+    inversion = replace(
+        InversionConfig(),
+        images=3,
+        iterations=5,
+        schedule="dense",
+        candidates=2,
+        teachers_per_image=0,
+    )
+    distillation = replace(DistillationConfig(), steps=16, repeats=8, batch_size=4)
+    found = parts(model, 7, inversion, distillation, probes=11)
+    forward = step_flops(model, model.num_patches) / 2
+    assert found == {
+        "what the clients know": 7 * 11 * forward,
+        "inversion": 3 * 7 * (2 + 5 * 2) * forward,
+        "distillation: teacher": 2 * 4 * 7 * forward,
+        "distillation: student": 16 * 4 * 3 * forward,
+    }
+    few = parts(model, 7, replace(inversion, teachers_per_image=2), distillation, probes=11)
+    assert few["inversion"] == found["inversion"] * 2 / 7
+    sparse = parts(model, 7, replace(inversion, schedule="sparse"), distillation, probes=11)
+    assert sparse["inversion"] < found["inversion"]
+
+
+def test_the_estimate_of_a_forward_pass_is_near_what_is_counted():
+    """Half of a step: the backward pass to the pixels alone costs about as much."""
+    model = random_vit("small", 28, CPU).requires_grad_(False)
+    images = torch.zeros(1, 1, 28, 28)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    step = step_flops(model, model.num_patches)
+    assert counter.get_total_flops() == pytest.approx(step / 2, rel=0.15)
