@@ -1,6 +1,6 @@
 """What the server's work would take on so many devices: counted, not measured.
 
-    python -m benchmarks.estimate --model vit_base_patch16_224 --clients 100 --tflops 989 --share 0.35
+    python -m benchmarks.estimate --clients 100 --tflops 989 --share 0.35  # ViT-B at 224 px
 
 Every forward and backward pass of the settings is counted in FLOPs and divided by what a device
 does: its peak times the share of it that the work reaches (``python -m benchmarks --only
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.common import CLASSES, random_vit
+from benchmarks.common import random_vit
 from benchmarks.inversion import REFERENCE
 from fedmitr_app.config import DistillationConfig, InversionConfig
 from fedmitr_app.inversion import Schedule
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     asked = parser.parse_args()
     if not (0 < asked.share <= 1 and asked.tflops > 0):
-        parser.error(f"--share {asked.share:g} must be in (0, 1], --tflops {asked.tflops:g} above 0")
+        parser.error(f"--tflops {asked.tflops:g} must be above 0, --share {asked.share:g} at most 1")
     model = random_vit(asked.model, asked.image, torch.device("cpu")).requires_grad_(False)
     inversion = replace(
         InversionConfig(),
@@ -80,7 +80,7 @@ def main() -> None:
     work = parts(model, asked.clients, inversion, distillation, probes=2048)
     rate = asked.tflops * 1e12 * asked.share
     weights = sum(p.numel() for p in model.parameters()) * 4 * asked.clients / 2**30
-    print(f"{asked.clients} clients of {asked.model}, {CLASSES} classes: {weights:.1f} GiB of weights")
+    print(f"{asked.clients} clients of {asked.model}: {weights:.1f} GiB of weights")
     for name, flops in work.items():
         print(f"{name}: {flops:.3g} FLOPs, {flops / rate:.0f} s on one device")
     shards = math.ceil(asked.images / asked.batch)
