@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     asked = parser.parse_args()
     if not (0 < asked.share <= 1 and asked.tflops > 0):
-    parser.add_argument("--share", type=float, required=True, help="of that peak, 0 to 1")
+        told = f"--tflops {asked.tflops:g} must be above 0, --share {asked.share:g} at most 1"
+        parser.error(told + " and above 0")
     model = random_vit(asked.model, asked.image, torch.device("cpu")).requires_grad_(False)
     inversion = replace(
         InversionConfig(),
