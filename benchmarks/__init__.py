@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, ``python -m benchmarks.<name>``."""
+"""Measurements: ``python -m benchmarks``, and by themselves ``.estimate``, ``.client_privacy``."""

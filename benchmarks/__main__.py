@@ -9,7 +9,7 @@ and commit in every line), ``growth.png`` and ``profile.txt``, where the hot loo
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,11 @@ TINY = Size("deit_tiny_patch16_224", 224, 5, 128, 100, "bfloat16")
 BASE = Size("deit_base_patch16_224", 224, 5, 64, 100, "bfloat16")
 SIZES = {
     "cpu": {
-        "schedules": [SMALL, DEIT._replace(image=224, clients=1, batch=8)],
+        "schedules": [
+            SMALL,
+            DEIT._replace(image=224, clients=1, batch=8),
+            DEIT._replace(image=224, batch=8, iterations=40),
+        ],
         "published": [SMALL._replace(batch=32), DEIT],
         "growth": [SMALL._replace(clients=2, batch=32)],
         "options": [SMALL],
@@ -81,7 +85,7 @@ def profile(folder: Path, size: Size, device: torch.device) -> None:
     print(f"profile: {folder / 'profile.txt'}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for, in order."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"))
     parser.add_argument("--against", type=Path, help="an earlier run's results.csv")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     if asked.size == "gpu" and not torch.cuda.is_available():
         parser.error("--size gpu needs a CUDA device, and none is visible: use --size cpu")
     device = torch.device("cuda" if asked.size == "gpu" else "cpu")

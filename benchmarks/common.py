@@ -59,7 +59,7 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """All figures so far."""
-        return pd.DataFrame(self.lines)
+        return pd.DataFrame(self.lines, columns=None if self.lines else [*KEYS, "value"])
 
     def compare(self, path: Path) -> None:
         """Print every figure over the one of an earlier run's CSV."""

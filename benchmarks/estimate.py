@@ -5,7 +5,7 @@
 Every forward and backward pass of the settings is counted in FLOPs and divided by what a device
 does: its peak times the share of it that the work reaches (``python -m benchmarks --only
 schedules`` measures both). Inversion is split over the devices by shards of
-``inversion.batch-size`` images; the rest is done by one.
+``inversion.batch-size`` images; the rest is done by one. Left out: the control, evaluation.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def parts(
     per_count = {alive: step_flops(model, alive) for alive in set(counts)}
     asked = min(inversion.teachers_per_image or clients, clients)
     choosing = inversion.candidates * dense / 2 if inversion.candidates > 1 else 0.0
-    image = asked * (choosing + sum(per_count[alive] for alive in counts))
+    # Every client reads every candidate; those that an image asks take its steps.
+    image = clients * choosing + asked * sum(per_count[alive] for alive in counts)
     shown = math.ceil(distillation.steps / distillation.repeats) * distillation.batch_size
     return {
         "what the clients know": clients * probes * dense / 2,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.__main__ import EACH
+from benchmarks.__main__ import EACH, SIZES, main
 from benchmarks.common import Results, random_vit
 from benchmarks.estimate import parts
 from benchmarks.inversion import Size
@@ -24,6 +24,17 @@ def test_each_part_measures_and_says_of_what(part):
     table = results.table()
     assert (table.value > 0).all()
     assert set(table.commit) == {"none"} and set(table.clients) >= {2}
+
+
+def test_a_part_without_figures_leaves_an_empty_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES["cpu"], "schedules", [TINY])
+    common = ["--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    main(["--only", "profile", *common])
+    assert "aten::" in (tmp_path / "profile.txt").read_text()
+    assert (tmp_path / "results.csv").exists() and not (tmp_path / "growth.png").exists()
+    monkeypatch.setitem(SIZES["cpu"], "training", [TINY])
+    main(["--only", "training", "--against", str(tmp_path / "results.csv"), *common])
+    assert "training: small 28px" in capsys.readouterr().out
 
 
 def test_figures_are_compared_with_an_earlier_runs(tmp_path, capsys):
@@ -59,7 +70,7 @@ def test_the_estimate_counts_every_pass():
         "distillation: student": 16 * 4 * 3 * forward,
     }
     few = parts(model, 7, replace(inversion, teachers_per_image=2), distillation, probes=11)
-    assert few["inversion"] == found["inversion"] * 2 / 7
+    assert few["inversion"] == 3 * (7 * 2 + 2 * 5 * 2) * forward
     sparse = parts(model, 7, replace(inversion, schedule="sparse"), distillation, probes=11)
     assert sparse["inversion"] < found["inversion"]
 

@@ -102,12 +102,26 @@ def _check_inversion(config: Config) -> None:
             f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
         )
     asked = inversion.teachers_per_step
-    if asked and (inversion.loss != "per-teacher" or inversion.teachers_per_image):
+    if asked and inversion.loss != "per-teacher":
         raise ConfigError.bad_value(
             "inversion.teachers-per-step",
             asked,
-            "0, unless inversion.loss = 'per-teacher' and inversion.teachers-per-image = 0: of "
-            "the ensemble's own loss a part of it gives no unbiased gradient",
+            "0, unless inversion.loss = 'per-teacher': of the ensemble's own loss a part of the "
+            "ensemble gives no unbiased gradient",
+        )
+    if asked and inversion.teachers_per_image:
+        raise ConfigError.bad_value(
+            "inversion.teachers-per-step",
+            asked,
+            "0, unless inversion.teachers-per-image = 0: each image's clients are chosen by one "
+            "of the two",
+        )
+    if asked and inversion.early_stop:
+        raise ConfigError.bad_value(
+            "inversion.early-stop",
+            inversion.early_stop,
+            f"0, because with inversion.teachers-per-step = {asked} no step hears the whole "
+            "teacher's answer",
         )
     by_itself = inversion.loss == "per-teacher" or inversion.gradient == "frugal"
     if inversion.ensemble == "stacked" and by_itself:

@@ -100,7 +100,8 @@ def compare_gradients(
             norms.append(grad.flatten(1).norm(dim=1))
 
         rng.set_state(drawn)
-        plan = replace(config, schedule=schedule)
+        # Every image all the way, or the two could not be compared.
+        plan = replace(config, schedule=schedule, early_stop=0.0)
         inverted = invert_batch(
             teacher, *batch[:2], plan, rng, members=batch.members, on_gradient=listen
         )

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How a batch is made of the pool: a kilobyte or two, whatever the size of its images.
+    """How a batch is made of the pool: a few kilobytes, whatever the size of its images.
 
     Tensors on the CPU.
     """

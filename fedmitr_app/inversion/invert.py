@@ -43,8 +43,9 @@ class Inverted(NamedTuple):
     """Patches that survived, in increasing order, ``[B, n]``; none without an iteration."""
     curves: dict[str, list[float]]
     """Batch means per iteration: ``loss``, ``confidence`` (the target's probability; a mixed
-    target's two, weighted by their shares), both as they were last for an image that is
-    finished; ``alive`` patches of a moving image, and the share of images ``moving``."""
+    target's two, weighted by their shares; as the clients see it that were asked), both as they
+    were last for an image that is finished; ``alive`` patches of a moving image, and the share
+    of images ``moving``."""
     confidence: Tensor | None = None
     """Each image's highest on the way, ``[B]``; None without an iteration."""
 
@@ -92,6 +93,8 @@ def invert_batch(
         had when they were stopped. Without any iteration (as in the control) no patch was
         made to show its target, so that none may be taught it: none survives.
     """
+    if config.ensemble == "stacked":
+        teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
     whole = objective = Microbatches(Objective(teacher, targets, config, members, student))
     schedule = Schedule.build(config)
     model = teacher.models[0]

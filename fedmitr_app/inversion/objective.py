@@ -29,7 +29,7 @@ class Gradient(NamedTuple):
     grad: Tensor
     """With respect to the viewed patches, ``[B, n, C*p*p]``."""
     logits: Tensor
-    """The teacher's combined logits, ``[B, classes]``."""
+    """The teacher's combined logits, ``[B, classes]``; of those that were asked, if some were."""
     cls_attn: Tensor | None
     """Each client's class attention, ``[K, B, n]``, if asked for."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
@@ -39,11 +40,7 @@ class StackedViT:
     @staticmethod
     def fits(models: Sequence[PatchViT]) -> bool:
         """Say whether these models can be stacked: alike, and without timm's optional parts."""
-        shapes = [
-            {name: (value.shape, value.dtype) for name, value in model.vit.state_dict().items()}
-            for model in models
-        ]
-        return all(each == shapes[0] for each in shapes) and all(map(_is_plain, models))
+        return all(map(_is_plain, models)) and len(set(map(_architecture, models))) == 1
 
     def forward_patches(
         self, patches: Tensor, position_idx: Tensor, *, attention: bool = False
@@ -109,7 +106,16 @@ def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found.unflatten(1, tokens.shape[1:3])
 
 
+def _architecture(model: PatchViT) -> tuple[object, ...]:
+    """All that must be alike: modules with their sizes and constants, heads, types."""
+    vit = model.vit
+    heads = tuple(block.attn.num_heads for block in vit.blocks)
+    return repr(vit), vit.pos_embed.shape, vit.pos_embed.dtype, heads, model.precision
+
+
 def _is_plain(model: PatchViT) -> bool:
     vit = model.vit
+    if any(type(block.mlp) is not Mlp for block in vit.blocks):
+        return False
     known = all(_PLAIN.fullmatch(name) for name in vit.state_dict())
     return known and not vit.no_embed_class and isinstance(vit.norm, nn.LayerNorm)

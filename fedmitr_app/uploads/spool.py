@@ -27,7 +27,7 @@ from fedmitr_app.files import arrays_digest, unwritable, write_atomically, write
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.uploads.claims import Claims
 from fedmitr_app.uploads.moments import ClassMoments
-from fedmitr_app.uploads.upload import Upload, moments_file
+from fedmitr_app.uploads.upload import Upload, moments_file, save_state
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Spool:
             write_atomically(moments_file(weights), lambda file: save_file(shared, file))
         else:
             moments_file(weights).unlink(missing_ok=True)  # of the repetition that yields to this
-        write_atomically(weights, lambda file: save_file(_by_rows(arrays), file))
+        write_atomically(weights, lambda file: save_state(_by_rows(arrays), file))
         write_json(path, {**manifest, "sha256": _sha256(weights)})
         return client
 

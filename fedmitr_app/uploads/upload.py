@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.uploads.moments import ClassMoments
+
+ALIGNMENT = 64
+"""Bytes; where torch puts its own tensors. Products of few rows round otherwise elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,32 @@ class Upload:
     node: int = 0
 
     def load_state(self) -> dict[str, Tensor]:
-        """Map the weights: a state dict on the CPU, read from disk where it is used."""
-        return load_file(self.weights)
+        """Map the weights: a state dict on the CPU, read from disk where it is used.
+
+        Those that don't lie as torch's own tensors do are copied, so that answers are the same
+        to the last bit as those of a copy, in another process say.
+        """
+        state = load_file(self.weights)
+        return {
+            name: value.clone() if value.data_ptr() % ALIGNMENT else value
+            for name, value in state.items()
+        }
 
     def load_moments(self) -> ClassMoments:
         """Read the class moments, which only some uploads have."""
         return ClassMoments(**load_numpy(moments_file(self.weights)))
+
+
+def save_state(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write a safetensors file whose tensors begin on a multiple of ``ALIGNMENT`` bytes.
+
+    The blocks' stand first in it, and their sizes are multiples as a rule: most can be mapped.
+    """
+    save_file(dict(arrays), path, metadata={"filling": ""})
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")  # of the header, whose end is on 8 bytes
+    if missing := -(8 + length) % ALIGNMENT:
+        save_file(dict(arrays), path, metadata={"filling": " " * missing})
 
 
 def moments_file(weights: Path) -> Path:

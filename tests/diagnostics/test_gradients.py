@@ -43,6 +43,10 @@ def test_a_run_whose_own_schedule_is_dense_is_compared_all_the_same():
     assert compared(schedule="dense") == compared(schedule="sparse") == compared()
 
 
+def test_a_run_whose_images_end_early_is_compared_over_all_iterations():
+    assert compared(early_stop=100.0) == compared()
+
+
 def test_without_an_iteration_there_is_nothing_to_compare():
     assert compared(iterations=0) is None
 

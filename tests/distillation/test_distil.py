@@ -321,11 +321,15 @@ def test_falling_again_and_again_is_an_error():
     assert made.falls == MAX_FALLS
 
 
-@pytest.mark.parametrize("token_head", ["shared", "auxiliary"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"token_head": "auxiliary"}, {"relabel": "token"}, {"relabel": "none", "train": "head"}],
+    ids=str,
+)
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("done", [4, 16, 40])
-def test_what_is_gone_on_with_ends_the_same_to_the_last_bit(token_head, repeats, done):
-    settings = {"steps": 40, "token_head": token_head, "repeats": repeats}
+def test_what_is_gone_on_with_ends_the_same_to_the_last_bit(changes, repeats, done):
+    settings = {"steps": 40, "repeats": repeats, **changes}
     whole, states = trainee(**settings), {}
 
     def keep(reached):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import GluMlp
 from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.config import parse_config
@@ -62,15 +63,21 @@ def test_each_model_gives_what_it_gives_by_itself(changes, attention):
         {"no_embed_class": True},
         {"pre_norm": True},
         {"fc_norm": True},
+        {"mlp_layer": GluMlp},
     ],
 )
 def test_optional_parts_do_not_stack(changes):
     assert not StackedViT.fits([vit(0, **changes), vit(1, **changes)])
 
 
-def test_models_of_different_sizes_do_not_stack():
-    assert not StackedViT.fits([vit(0), vit(1, depth=3)])
-    assert not StackedViT.fits([vit(0), vit(1, embed_dim=32)])
+@pytest.mark.parametrize(
+    "changes",
+    [{"depth": 3}, {"embed_dim": 32}, {"num_heads": 4}, {"act_layer": "relu"}],
+)
+def test_models_of_different_architectures_do_not_stack(changes):
+    assert StackedViT.fits([vit(0), vit(1)])
+    assert StackedViT.fits([vit(0, **changes), vit(1, **changes)])
+    assert not StackedViT.fits([vit(0), vit(1, **changes)])
 
 
 @pytest.mark.parametrize("members", [None, [[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 1, 1]]])

@@ -188,7 +188,7 @@ def test_an_unfinished_upload_does_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("failing", "error"),
     [
-        ("fedmitr_app.uploads.spool.save_file", SafetensorError("I/O error: no space left (28)")),
+        ("fedmitr_app.uploads.upload.save_file", SafetensorError("I/O error: no space left (28)")),
         ("os.fsync", OSError(28, "No space left on device")),
         ("os.replace", OSError(28, "No space left on device")),
     ],
