@@ -32,6 +32,8 @@ from fedmitr_app.strategies.waiting import await_ray
 _log = logging.getLogger(__name__)
 
 # Methods whose images are theirs to make: what those earn is seen beside procedural ones.
+UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
+"""What a run that is gone on with needs, and a complete one does not."""
 WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
 
 app = ServerApp()
@@ -85,6 +87,7 @@ def _work_in(
         require_same(folder.settings, settings)
         if folder.completed:
             _log.info("The run is complete: there is nothing to go on with.")
+            folder.drop(*UNFINISHED)
             return folder
         folder.begin()
         _log.info("Going on with the run that began %s.", folder.started)
@@ -98,12 +101,12 @@ def _work_in(
         seconds = time.monotonic() - started
         results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
         rows, metrics = write_results(folder, results, config, environment)
-        folder.drop(CHECKPOINT, CONTROL, EVALUATION)
         folder.finish(COMPLETED)
     except BaseException as error:
         with contextlib.suppress(FedmitrError, OSError):  # the first error is the one to tell
             folder.finish("failed", str(error) or type(error).__name__)
         raise
+    folder.drop(*UNFINISHED)
     for line in final_lines(rows, metrics, folder.path):
         _log.info(line)
     return folder

@@ -11,6 +11,7 @@ from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.methods import student
+from fedmitr_app.reporting import RunFolder
 from fedmitr_app.strategies.records import UPLOAD_KEY
 from tests.crashes import result_of
 from tests.federation import Federation
@@ -112,24 +113,44 @@ def test_what_was_done_is_not_done_again(federation, whole, monkeypatch, module,
     assert all(path.stat().st_mtime_ns == then for path, then in pool.items())
 
 
-@pytest.mark.parametrize("kind", ["pool/pool-00000-00001.safetensors", "distillation.safetensors"])
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("kind", ["pool/pool-00000-00000.safetensors", "distillation.safetensors"])
 @pytest.mark.parametrize("how", ["cut", "a bit", "gone"])
 def test_damaged_files_are_noticed_and_made_again(
-    federation, whole, monkeypatch, caplog, kind, how
+    tmp_path, federation, monkeypatch, caplog, kind, how, rounds
 ):
+    changes = {"inversion.rounds": rounds, "inversion.disagreement": 0.5 * (rounds - 1)}
+    other = Federation(tmp_path / "whole")
+    other.run(**changes)
     with monkeypatch.context() as patch:
         stop_at(patch, fedmitr_module.StudentTraining, "finish")
         with pytest.raises(Stopped):
-            federation.run()
+            federation.run(**changes)
     file = federation.folder / kind
     content = file.read_bytes()
     if how == "gone":
         file.unlink()
     else:
         file.write_bytes(content[:-9] if how == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    federation.run(**RESUME)
-    assert result_of(federation.folder) == whole
+    federation.run(**RESUME, **changes)
+    assert result_of(federation.folder) == result_of(other.folder)
     assert how == "gone" or str(file) in caplog.text
+
+
+def test_a_run_that_is_killed_once_it_is_complete_stays_complete_and_is_cleared(
+    federation, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_at(patch, RunFolder, "drop")
+        with pytest.raises(Stopped):
+            federation.run()
+    assert (federation.folder / "distillation.safetensors").exists()
+    assert federation.status()["state"] == "completed"
+    trained, before = training_clients(federation), result_of(federation.folder)
+    federation.run(**RESUME)
+    assert federation.status()["state"] == "completed"
+    assert not trained and result_of(federation.folder) == before
+    assert not (federation.folder / "distillation.safetensors").exists()
 
 
 def test_a_damaged_upload_is_rejected_and_the_run_goes_on(federation, monkeypatch):

@@ -126,8 +126,8 @@ class Pool:
         """Return what :meth:`add` was told, shard by shard."""
         return [load_tensors(path).facts["provenance"] for path in self.shards()]
 
-    def load(self, device: torch.device | str = "cpu") -> PoolData:
-        """Read all shards.
+    def load(self, device: torch.device | str = "cpu", rounds: int | None = None) -> PoolData:
+        """Read all shards, or those of the first ``rounds``: a run that was stopped left more.
 
         Raises
         ------
@@ -135,7 +135,10 @@ class Pool:
             If one is not what was written.
         """
         images, targets, masks, digests = [], [], [], []
+        beyond = None if rounds is None else self._path(Place(rounds))
         for path in self.shards():
+            if beyond and path >= beyond:
+                break
             shard = load_tensors(path, device)
             images.append(shard.tensors["images"].float())
             targets.append(shard.tensors["targets"])

@@ -44,7 +44,7 @@ def fedmitr(task: Task) -> Fused:
         batches += made.batches
         seconds["inversion"] += made.seconds
         dropped += made.dropped
-        data = pool.load(task.device)
+        data = pool.load(task.device, rounds=turn + 1)
         if not len(data):
             raise TrainingError.diverged("inversion", config.learning_rate)
         checkpoint = task.folder / CHECKPOINT
