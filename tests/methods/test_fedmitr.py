@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
 from fedmitr_app.errors import ConfigError, MethodUnavailable, ModelError, TrainingError
 from fedmitr_app.inversion import Pool
+from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
@@ -58,6 +59,18 @@ def test_uploads_become_models_in_their_order(theta0, uploads, tmp_path):
     for number, client in enumerate(clients):
         for name, value in tiny_vit(number, torch.float32).vit.state_dict().items():
             assert torch.equal(client.model.vit.state_dict()[name], value)
+
+
+def test_what_an_early_end_saves_is_counted(theta0, uploads, tmp_path):
+    """Every image is near enough at once: all end at the first look after the only stop."""
+    fused = fuse(theta0, uploads, settings(iterations=10, early_stop=100.0), tmp_path)
+    curves = fused.inversion_curves
+    assert curves["moving"] == [1.0] * 10 and fused.images == 11  # the first look is the last step
+    later = fuse(theta0, uploads, settings(iterations=12, early_stop=100.0), tmp_path / "later")
+    assert later.inversion_curves["moving"] == [1.0] * 10 + [0.0] * 2
+    alive = [round(count) for count in later.inversion_curves["alive"]]
+    whole = flop_ratio(theta0, alive)
+    assert flop_ratio(theta0, alive, later.inversion_curves["moving"]) < whole
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
