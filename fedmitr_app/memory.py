@@ -1,4 +1,4 @@
-"""Work in as few parts as a device's memory takes."""
+"""What a device's memory takes: weights, and work in as few parts as possible."""
 
 import logging
 from collections.abc import Callable
@@ -8,6 +8,21 @@ import torch
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+SHARE_FOR_WEIGHTS = 0.5
+"""Of a GPU's free memory: what the clients' weights may take, beside the work (choice)."""
+
+
+def room_for(size: int, device: torch.device) -> bool:
+    """Say whether a device may hold that many bytes of weights; main memory always may.
+
+    There they are mapped from disk.
+    """
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= SHARE_FOR_WEIGHTS * free
 
 
 class Halving:

@@ -91,7 +91,7 @@ class Objective:
                 return self._estimate(patches, position_idx, asked)
             weights = self.teacher.image_weights(self.targets, self.members)
             return self._one_by_one(patches, position_idx, attention, weights)
-        if self.config.gradient == "frugal":
+        if self.config.gradient == "frugal" or self.teacher.visits:
             return self._frugal(patches, position_idx, attention)
         outputs = self._outputs(patches, position_idx, attention)
         logits = torch.stack([output.logits for output in outputs])

@@ -26,7 +26,8 @@ from fedmitr_app.config import (
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, json_line
 from fedmitr_app.inversion import starting_images
-from fedmitr_app.models import PatchViT
+from fedmitr_app.memory import room_for
+from fedmitr_app.models import PatchViT, VisitingViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
@@ -70,10 +71,12 @@ class Task:
     uploads: tuple[Upload, ...]
     """In the order of their keys; weights are on disk."""
     clients: tuple[ClientModel, ...]
-    """The same, loaded, on the device that does the work."""
+    """The same, loaded, on the device that does the work or visiting it."""
     settings: MethodSettings
     folder: Path
     """For the method's files; its pool of synthetic images stays there."""
+    device: torch.device
+    """That does the work."""
     label: str = ""
     """Put before the stages' names in progress lines."""
     record: Record = lambda stage, **values: None
@@ -94,19 +97,25 @@ class Task:
 
         On the CPU the weights stay on disk, mapped: the system reads them when they are used,
         and may drop them when memory is short, so that it holds what is in use, not K models.
+        Where a GPU has no room for all, they stay there too, and visit it one after the other.
         """
-        clients = []
+        size = len(uploads) * sum(value.nbytes for value in model.state_dict().values())
+        visiting = not room_for(size, device)
+        if visiting:
+            _log.info(
+                "%s has no room for %.1f GiB of clients' weights beside the work: they stay in "
+                "main memory and visit it one model at a time.",
+                device,
+                size / 2**30,
+            )
+        home, clients = torch.device("cpu") if visiting else device, []
         for upload, count in zip(uploads, example_counts(uploads), strict=True):
-            client = copy.deepcopy(model).to(device)
-            client.vit.load_state_dict(upload.load_state(), assign=device.type == "cpu")
+            client = copy.deepcopy(model).to(home)
+            client.vit.load_state_dict(upload.load_state(), assign=home.type == "cpu")
             client.eval().requires_grad_(False)
+            client = VisitingViT(client) if visiting else client
             clients.append(ClientModel(upload.client, client, count, upload.label_counts))
-        return cls(model, tuple(uploads), tuple(clients), settings, folder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the clients' models are."""
-        return next(self.clients[0].model.parameters()).device
+        return cls(model, tuple(uploads), tuple(clients), settings, folder, device)
 
     @cached_property
     def origin(self) -> str:
@@ -181,7 +190,9 @@ class Task:
     @cached_property
     def teacher(self) -> Teacher:
         """The clients combined as the settings say; priors are probed on procedural images."""
-        teacher = Teacher.build(self.clients, self.settings.teacher, lambda: self.probed)
+        teacher = Teacher.build(
+            self.clients, self.settings.teacher, lambda: self.probed, self.device
+        )
         headline(f"teacher: {len(self.clients)} models, combined by {teacher.combine}")
         return teacher
 

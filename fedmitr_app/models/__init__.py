@@ -4,5 +4,14 @@ from fedmitr_app.models.factory import architecture_of, build_vit
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.stacked import StackedViT
+from fedmitr_app.models.visiting import VisitingViT
 
-__all__ = ["InputSpec", "PatchViT", "StackedViT", "ViTOutput", "architecture_of", "build_vit"]
+__all__ = [
+    "InputSpec",
+    "PatchViT",
+    "StackedViT",
+    "ViTOutput",
+    "VisitingViT",
+    "architecture_of",
+    "build_vit",
+]

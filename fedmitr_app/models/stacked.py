@@ -115,7 +115,7 @@ def _architecture(model: PatchViT) -> tuple[object, ...]:
 
 def _is_plain(model: PatchViT) -> bool:
     vit = model.vit
-    if any(type(block.mlp) is not Mlp for block in vit.blocks):
+    if type(model) is not PatchViT or any(type(block.mlp) is not Mlp for block in vit.blocks):
         return False
     known = all(_PLAIN.fullmatch(name) for name in vit.state_dict())
     return known and not vit.no_embed_class and isinstance(vit.norm, nn.LayerNorm)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.config import NEED_LABEL_COUNTS, TeacherConfig
 from fedmitr_app.memory import Halving
-from fedmitr_app.models import PatchViT, StackedViT
+from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
@@ -60,7 +60,11 @@ class Teacher:
 
     @classmethod
     def build(
-        cls, clients: Sequence[ClientModel], config: TeacherConfig, probe: Probe
+        cls,
+        clients: Sequence[ClientModel],
+        config: TeacherConfig,
+        probe: Probe,
+        device: torch.device | None = None,
     ) -> "Teacher":
         """Freeze the clients' models and work out their weights.
 
@@ -76,6 +80,8 @@ class Teacher:
             The combination and its settings.
         probe : Probe
             Only called by what needs it: class priors, and the size of logits.
+        device : torch.device, optional
+            That answers; by default the models'.
         """
         models = tuple(client.model.eval().requires_grad_(False) for client in clients)
         combine = config.combine
@@ -89,7 +95,7 @@ class Teacher:
                 missing,
             )
             combine = "prior-probed"
-        device = next(models[0].parameters()).device
+        device = device or next(models[0].parameters()).device
         sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
         classes, shift, scale = models[0].num_classes, None, None
         if config.defence == "clip":
@@ -113,19 +119,27 @@ class Teacher:
         weights = torch.where(nobody, torch.ones_like(weights), weights)
         return cls(models, combine, weights, shift, scale)
 
+    @property
+    def visits(self) -> bool:
+        """Whether its weights are elsewhere, so that few models may be held at once."""
+        return any(isinstance(model, VisitingViT) for model in self.models)
+
     @cached_property
     def stack(self) -> StackedViT | None:
         """The models as one, on a copy of their weights; None if they can't be stacked."""
         return StackedViT(self.models) if StackedViT.fits(self.models) else None
 
     def to(self, device: torch.device) -> "Teacher":
-        """Return a copy on a device."""
+        """Return a copy on a device; models that only visit one stay where they are."""
         moved = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        models = tuple(copy.deepcopy(model).to(device) for model in self.models)
+        models = tuple(
+            model if isinstance(model, VisitingViT) else copy.deepcopy(model).to(device)
+            for model in self.models
+        )
         return replace(self, models=models, **moved)
 
     @property

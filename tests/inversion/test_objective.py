@@ -205,12 +205,19 @@ def test_everybody_is_as_likely_to_be_asked():
     assert draw_asked(tiny_teacher(), inversion_config(), 4, rng) is None
 
 
-@pytest.mark.parametrize("changes", [{}, {"loss": "per-teacher", "teachers-per-image": 2}])
-def test_a_part_of_the_ensemble_is_refused_where_it_would_be_biased(changes):
-    settings = {"inversion.teachers-per-step": 2, "inversion.teachers-per-image": 0}
-    changed = {f"inversion.{key}": value for key, value in changes.items()}
-    with pytest.raises(ConfigError, match="inversion.teachers-per-step = 2 .* no unbiased"):
-        parse_config({**settings, **changed})
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": "ensemble"}, "inversion.teachers-per-step = 2 .* no unbiased"),
+        ({"teachers-per-image": 2}, "inversion.teachers-per-step = 2 .* by one of the two"),
+        ({"early-stop": 0.5}, "inversion.early-stop = 0.5 .* the whole teacher's answer"),
+    ],
+)
+def test_a_part_of_the_ensemble_is_refused_where_it_misleads(changes, words):
+    settings = {"teachers-per-step": 2, "teachers-per-image": 0, "loss": "per-teacher"}
+    assert parse_config({f"inversion.{key}": value for key, value in settings.items()})
+    with pytest.raises(ConfigError, match=words):
+        parse_config({f"inversion.{key}": value for key, value in {**settings, **changes}.items()})
 
 
 def test_attention_comes_only_when_asked_for():

@@ -1,17 +1,20 @@
 """How uploads become models."""
 
 import copy
+import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedmitr_app.config import ModelConfig
-from fedmitr_app.methods import MethodSettings, Task
-from fedmitr_app.models import InputSpec, PatchViT, build_vit
+from fedmitr_app.config import DistillationConfig, InversionConfig, ModelConfig, TeacherConfig
+from fedmitr_app.memory import room_for
+from fedmitr_app.methods import MethodSettings, Task, fedmitr
+from fedmitr_app.models import InputSpec, PatchViT, VisitingViT, build_vit
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import ALIGNMENT, save_state
+from tests.inversion.tiny import tiny_vit
 
 STATUS = Path("/proc/self/status")
 CPU = torch.device("cpu")
@@ -64,6 +67,34 @@ def test_mapped_weights_answer_as_copies_do_to_the_last_bit(tmp_path, width, row
         with torch.no_grad():
             copied = copy.deepcopy(client.model)(images).logits
             assert torch.equal(client.model(images).logits, copied)
+
+
+def test_without_room_on_the_device_weights_stay_and_the_student_is_the_same(
+    tmp_path, monkeypatch, caplog
+):
+    model = tiny_vit(40, torch.float32)
+    uploads = uploads_of(model, 3, tmp_path)
+    settings = MethodSettings(
+        TeacherConfig(probe_images=8),
+        InversionConfig(images=6, batch_size=6, iterations=4, gradient="frugal"),
+        DistillationConfig(steps=4, batch_size=4),
+    )
+    plain = fedmitr(Task.load(model, uploads, settings, tmp_path / "plain", CPU))
+    monkeypatch.setattr("fedmitr_app.methods.task.room_for", lambda size, device: False)
+    caplog.set_level(logging.INFO)
+    task = Task.load(model, uploads, settings, tmp_path / "visiting", CPU)
+    assert all(type(client.model) is VisitingViT for client in task.clients)
+    assert "cpu has no room for 0.0 GiB of clients' weights" in caplog.text
+    found = fedmitr(task).model.state_dict()
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(found[name], value)
+
+
+def test_half_of_a_gpus_free_memory_may_hold_weights(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    gpu = torch.device("cuda:1")
+    assert room_for(500, gpu) and not room_for(501, gpu)
+    assert room_for(10**15, CPU)
 
 
 def test_the_models_are_the_uploads_and_frozen(tmp_path):
