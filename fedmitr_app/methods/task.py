@@ -109,7 +109,8 @@ class Task:
                 size / 2**30,
             )
         home, clients = torch.device("cpu") if visiting else device, []
-        for upload, count in zip(uploads, example_counts(uploads), strict=True):
+        counts = example_counts(uploads, capped=settings.teacher.defence != "none")
+        for upload, count in zip(uploads, counts, strict=True):
             client = copy.deepcopy(model).to(home)
             client.vit.load_state_dict(upload.load_state(), assign=home.type == "cpu")
             client.eval().requires_grad_(False)
@@ -128,7 +129,7 @@ class Task:
     @cached_property
     def average(self) -> dict[str, Tensor]:
         """The uploads' average by number of examples, timm's keys, on the CPU."""
-        return average(self.uploads)
+        return self._average_of(self.uploads)
 
     @property
     def trusted_average(self) -> dict[str, Tensor]:
@@ -140,7 +141,11 @@ class Task:
         if self.settings.teacher.defence == "clip":
             pairs = zip(self.uploads, self.trust, strict=True)
             trusted = tuple(upload for upload, trust in pairs if not trust.reason)
-        return self.average if len(trusted) in (0, len(self.uploads)) else average(trusted)
+        return self.average if len(trusted) in (0, len(self.uploads)) else self._average_of(trusted)
+
+    def _average_of(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
+        doubted = self.settings.teacher.defence != "none"
+        return average(uploads, "capped-examples" if doubted else "num-examples")
 
     @cached_property
     def probed(self) -> Tensor:

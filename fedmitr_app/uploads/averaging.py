@@ -10,9 +10,15 @@ from torch import Tensor
 from fedmitr_app.errors import ConfigError, UploadError
 from fedmitr_app.uploads.upload import Upload
 
-WEIGHTINGS = ("num-examples", "uniform")
+WEIGHTINGS = ("num-examples", "capped-examples", "uniform")
 MOST_EXAMPLES = 1000
 """Times the median client's: above it a number of examples is not believed (choice)."""
+CAP = 3
+"""Times the median client's: what a client counts for at most where claims are doubted (choice).
+
+On validation images (digits, 10 clients, Dirichlet 0.1, seeds 100 to 102) it cost an honest round
+nothing, and one of 10 that boasts left the teacher 50 % in place of 35 with ``leave-one-out``.
+"""
 
 
 def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[str, Tensor]:
@@ -26,8 +32,8 @@ def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[st
     ----------
     uploads : Sequence[Upload]
         At least one, all with the same names and shapes.
-    weights : {"num-examples", "uniform"}
-        What each upload counts for.
+    weights : {"num-examples", "capped-examples", "uniform"}
+        What each upload counts for; see :func:`example_counts`.
 
     Returns
     -------
@@ -56,15 +62,22 @@ def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> l
         raise ConfigError.bad_value("weights", weights, allowed)
     if not uploads:
         raise UploadError("There is no upload to average.")
-    counts = example_counts(uploads) if weights == "num-examples" else [1] * len(uploads)
+    counts = [1] * len(uploads)
+    if weights != "uniform":
+        counts = example_counts(uploads, capped=weights == "capped-examples")
     return [count / sum(counts) for count in counts]
 
 
-def example_counts(uploads: Sequence[Upload]) -> list[int]:
-    """Return each upload's number of examples; 1 for all if one of them can't be right."""
+def example_counts(uploads: Sequence[Upload], capped: bool = False) -> list[int]:
+    """Return each upload's number of examples; 1 for all if one of them can't be right.
+
+    If ``capped``, nobody's is more than ``CAP`` times the (lower) median: nothing proves them.
+    """
     if doubtful_counts(uploads):
         return [1] * len(uploads)
-    return [upload.num_examples or 0 for upload in uploads]
+    counts = [upload.num_examples or 0 for upload in uploads]
+    most = CAP * statistics.median_low(counts) if capped and counts else max(counts, default=0)
+    return [min(count, most) for count in counts]
 
 
 def doubtful_counts(uploads: Sequence[Upload]) -> list[str]:

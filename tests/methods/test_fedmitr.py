@@ -182,6 +182,17 @@ def test_a_loud_model_is_left_out_where_that_is_asked_for(
     assert f"client-001 is suspicious, and {done}" in caplog.text
 
 
+@pytest.mark.parametrize("defence", ["none", "clip", "leave-one-out"])
+def test_a_boast_counts_for_less_under_a_defence(theta0, uploads, tmp_path, defence):
+    plan = replace(settings(), teacher=TeacherConfig(probe_images=8, defence=defence))
+    boasting = [*uploads[:2], replace(uploads[2], num_examples=9000)]  # the others have 10 and 20
+    task = Task.load(theta0, boasting, plan, tmp_path, CPU)
+    most = 9000 if defence == "none" else 60
+    assert [client.num_examples for client in task.clients] == [10, 20, most]
+    expected = average([*uploads[:2], replace(uploads[2], num_examples=most)])
+    assert all(torch.equal(task.average[name], value) for name, value in expected.items())
+
+
 @pytest.mark.parametrize("defence", ["none", "clip"])
 def test_what_is_turned_down_is_no_part_of_the_students_start(theta0, uploads, tmp_path, defence):
     plan = replace(settings(), teacher=TeacherConfig(probe_images=8, defence=defence))

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from fedmitr_app.errors import ConfigError, UploadError
-from fedmitr_app.uploads import Claims, Spool, average, read_spool
+from fedmitr_app.uploads import Claims, Spool, Upload, average, example_counts, read_spool
+from fedmitr_app.uploads.averaging import client_shares
 
 
 def spooled(folder, count, size=5):
@@ -35,6 +37,24 @@ def test_average_equals_numpys(weights, tmp_path):
     np.testing.assert_array_equal(result["w"].numpy(), expected.astype(np.float32))
     assert result["w"].dtype == torch.float32
     assert result["steps"].tolist() == [2] and result["flag"].tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "counted"),
+    [
+        ([5, 1, 900, 2], [5, 1, 6, 2]),  # the lower median is 2
+        ([10, 20, 30], [10, 20, 30]),
+        ([7], [7]),
+        ([None, 5, 9], [1, 1, 1]),  # one that can't be right: all alike
+        ([5, 1, 9000, 2], [1, 1, 1, 1]),
+    ],
+)
+def test_where_claims_are_doubted_nobody_counts_for_more_than_thrice_the_median(claimed, counted):
+    uploads = [Upload(str(n), count, Path()) for n, count in enumerate(claimed)]
+    assert example_counts(uploads, capped=True) == counted
+    assert client_shares(uploads, "capped-examples") == [each / sum(counted) for each in counted]
+    if None not in claimed and max(claimed) < 1000:
+        assert example_counts(uploads) == claimed
 
 
 def test_bad_calls_are_told(tmp_path):
