@@ -19,7 +19,6 @@ from unittest.mock import Mock
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from safetensors.torch import save_file
 
 from benchmarks.common import Results, random_vit
 from fedmitr_app.config import ModelConfig
@@ -27,6 +26,7 @@ from fedmitr_app.methods import MethodSettings, Task
 from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads.upload import save_state
 
 COLLECTED = (5, 20)
 TAUGHT = (5, 20, 100)
@@ -81,7 +81,8 @@ def teach(count: int) -> None:
         uploads = []
         for number in range(count):
             path = Path(folder) / f"{number:03d}.safetensors"
-            save_file({key: value + number for key, value in model.vit.state_dict().items()}, path)
+            state = model.vit.state_dict()
+            save_state({key: (value + number).numpy() for key, value in state.items()}, path)
             uploads.append(Upload(f"client-{number:03d}", 100, path))
         task = Task.load(model, uploads, MethodSettings(), Path(folder), device)
         with torch.inference_mode():
