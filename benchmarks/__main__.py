@@ -35,11 +35,7 @@ TINY = Size("deit_tiny_patch16_224", 224, 5, 128, 100, "bfloat16")
 BASE = Size("deit_base_patch16_224", 224, 5, 64, 100, "bfloat16")
 SIZES = {
     "cpu": {
-        "schedules": [
-            SMALL,
-            DEIT._replace(image=224, clients=1, batch=8),
-            DEIT._replace(image=224, batch=8, iterations=40),
-        ],
+        "schedules": [SMALL, DEIT._replace(image=224, clients=1, batch=8)],
         "published": [SMALL._replace(batch=32), DEIT],
         "growth": [SMALL._replace(clients=2, batch=32)],
         "options": [SMALL],
