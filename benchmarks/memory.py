@@ -8,7 +8,6 @@ a CPU their weights are mapped from disk, so that what the process itself holds 
 """
 
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -53,6 +52,12 @@ def replies(count: int, states: dict[str, torch.Tensor]) -> Iterator[Message]:
         yield message
 
 
+def status_of(what: str) -> float:
+    """Return a line of this process's status, in MiB (Linux alone)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{what}:\s+(\d+)", status)[1]) / 1024
+
+
 def collect(count: int) -> None:
     """Spool and average ``count`` uploads, then print this process's peak memory in MiB."""
     for name in ("_run_id", "_node_id", "_task_id"):  # messages can't be built outside a run
@@ -70,7 +75,8 @@ def collect(count: int) -> None:
         list(strategy.configure_train(1, ArrayRecord(state), ConfigRecord(), grid))
         strategy.aggregate_train(1, replies(count, state))
         assert len(strategy.outcome.accepted) == count, strategy.outcome
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not getrusage's, which begins with what the process that started this one had.
+    print(status_of("VmHWM"))
 
 
 def teach(count: int) -> None:
@@ -88,8 +94,7 @@ def teach(count: int) -> None:
         with torch.inference_mode():
             for client in task.clients:
                 client.model(images)
-        status = Path("/proc/self/status").read_text()
-    print(int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
+        print(status_of("RssAnon"))
 
 
 def memory(results: Results) -> None:
