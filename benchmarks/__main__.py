@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Results, print_hardware, random_teacher
+from benchmarks.common import Results, print_hardware
 from benchmarks.figures import growth_figure
 from benchmarks.inversion import (
     Inverter,
@@ -66,9 +66,7 @@ PARTS = (*EACH, "profile", "memory", "run")
 
 def profile(folder: Path, size: Size, device: torch.device) -> None:
     """Write where the sparse loop's time goes, operation by operation."""
-    work = Inverter(
-        size, settings(size), random_teacher(size.model, size.image, size.clients, device)
-    )
+    work = Inverter(size, settings(size), size.teacher(device))
     work()
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":

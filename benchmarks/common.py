@@ -78,15 +78,7 @@ def synchronise(device: torch.device) -> None:
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     """Return the median seconds of ``work`` after a warm-up."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return statistics.median(in_turn({"": work}, device, repeats)[""])
 
 
 def in_turn(

@@ -39,6 +39,10 @@ class Size(NamedTuple):
         parts = f"K={self.clients} batch={self.batch} iterations={self.iterations}"
         return f"{self.model} {self.image}px {parts} {self.precision}"
 
+    def teacher(self, device: torch.device) -> Teacher:
+        """Such clients, with random weights."""
+        return random_teacher(self.model, self.image, self.clients, device, self.precision)
+
     @property
     def of(self) -> dict[str, object]:
         """For the table's columns."""
@@ -87,7 +91,7 @@ def ceiling(device: torch.device, precision: str) -> float:
 
 def schedules(results: Results, size: Size, device: torch.device, repeats: int = 3) -> None:
     """Sparse against dense, with the reference's stops and the default's, and the ceiling."""
-    teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    teacher = size.teacher(device)
     model, case = teacher.models[0], str(size)
     configs = {
         "dense": settings(size, schedule="dense"),
@@ -123,8 +127,8 @@ def against_published(
     results: Results, size: Size, device: torch.device, repeats: int = 3
 ) -> None:
     """Our loop over the published one's throughput, both schedules."""
-    ours = random_teacher(size.model, size.image, size.clients, device, size.precision)
-    theirs = random_teacher(size.model, size.image, size.clients, device).models
+    ours = size.teacher(device)
+    theirs = size._replace(precision="float32").teacher(device).models
     model, rng = ours.models[0], generator(0, "benchmark")
     starts = starting_images("white", size.batch, model.spec, rng).to(device)
     targets = torch.arange(size.batch, device=device) % CLASSES
@@ -154,7 +158,7 @@ def growth(results: Results, base: Size, device: torch.device, doublings: int = 
         last = None
         for doubling in range(doublings + 1):
             size = base._replace(**{name: getattr(base, name) * 2**doubling})
-            teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+            teacher = size.teacher(device)
             taken = seconds(Inverter(size, settings(size), teacher), device)
             results.add(f"growth of {name}", str(size), "time", taken, "s", **size.of)
             if last is not None:
@@ -169,7 +173,7 @@ def savings(results: Results, size: Size, device: torch.device) -> None:
     What an early stop saves, models with random weights can't show:
     ``experiments/ablation-compute.toml``.
     """
-    teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    teacher = size.teacher(device)
     some = max(1, size.clients // 2)
     options = {
         "plain": settings(size),

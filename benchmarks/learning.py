@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.common import CLASSES, Results, random_teacher, random_vit, synchronise
+from benchmarks.common import CLASSES, Results, random_vit, synchronise
 from benchmarks.inversion import Size
 from fedmitr_app.config import ClientConfig, DistillationConfig
 from fedmitr_app.distillation import Distiller
@@ -20,7 +20,7 @@ STEPS = 24
 
 def distillation(results: Results, size: Size, device: torch.device) -> None:
     """Steps a second: the teacher asked every time, answers kept, features kept too."""
-    teacher = random_teacher(size.model, size.image, size.clients, device, size.precision)
+    teacher = size.teacher(device)
     model, rng = teacher.models[0], generator(0, "benchmark")
     count = 2 * size.batch
     pool = PoolData(

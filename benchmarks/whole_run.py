@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -36,16 +37,17 @@ def whole_run(results: Results, run_config: str = "preset='quick'") -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        limit = threading.Timer(LONGEST, process.kill)
+        limit.start()
         try:
             for line in process.stdout:
                 log.append(line)
                 if first is None and ": training: " in line:
                     first = time.perf_counter() - started
-                if time.perf_counter() - started > LONGEST:
-                    break
             taken = time.perf_counter() - started
             done = (Path(home) / "run" / "report.html").exists()
         finally:
+            limit.cancel()
             process.kill()
             process.wait()
             subprocess.run(["pkill", "-f", f"flower-superlink.*{home}"], check=False)

@@ -31,9 +31,9 @@ from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
 
-# Methods whose images are theirs to make: what those earn is seen beside procedural ones.
 UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
+# Methods whose images are theirs to make: what those earn is seen beside procedural ones.
 WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
 
 app = ServerApp()

@@ -110,7 +110,7 @@ def invert_batch(
     low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
     density = torch.zeros(alive.shape, device=device)
     loss, confidence, highest = (starts.new_zeros(batch) for _ in range(3))
-    curves: dict[str, list[Tensor | float]] = {}
+    curves: dict[str, list[Tensor | float]] = {name: [] for name in CURVES}
 
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
@@ -152,7 +152,7 @@ def invert_batch(
             "moving": len(rows) / batch,
         }
         for name, value in point.items():
-            curves.setdefault(name, []).append(value)
+            curves[name].append(value)
         if on_step:
             on_step(point)
         if len(rows) and reached.finishes(iteration, rows, step.logits):
@@ -165,7 +165,7 @@ def invert_batch(
     images[rows] = moving
     told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}
     if not config.iterations:
-        return Inverted(images, targets, alive[:, :0], {name: [] for name in CURVES})
+        return Inverted(images, targets, alive[:, :0], told)
     return Inverted(images, targets, alive, told, highest)
 
 

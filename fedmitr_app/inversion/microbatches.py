@@ -14,17 +14,17 @@ class Microbatches:
     ----------
     objective : Objective
         Of the whole batch.
+    halving : Halving, optional
+        Knows how small parts had to be before.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, halving: Halving | None = None) -> None:
         self.teacher, self.config = objective.teacher, objective.config
-        self._whole, self._halving = objective, Halving("inverting")
+        self._whole, self._halving = objective, halving or Halving("inverting")
 
     def of(self, rows: Tensor) -> "Microbatches":
         """Return the objective of some images; parts stay as small as they had to be."""
-        some = Microbatches(self._whole.part(rows))
-        some._halving = self._halving
-        return some
+        return Microbatches(self._whole.part(rows), self._halving)
 
     def gradient(
         self,

@@ -58,6 +58,11 @@ class MethodSettings:
             config.generator,
         )
 
+    @property
+    def weighting(self) -> str:
+        """How much an upload counts for: by what its client says, of which a defence doubts."""
+        return "num-examples" if self.teacher.defence == "none" else "capped-examples"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -109,7 +114,7 @@ class Task:
                 size / 2**30,
             )
         home, clients = torch.device("cpu") if visiting else device, []
-        counts = example_counts(uploads, capped=settings.teacher.defence != "none")
+        counts = example_counts(uploads, settings.weighting)
         for upload, count in zip(uploads, counts, strict=True):
             client = copy.deepcopy(model).to(home)
             client.vit.load_state_dict(upload.load_state(), assign=home.type == "cpu")
@@ -129,7 +134,7 @@ class Task:
     @cached_property
     def average(self) -> dict[str, Tensor]:
         """The uploads' average by number of examples, timm's keys, on the CPU."""
-        return self._average_of(self.uploads)
+        return average(self.uploads, self.settings.weighting)
 
     @property
     def trusted_average(self) -> dict[str, Tensor]:
@@ -141,11 +146,9 @@ class Task:
         if self.settings.teacher.defence == "clip":
             pairs = zip(self.uploads, self.trust, strict=True)
             trusted = tuple(upload for upload, trust in pairs if not trust.reason)
-        return self.average if len(trusted) in (0, len(self.uploads)) else self._average_of(trusted)
-
-    def _average_of(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
-        doubted = self.settings.teacher.defence != "none"
-        return average(uploads, "capped-examples" if doubted else "num-examples")
+        if len(trusted) in (0, len(self.uploads)):
+            return self.average
+        return average(trusted, self.settings.weighting)
 
     @cached_property
     def probed(self) -> Tensor:

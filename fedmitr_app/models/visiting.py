@@ -26,15 +26,9 @@ class VisitingViT(PatchViT):
         self.eval()
 
     def forward_patches(
-        self,
-        patches: Tensor,
-        position_idx: Tensor | None = None,
-        *,
-        patch_logits: bool = False,
-        attention: bool = False,
+        self, patches: Tensor, position_idx: Tensor | None = None, **wanted: bool
     ) -> ViTOutput:
         """As :meth:`PatchViT.forward_patches`, on the device of ``patches``."""
-        wanted = {"patch_logits": patch_logits, "attention": attention}
         with torch.no_grad():
             visiting = {
                 f"model.{name}": value.to(patches.device, non_blocking=True)

@@ -62,22 +62,23 @@ def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> l
         raise ConfigError.bad_value("weights", weights, allowed)
     if not uploads:
         raise UploadError("There is no upload to average.")
-    counts = [1] * len(uploads)
-    if weights != "uniform":
-        counts = example_counts(uploads, capped=weights == "capped-examples")
+    counts = example_counts(uploads, weights)
     return [count / sum(counts) for count in counts]
 
 
-def example_counts(uploads: Sequence[Upload], capped: bool = False) -> list[int]:
+def example_counts(uploads: Sequence[Upload], weights: str = "num-examples") -> list[int]:
     """Return each upload's number of examples; 1 for all if one of them can't be right.
 
-    If ``capped``, nobody's is more than ``CAP`` times the (lower) median: nothing proves them.
+    As ``capped-examples`` nobody's is more than ``CAP`` times the (lower) median: nothing
+    proves them. As ``uniform`` each is 1.
     """
-    if doubtful_counts(uploads):
+    if weights == "uniform" or doubtful_counts(uploads):
         return [1] * len(uploads)
     counts = [upload.num_examples or 0 for upload in uploads]
-    most = CAP * statistics.median_low(counts) if capped and counts else max(counts, default=0)
-    return [min(count, most) for count in counts]
+    if weights == "capped-examples" and counts:
+        most = CAP * statistics.median_low(counts)
+        counts = [min(count, most) for count in counts]
+    return counts
 
 
 def doubtful_counts(uploads: Sequence[Upload]) -> list[str]:

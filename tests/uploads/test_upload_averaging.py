@@ -51,7 +51,7 @@ def test_average_equals_numpys(weights, tmp_path):
 )
 def test_where_claims_are_doubted_nobody_counts_for_more_than_thrice_the_median(claimed, counted):
     uploads = [Upload(str(n), count, Path()) for n, count in enumerate(claimed)]
-    assert example_counts(uploads, capped=True) == counted
+    assert example_counts(uploads, "capped-examples") == counted
     assert client_shares(uploads, "capped-examples") == [each / sum(counted) for each in counted]
     if None not in claimed and max(claimed) < 1000:
         assert example_counts(uploads) == claimed
