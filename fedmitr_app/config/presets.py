@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
         "inversion.iterations": 15,
         "inversion.stops": "0.25,0.5",
         "teacher.probe-images": 256,
-        "distillation.steps": 60,
+        "distillation.steps": 120,
         "distillation.batch-size": 32,
     },
     "cifar10-deit-tiny": _DEIT_TINY

@@ -103,7 +103,7 @@ class ModelConfig:
     precision: str = choice("float32", *PRECISIONS)
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
-    depth: int = whole(4, low=1)
+    depth: int = whole(3, low=1)
     heads: int = whole(4, low=1)
 
 
@@ -111,9 +111,9 @@ class ModelConfig:
 class ClientConfig:
     """A client's training on its own shard."""
 
-    epochs: int = whole(30, low=1)
+    epochs: int = whole(20, low=1)
     batch_size: int = whole(32, low=1)
-    learning_rate: float = number(1e-3, low=0.0, open_low=True)
+    learning_rate: float = number(2e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
     label_smoothing: float = number(0.1, low=0.0, high=0.9)
@@ -192,10 +192,10 @@ class InversionConfig:
 class DistillationConfig:
     """From the pool of synthetic images to the global model."""
 
-    steps: int = whole(2000, low=1)
+    steps: int = whole(1000, low=1)
     repeats: int = whole(8, low=1)
     batch_size: int = whole(64, low=1)
-    learning_rate: float = number(2e-3, low=0.0, open_low=True)
+    learning_rate: float = number(4e-3, low=0.0, open_low=True)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
     temperature: float = number(2.0, low=0.0, open_low=True)
