@@ -33,6 +33,8 @@ _DEIT_TINY_224: Preset = _DEIT_TINY | {
     "data.image-size": 224,
     "client.batch-size": 64,
     "inversion.images": 2048,
+    "inversion.iterations": 30,
+    "inversion.candidates": 8,
     "inversion.batch-size": 128,
     "distillation.steps": 1000,
 }
