@@ -36,7 +36,6 @@ _DEIT_TINY_224: Preset = _DEIT_TINY | {
     "inversion.iterations": 30,
     "inversion.candidates": 8,
     "inversion.batch-size": 128,
-    "distillation.steps": 1000,
 }
 
 # Columns, splits and numbers of these hub datasets are those that their cards state. Each reads
@@ -65,7 +64,6 @@ PRESETS: dict[str, Preset] = {
         "client.augment": "none",
         "inversion.images": 96,
         "inversion.batch-size": 48,
-        "inversion.iterations": 15,
         "inversion.stops": "0.25,0.5",
         "teacher.probe-images": 256,
         "distillation.steps": 120,
@@ -83,7 +81,6 @@ PRESETS: dict[str, Preset] = {
         "inversion.images": 128,
         "inversion.batch-size": 64,
         "inversion.iterations": 20,
-        "inversion.candidates": 4,
         "distillation.steps": 240,
         "distillation.batch-size": 32,
     },
