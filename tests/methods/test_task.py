@@ -42,7 +42,7 @@ def model_of(width: int) -> PatchViT:
 
 @pytest.mark.skipif(not STATUS.exists(), reason="memory is told apart on Linux alone")
 def test_a_cpu_holds_what_is_in_use_not_every_clients_weights(tmp_path):
-    model = model_of(320)
+    model = model_of(384)
     size = sum(value.nbytes for value in model.vit.state_dict().values()) / 2**20
     uploads = uploads_of(model, 16, tmp_path)
     before = held()

@@ -42,7 +42,7 @@ def test_the_loss_goes_down_and_the_shard_is_learnt():
     losses = []
     metrics = run(
         tiny_vit(), shard_of([0, 1, 2] * 16), lambda loss: losses.append(loss.item()),
-        epochs=20, learning_rate=1e-2, augment="none",
+        epochs=80, learning_rate=1e-2, augment="none",
     )
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     assert metrics["train_accuracy"] > 0.9 and metrics["train_loss"] < 0.8
