@@ -24,6 +24,7 @@ from fedmitr_app.uploads import Upload
 _log = logging.getLogger("fedmitr_app")
 
 INITIAL, FUSED = "initial.safetensors", "fused.safetensors"
+_PROBED = "probed"
 
 Result = Callable[[], Fused | None]
 
@@ -62,7 +63,8 @@ def beside(method: str, task: Task) -> Iterator[Result]:
     # Weights go by files: tensors that are sent share memory, of which a container has little.
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(task.folder / INITIAL, task.model.vit.state_dict(), {})
+        known = {_PROBED: task.probed, **task.model.vit.state_dict()}
+        save_tensors(task.folder / INITIAL, known, {})
     except (OSError, RunFolderError) as error:  # such as a full disk: the main method may do
         _warn(method, str(error))
         yield lambda: None
@@ -160,10 +162,13 @@ def _work(pipe: Connection, order: _Order) -> None:
         pipe.send(("record", stage, plain))
 
     model = order.model.to_empty(device="cpu")
-    model.vit.load_state_dict(load_tensors(order.folder / INITIAL).tensors)
+    known = dict(load_tensors(order.folder / INITIAL).tensors)
+    probed = known.pop(_PROBED)
+    model.vit.load_state_dict(known)
     task = Task.load(model, order.uploads, order.settings, order.folder, torch.device("cpu"))
+    task = replace(task, label=order.label, record=record).knowing(probed)
     try:
-        fused = METHODS[order.method](replace(task, label=order.label, record=record))
+        fused = METHODS[order.method](task)
         save_tensors(order.folder / FUSED, fused.model.vit.state_dict(), {})
     except FedmitrError as error:
         pipe.send(("failed", str(error)))

@@ -192,8 +192,7 @@ class Task:
             uploads=tuple(self.uploads[number] for number in kept),
             clients=tuple(self.clients[number] for number in kept),
         )
-        rest.__dict__["probed"] = self.probed[kept]
-        return rest
+        return rest.knowing(self.probed[kept])
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -211,8 +210,13 @@ class Task:
         if settings.teacher == self.settings.teacher:
             altered.__dict__["teacher"] = self.teacher
             if "probed" in self.__dict__:
-                altered.__dict__["probed"] = self.probed
+                altered.knowing(self.probed)
         return altered
+
+    def knowing(self, probed: Tensor) -> "Task":
+        """Take the clients' answers ``[K, n, classes]`` as they were given elsewhere."""
+        self.__dict__["probed"] = probed
+        return self
 
 
 @dataclass(frozen=True)
