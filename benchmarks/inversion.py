@@ -15,9 +15,11 @@ from benchmarks.common import (
 )
 from benchmarks.published import published_inversion
 from fedmitr_app.config import InversionConfig
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.targets import draw_members, draw_targets
+from fedmitr_app.models import require_compiler
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
@@ -183,7 +185,16 @@ def savings(results: Results, size: Size, device: torch.device) -> None:
         "models stacked": settings(size, ensemble="stacked"),
     }
     works = {name: Inverter(size, config, teacher) for name, config in options.items()}
+    try:
+        require_compiler(device)
+    except ConfigError as error:
+        print(f"blocks compiled: not measured. {error}")
+    else:
+        compiled = size.teacher(device)
+        for model in compiled.models:
+            model.compiled = True
+        works["blocks compiled"] = Inverter(size, options["plain"], compiled)
     taken = in_turn(works, device)
-    for name in list(options)[1:]:
+    for name in list(works)[1:]:
         ratio = median_ratio(taken[name], taken["plain"])
         results.add("options", str(size), f"{name}: time over plain", ratio, "", **size.of)

@@ -17,7 +17,13 @@ from fedmitr_app.config import Config, flatten, parse_config, require_same
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
+from fedmitr_app.models import (
+    InputSpec,
+    PatchViT,
+    architecture_of,
+    build_vit,
+    require_compiler,
+)
 from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
 from fedmitr_app.reporting import COMPLETED, RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
@@ -65,7 +71,7 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     started = time.monotonic()
     config = parse_config(run_config)
     device = resolve_device(config.server.device, "server.device")
-    setting = prepare(config)
+    setting = prepare(config, device)
     folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
     _log.info("run folder: %s", folder.path)
     try:
@@ -121,13 +127,13 @@ class Setting:
     test_set: ImageSet | None
 
 
-def prepare(config: Config) -> Setting:
+def prepare(config: Config, device: torch.device) -> Setting:
     """Build θ₀ and load the test set, if the server has one.
 
     Raises
     ------
     FedmitrError
-        If the data or the model can't be had.
+        If the data or the model can't be had, or can't be compiled for ``device``.
     """
     data, server = config.data, config.server
     names = names_in(server.classes)
@@ -144,6 +150,9 @@ def prepare(config: Config) -> Setting:
         names = class_names(data)
     spec = InputSpec.of(data)
     model = build_vit(config.model, spec, len(names), config.seed)
+    if server.compile:
+        require_compiler(device)
+        model.compiled = True
     test_set = load_test_set(data) if server.test_set else None
     if test_set is not None and test_set.class_names != names:
         raise ConfigError.bad_value(

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.models import require_compiler
 from tests.federation import Federation, without_processes
 
 # Slow draws and slow calls say nothing about the code.
@@ -11,6 +13,15 @@ settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("calm")
 # Models this small are no faster on two, and far slower when something else runs beside them.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def compiler():
+    """Only where torch can compile."""
+    try:
+        require_compiler(torch.device("cpu"))
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

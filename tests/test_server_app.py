@@ -113,7 +113,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 def test_the_saved_model_is_the_student_that_was_measured(federation):
     metrics = federation.run()
     config = parse_config(federation.settings())
-    setting = server_app.prepare(config)
+    setting = server_app.prepare(config, torch.device("cpu"))
     start = setting.model.vit.state_dict()
     saved = load_file(federation.folder / "global_model.safetensors")
     assert any(not torch.equal(start[name], saved[name]) for name in start)
@@ -122,6 +122,16 @@ def test_the_saved_model_is_the_student_that_was_measured(federation):
     with torch.no_grad():
         hits = setting.model.eval()(images).logits.argmax(-1) == setting.test_set.labels
     assert metrics["accuracy"]["student"] == pytest.approx(hits.double().mean().item())
+
+
+def test_the_servers_model_is_compiled_if_asked_for_and_where_that_works(federation, monkeypatch):
+    config = parse_config({**federation.settings(), "server.compile": True})
+    device = torch.device("cpu")
+    monkeypatch.setattr(torch, "compile", lambda run: run)
+    assert server_app.prepare(config, device).model.compiled
+    monkeypatch.setattr(torch, "compile", None)
+    with pytest.raises(ConfigError, match="server.compile = True is not allowed"):
+        server_app.prepare(config, device)
 
 
 def test_the_same_seed_gives_the_same_numbers_in_any_order_of_arrival(tmp_path):

@@ -1,5 +1,6 @@
 """Plain timm Vision Transformers that can run on a subset of their patches."""
 
+from fedmitr_app.models.compiled import require_compiler
 from fedmitr_app.models.factory import architecture_of, build_vit
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 from fedmitr_app.models.spec import InputSpec
@@ -14,4 +15,5 @@ __all__ = [
     "VisitingViT",
     "architecture_of",
     "build_vit",
+    "require_compiler",
 ]

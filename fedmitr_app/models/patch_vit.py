@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedmitr_app.config.schema import PRECISIONS
 from fedmitr_app.errors import ModelError
+from fedmitr_app.models.compiled import compiled_block, run_block
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
 
@@ -49,6 +50,8 @@ class PatchViT(nn.Module):
     precision : str
         ``float32``, or ``bfloat16`` for the blocks' matrix products and attention; weights,
         residual stream, head and everything returned stay float32.
+    compiled : bool
+        Whether its blocks run compiled.
 
     Raises
     ------
@@ -58,7 +61,11 @@ class PatchViT(nn.Module):
     """
 
     def __init__(
-        self, vit: VisionTransformer, spec: InputSpec, precision: str = "float32"
+        self,
+        vit: VisionTransformer,
+        spec: InputSpec,
+        precision: str = "float32",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         _require_plain(vit)
@@ -69,6 +76,7 @@ class PatchViT(nn.Module):
             allowed = " or ".join(map(repr, PRECISIONS))
             raise ModelError(f"precision = {precision!r} is not allowed: it must be {allowed}.")
         self.precision = precision
+        self.compiled = compiled
         self._fused = [block.attn.fused_attn for block in vit.blocks]
 
     @property
@@ -125,17 +133,18 @@ class PatchViT(nn.Module):
         logits equal those of the wrapped timm model.
         """
         vit = self.vit
+        run = compiled_block() if self.compiled else run_block
         cls_attn = None
         with self.products(patches.device.type):
             tokens = vit.norm_pre(self._embed(patches, position_idx))
             packing = Packing.of(tokens)
             tokens = packing.pack(tokens)
             for block in vit.blocks[:-1]:
-                tokens = block(tokens, attn_mask=packing.mask)
+                tokens = run(block, tokens, packing.mask)
             last = vit.blocks[-1]
             if attention:
                 cls_attn = self._class_attention(last, packing.unpack(tokens))
-            tokens = packing.unpack(last(tokens, attn_mask=packing.mask))
+            tokens = packing.unpack(run(last, tokens, packing.mask))
         tokens = vit.norm(tokens)
         patch_tokens = tokens[:, vit.num_prefix_tokens :]
         features = vit.fc_norm(tokens[:, 0])

@@ -15,7 +15,7 @@ from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
 from fedmitr_app.uploads import Upload, average
-from tests.inversion.tiny import SPEC, contents, tiny_vit
+from tests.inversion.tiny import SPEC, contents, random_images, tiny_vit
 
 CPU = torch.device("cpu")
 
@@ -59,6 +59,22 @@ def test_uploads_become_models_in_their_order(theta0, uploads, tmp_path):
     for number, client in enumerate(clients):
         for name, value in tiny_vit(number, torch.float32).vit.state_dict().items():
             assert torch.equal(client.model.vit.state_dict()[name], value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_blocks_make_the_same_model(theta0, uploads, tmp_path):
+    plain = fuse(theta0, uploads, settings(), tmp_path / "plain")
+    theta0.compiled = True
+    found = fuse(theta0, uploads, settings(), tmp_path / "compiled")
+    assert found.model.compiled and not plain.model.compiled
+    assert found.distillation_loss == pytest.approx(plain.distillation_loss, rel=1e-4)
+    folders = (tmp_path / "compiled" / "pool", tmp_path / "plain" / "pool")
+    one, other = (torch.tensor(contents(Pool(folder, 16))) for folder in folders)
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+    # Not weight by weight: keys' biases have no gradient but rounding, which Adam makes large.
+    images = random_images(9, dtype=torch.float32)
+    torch.testing.assert_close(found.predict(images), plain.predict(images), rtol=1e-3, atol=1e-3)
 
 
 def test_what_an_early_end_saves_is_counted(theta0, uploads, tmp_path):

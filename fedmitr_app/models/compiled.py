@@ -1,0 +1,51 @@
+"""A transformer block compiled once: for every block, every model and every number of tokens.
+
+Whole models compiled would be compiled K times and anew for each number of patches. Blocks of one
+architecture are the same code on other weights, and sizes that vary become symbols: a handful of
+compilations serve the inversion, the teacher's answers and the student's steps.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fedmitr_app.errors import ConfigError
+
+RunBlock = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+# Past torch's limit of 8 it would stop compiling: with and without gradients, mask, training,
+# autocast, each with one size, then with any. Ours is a guess with room to spare.
+RECOMPILE_LIMIT = 64
+
+
+def run_block(block: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Run one timm block on tokens ``[B, T, D]``; ``mask`` is added to attention's scores."""
+    return block(tokens, attn_mask=mask)
+
+
+@functools.cache
+def compiled_block() -> RunBlock:
+    """Return :func:`run_block` compiled; nothing is compiled before it is called."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    return torch.compile(run_block)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compile something small, to learn now, and not after the clients' training, if that works.
+
+    Raises
+    ------
+    ConfigError
+        If it doesn't: on a CPU torch needs a C++ compiler, on a GPU Triton.
+    """
+    try:
+        torch.compile(torch.nn.functional.gelu)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError.bad_value(
+            "server.compile",
+            True,
+            f"false, because torch.compile doesn't work on {device} here ({reason})",
+        ) from error

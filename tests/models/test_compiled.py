@@ -1,0 +1,51 @@
+"""Blocks that run compiled: the same answers and gradients, from few compilations."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.models import VisitingViT, require_compiler
+from tests.inversion.tiny import random_images, tiny_vit
+
+CPU = torch.device("cpu")
+
+
+def answers(model, images, keep_idx):
+    images = images.clone().requires_grad_()
+    output = model(images, keep_idx, patch_logits=True, attention=True)
+    (grad,) = torch.autograd.grad(output.logits.logsumexp(1).sum(), images)
+    return [*output, grad]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_models_answer_as_plain_ones_and_share_their_compilations():
+    plain = [tiny_vit(seed).requires_grad_(False) for seed in range(3)]
+    compiled = [copy.deepcopy(model) for model in plain]
+    for model in compiled:
+        model.compiled = True
+    counters.clear()
+    for batch, count in [(4, 16), (4, 13), (3, 14), (5, 9)]:
+        images = random_images(batch)
+        order = torch.rand(batch, 16, generator=torch.Generator().manual_seed(count)).argsort(1)
+        keep_idx = order[:, :count]
+        for one, other in zip(plain, compiled, strict=True):
+            for kind in (other, VisitingViT(other)):
+                pairs = zip(answers(one, images, keep_idx), answers(kind, images, keep_idx))
+                for expected, found in pairs:
+                    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    # 3 models of 2 blocks at 4 sizes, of two kinds: one by one they would be 48.
+    assert 1 <= counters["stats"]["unique_graphs"] <= 8
+
+
+def test_without_a_compiler_one_sentence_says_so(monkeypatch):
+    def nothing_there(function):
+        raise RuntimeError("no C++ compiler found\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", nothing_there)
+    expected = "server.compile = True is not allowed: .*doesn't work on cpu here .no C.. compiler"
+    with pytest.raises(ConfigError, match=expected):
+        require_compiler(CPU)
