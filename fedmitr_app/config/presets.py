@@ -34,7 +34,6 @@ _DEIT_TINY_224: Preset = _DEIT_TINY | {
     "client.batch-size": 64,
     "inversion.images": 2048,
     "inversion.iterations": 30,
-    "inversion.candidates": 8,
     "inversion.batch-size": 128,
 }
 

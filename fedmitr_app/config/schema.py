@@ -163,7 +163,7 @@ class InversionConfig:
     batch_size: int = whole(512, low=1)
     iterations: int = whole(15, low=0)
     start: str = choice("procedural", *STARTS)
-    candidates: int = whole(4, low=1, high=1000)
+    candidates: int = whole(8, low=1, high=1000)
     schedule: str = choice("sparse", *SCHEDULES)
     stops: tuple[float, ...] = numbers((0.1, 0.2, 0.3), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
