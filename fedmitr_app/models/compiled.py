@@ -15,8 +15,8 @@ from fedmitr_app.errors import ConfigError
 
 RunBlock = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
-# Past torch's limit of 8 it would stop compiling: with and without gradients, mask, training,
-# autocast, each with one size, then with any. Ours is a guess with room to spare.
+# Past torch's limit of 8 it would stop compiling: with and without gradients, mask, training and
+# autocast, each first for one size, then for any. Ours is a guess with room to spare.
 RECOMPILE_LIMIT = 64
 
 
@@ -28,7 +28,8 @@ def run_block(block: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
 @functools.cache
 def compiled_block() -> RunBlock:
     """Return :func:`run_block` compiled; nothing is compiled before it is called."""
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    # By its older name, an alias later on: torch 2.6 knows no recompile_limit.
+    torch._dynamo.config.cache_size_limit = RECOMPILE_LIMIT
     return torch.compile(run_block)
 
 
