@@ -138,7 +138,7 @@ class ServerConfig:
     patience: float = harmless(number(0.0, low=0.0))
     absence: float = harmless(number(300.0, low=0.0))
     device: str = harmless(text("auto"))
-    compile: bool = flag(False)
+    compile: bool = harmless(flag(False))
     test_set: bool = flag(True)
     classes: str = text("")
     control: bool = flag(True)

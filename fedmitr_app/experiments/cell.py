@@ -19,7 +19,7 @@ from fedmitr_app.experiments.federate import initial_model, load_uploads, upload
 from fedmitr_app.experiments.grid import Cell
 from fedmitr_app.files import write_json
 from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
-from fedmitr_app.models import InputSpec, require_compiler
+from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
 from fedmitr_app.randomness import generator
@@ -130,9 +130,6 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         # The teacher would fall back to another combination, under this one's name.
         raise MethodUnavailable("its clients share no label counts (client.share-label-counts)")
     model = initial_model(config)
-    if config.server.compile:
-        require_compiler(device)
-        model.compiled = True
     with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
         if cell.attackers:
             start, seed = model.vit.state_dict(), cell.federation.seed

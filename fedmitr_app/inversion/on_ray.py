@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.make_shard import Job, OnStep, Point, Shard, ShardMaker
 from fedmitr_app.inversion.ray_cluster import INSTEAD, PACKAGE, cluster, why
+from fedmitr_app.models import require_compiler
 
 _log = logging.getLogger(__name__)
 
@@ -156,10 +157,13 @@ class _Worker:
     def __init__(self, maker: ShardMaker, device: str, news: Any) -> None:
         if device == "cpu":
             torch.set_num_threads(1)
-        self._maker = maker.to(torch.device(device))
+        self._device = torch.device(device)
+        self._maker = maker.to(self._device)
         self._news = news
 
     def package(self) -> str:
+        if any(model.compiled for model in self._maker.teacher.models):
+            require_compiler(self._device)  # the server's machine may have one, and this none
         return str(PACKAGE)
 
     def make(self, job: Job) -> Shard:

@@ -1,8 +1,8 @@
-"""A transformer block compiled once: for every block, every model and every number of tokens.
+"""A transformer block compiled for every block, every model and every number of tokens.
 
 Whole models compiled would be compiled K times and anew for each number of patches. Blocks of one
 architecture are the same code on other weights, and sizes that vary become symbols: a handful of
-compilations serve the inversion, the teacher's answers and the student's steps.
+compilations in each process serve the inversion, the teacher's answers and the student's steps.
 """
 
 import functools
@@ -15,8 +15,9 @@ from fedmitr_app.errors import ConfigError
 
 RunBlock = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
-# Past torch's limit of 8 it would stop compiling: with and without gradients, mask, training and
-# autocast, each first for one size, then for any. Ours is a guess with room to spare.
+# Past torch's limit of 8 it would stop compiling. With and without gradients, mask, training,
+# autocast and a second thread, each first for one size, then for any, there may be more; ours is
+# a guess with room to spare.
 RECOMPILE_LIMIT = 64
 
 
@@ -29,7 +30,8 @@ def run_block(block: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
 def compiled_block() -> RunBlock:
     """Return :func:`run_block` compiled; nothing is compiled before it is called."""
     # By its older name, an alias later on: torch 2.6 knows no recompile_limit.
-    torch._dynamo.config.cache_size_limit = RECOMPILE_LIMIT
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, RECOMPILE_LIMIT)
     return torch.compile(run_block)
 
 
@@ -44,7 +46,8 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.nn.functional.gelu)(torch.zeros(2, device=device))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        inner = getattr(error, "inner_exception", error)
+        reason = (str(inner).strip() or type(inner).__name__).splitlines()[0]
         raise ConfigError.bad_value(
             "server.compile",
             True,

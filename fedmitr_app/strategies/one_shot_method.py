@@ -19,7 +19,7 @@ from fedmitr_app.methods import (
     beside,
     without_inversion,
 )
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of, require_compiler
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.uploads import Upload
@@ -69,7 +69,8 @@ class OneShotMethod(OneShotStrategy):
     ModelError
         If ``model`` is no plain ViT or DeiT, or takes other images than ``input_spec`` says.
     ConfigError
-        If there is no such method, or ``device`` isn't there.
+        If there is no such method, ``device`` isn't there, or the model is to be compiled and
+        can't be.
 
     :meth:`start` raises ``AggregationError`` also if too few of the uploads can be trusted.
     """
@@ -102,6 +103,8 @@ class OneShotMethod(OneShotStrategy):
             device = resolve_device(device, "server.device")
             self._device_lines = device_lines("server", device, torch.get_num_threads())
         self.device = device
+        if self.model.compiled:
+            require_compiler(device)
         self.with_control = with_control
         self.task: Task | None = None
         self.fused: Fused | None = None

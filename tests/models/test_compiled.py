@@ -22,12 +22,13 @@ def answers(model, images, keep_idx):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_compiled_models_answer_as_plain_ones_and_share_their_compilations():
+def test_compiled_models_answer_as_plain_ones_and_share_their_compilations(monkeypatch):
     plain = [tiny_vit(seed).requires_grad_(False) for seed in range(3)]
     compiled = [copy.deepcopy(model) for model in plain]
     for model in compiled:
         model.compiled = True
     counters.clear()
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     for batch, count in [(4, 16), (4, 13), (3, 14), (5, 9)]:
         images = random_images(batch)
         order = torch.rand(batch, 16, generator=torch.Generator().manual_seed(count)).argsort(1)
@@ -41,11 +42,33 @@ def test_compiled_models_answer_as_plain_ones_and_share_their_compilations():
     assert 1 <= counters["stats"]["unique_graphs"] <= 8
 
 
-def test_without_a_compiler_one_sentence_says_so(monkeypatch):
-    def nothing_there(function):
-        raise RuntimeError("no C++ compiler found\nand a long trace")
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_half_width_products_stay_half_width_where_they_are_compiled():
+    plain = tiny_vit(0, torch.float32).requires_grad_(False)
+    full, plain.precision = answers(plain, random_images(4).float(), None), "bfloat16"
+    compiled = copy.deepcopy(plain)
+    compiled.compiled = True
+    halves = [answers(model, random_images(4).float(), None) for model in (plain, compiled)]
+    for exact, half, found in zip(full, *halves, strict=True):
+        assert found.dtype == torch.float32
+        near = 2 * (half - exact).abs().max()
+        assert 0 < (found - exact).abs().max() <= near
 
-    monkeypatch.setattr(torch, "compile", nothing_there)
-    expected = "server.compile = True is not allowed: .*doesn't work on cpu here .no C.. compiler"
-    with pytest.raises(ConfigError, match=expected):
-        require_compiler(CPU)
+
+def test_without_a_compiler_one_sentence_says_so(monkeypatch):
+    wrapped = RuntimeError("backend='inductor' raised:\nand more")
+    wrapped.inner_exception = OSError("no C++ compiler\nand a long trace")
+    told = "server.compile = True is not allowed: .* doesn't work on cpu here "
+    for error, reason in [
+        (RuntimeError("no C++ compiler\nand a long trace"), r"\(no C\+\+ compiler\)"),
+        (wrapped, r"\(no C\+\+ compiler\)"),
+        (AssertionError(), r"\(AssertionError\)"),
+    ]:
+
+        def nothing_there(function, error=error):
+            raise error
+
+        monkeypatch.setattr(torch, "compile", nothing_there)
+        with pytest.raises(ConfigError, match=told + reason):
+            require_compiler(CPU)
