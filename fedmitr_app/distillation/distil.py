@@ -234,7 +234,7 @@ class Distiller:
         """The decoupled loss of a batch, per image ``[B]``; asks the teacher if need be."""
         config = self.config
         taught = taught or self.teach(batch)
-        seen = self.student(batch.images)
+        seen = self.student(batch.images, patch_tokens=self.with_tokens)
         loss = self._class_loss(seen.logits, taught.logits, batch.targets)
         if not self.with_tokens:
             return loss

@@ -157,6 +157,11 @@ class Objective:
             return (*self.teacher.models, self.student)
         return self.teacher.models
 
+    @property
+    def _with_tokens(self) -> bool:
+        """Whether a prior reads the patches' tokens."""
+        return self.config.similarity > 0
+
     def _outputs(
         self, patches: Tensor, position_idx: Tensor, attention: bool
     ) -> list[ViTOutput]:
@@ -172,7 +177,8 @@ class Objective:
         else:
             # As many for every model: shorter lists repeat an image, whose answer is left out.
             index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        seen = stack.forward_patches(patches[index], position_idx[index], attention=attention)
+        wanted = {"attention": attention, "patch_tokens": self._with_tokens}
+        seen = stack.forward_patches(patches[index], position_idx[index], **wanted)
         outputs = []
         for k in range(clients):
             output = ViTOutput(*(None if part is None else part[k] for part in seen))
@@ -186,10 +192,11 @@ class Objective:
     def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k`` on the images it serves; the others' rows stay zero."""
         model = self._models[k]
+        wanted = {"attention": attention, "patch_tokens": self._with_tokens}
         if self.members is None or k >= len(self.members):
-            return model.forward_patches(patches, position_idx, attention=attention)
+            return model.forward_patches(patches, position_idx, **wanted)
         rows = self._rows[k]
-        part = model.forward_patches(patches[rows], position_idx[rows], attention=attention)
+        part = model.forward_patches(patches[rows], position_idx[rows], **wanted)
         return _spread(part, rows, len(patches))
 
     def _combined(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +211,7 @@ class Objective:
     def _prior(self, k: int, output: ViTOutput) -> Tensor:
         """Client ``k``'s share of the patch-similarity prior, ``[B]``."""
         clients = len(self.teacher.models)
-        if self.config.similarity == 0 or k >= clients:
+        if not self._with_tokens or k >= clients:
             return output.logits.new_zeros(len(output.logits))
         entropy = patch_similarity_entropy(output.patch_tokens)
         if self.members is None:

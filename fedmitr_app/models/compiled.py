@@ -1,4 +1,4 @@
-"""A transformer block compiled for every block, every model and every number of tokens.
+"""What runs a transformer block, compiled for every block, model and number of tokens.
 
 Whole models compiled would be compiled K times and anew for each number of patches. Blocks of one
 architecture are the same code on other weights, and sizes that vary become symbols: a handful of
@@ -7,13 +7,13 @@ compilations in each process serve the inversion, the teacher's answers and the 
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from fedmitr_app.errors import ConfigError
 
-RunBlock = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+Run = TypeVar("Run", bound=Callable[..., object])
 
 # Past torch's limit of 8 it would stop compiling. With and without gradients, mask, training,
 # autocast and a second thread, each first for one size, then for any, there may be more; ours is
@@ -21,18 +21,14 @@ RunBlock = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 RECOMPILE_LIMIT = 64
 
 
-def run_block(block: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Run one timm block on tokens ``[B, T, D]``; ``mask`` is added to attention's scores."""
-    return block(tokens, attn_mask=mask)
-
-
 @functools.cache
-def compiled_block() -> RunBlock:
-    """Return :func:`run_block` compiled; nothing is compiled before it is called."""
+def compiled(run: Run) -> Run:
+    """Return ``run`` compiled, the same for all who ask; nothing is compiled before it is called.
+    """
     # By its older name, an alias later on: torch 2.6 knows no recompile_limit.
     config = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, RECOMPILE_LIMIT)
-    return torch.compile(run_block)
+    return torch.compile(run)
 
 
 def require_compiler(device: torch.device) -> None:

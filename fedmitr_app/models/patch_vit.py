@@ -2,8 +2,8 @@
 
 Wrapped, not forked: every weight and every block is timm's own. Only the few lines
 between the pixels and the first block are done here, so that the pixels of dropped
-patches are never embedded, and the class-token row of the last block's attention is
-computed beside that block, so that all blocks keep their fused attention.
+patches are never embedded, and the last block's, so that it serves the class token alone
+where nobody asks for the patches' (``models/blocks.py``).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fedmitr_app.config.schema import PRECISIONS
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models.compiled import compiled_block, run_block
+from fedmitr_app.models.blocks import run_block, run_class_token
+from fedmitr_app.models.compiled import compiled
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
 
@@ -29,7 +30,7 @@ class ViTOutput(NamedTuple):
     """Class-token logits, ``[B, classes]``."""
     features: Tensor
     """Class-token features after the final norm, ``[B, D]``."""
-    patch_tokens: Tensor
+    patch_tokens: Tensor | None
     """Final normed patch tokens, ``[B, n, D]``."""
     patch_logits: Tensor | None
     """The classifier head applied to each patch token, ``[B, n, classes]``."""
@@ -107,33 +108,38 @@ class PatchViT(nn.Module):
         self,
         images: Tensor,
         keep_idx: Tensor | None = None,
-        *,
-        patch_logits: bool = False,
-        attention: bool = False,
+        **wanted: bool,
     ) -> ViTOutput:
-        """Run on images ``[B, C, H, W]``, or only on their patches ``keep_idx`` ``[B, n]``."""
+        """Run on images ``[B, C, H, W]``, or only on their patches ``keep_idx`` ``[B, n]``.
+
+        ``wanted`` is as in :meth:`forward_patches`.
+        """
         patches = self.patchify(images)
         if keep_idx is not None:
             patches = patches.gather(1, keep_idx.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        return self.forward_patches(
-            patches, keep_idx, patch_logits=patch_logits, attention=attention
-        )
+        return self.forward_patches(patches, keep_idx, **wanted)
 
     def forward_patches(
         self,
         patches: Tensor,
         position_idx: Tensor | None = None,
         *,
+        patch_tokens: bool = False,
         patch_logits: bool = False,
         attention: bool = False,
     ) -> ViTOutput:
         """Run on patches ``[B, n, C*p*p]`` that stand at ``position_idx`` ``[B, n]``.
 
         ``None`` means all N patches in their own places. Without dropped patches the
-        logits equal those of the wrapped timm model.
+        logits equal those of the wrapped timm model. ``patch_tokens``, ``patch_logits`` and
+        ``attention`` say what is wanted beside the class token's: without the first two the last
+        block costs a sixth.
         """
         vit = self.vit
-        run = compiled_block() if self.compiled else run_block
+        run, run_class = run_block, run_class_token
+        if self.compiled:
+            run, run_class = compiled(run), compiled(run_class)
+        every = patch_tokens or patch_logits
         cls_attn = None
         with self.products(patches.device.type):
             tokens = vit.norm_pre(self._embed(patches, position_idx))
@@ -142,18 +148,19 @@ class PatchViT(nn.Module):
             for block in vit.blocks[:-1]:
                 tokens = run(block, tokens, packing.mask)
             last = vit.blocks[-1]
-            if attention:
-                cls_attn = self._class_attention(last, packing.unpack(tokens))
-            tokens = packing.unpack(run(last, tokens, packing.mask))
-        tokens = vit.norm(tokens)
-        patch_tokens = tokens[:, vit.num_prefix_tokens :]
+            if attention or not every:
+                class_token, cls_attn = run_class(last, packing.unpack(tokens))
+            if every:
+                tokens = packing.unpack(run(last, tokens, packing.mask))
+        tokens = vit.norm(tokens if every else class_token)
         features = vit.fc_norm(tokens[:, 0])
+        patches_seen = tokens[:, vit.num_prefix_tokens :] if every else None
         return ViTOutput(
             logits=vit.head(vit.head_drop(features)),
             features=features,
-            patch_tokens=patch_tokens,
-            patch_logits=vit.head(vit.fc_norm(patch_tokens)) if patch_logits else None,
-            cls_attn=cls_attn,
+            patch_tokens=patches_seen,
+            patch_logits=vit.head(vit.fc_norm(patches_seen)) if patch_logits else None,
+            cls_attn=cls_attn[:, vit.num_prefix_tokens :] if attention else None,
         )
 
     def products(self, device: str) -> AbstractContextManager[object]:
@@ -179,23 +186,6 @@ class PatchViT(nn.Module):
         tokens = tokens + (positions if position_idx is None else positions[position_idx])
         return vit.pos_drop(torch.cat([prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1))
 
-    def _class_attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Attention of the class token to each patch in ``block``, mean over heads: ``[B, n]``."""
-        attn = block.attn
-        normed = block.norm1(tokens)
-        width = attn.num_heads * attn.head_dim
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        bias_q, bias_k = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
-        query = F.linear(normed[:, :1], weight[:width], bias_q)
-        key = F.linear(normed, weight[width : 2 * width], bias_k)
-        query, key = (
-            part.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
-            for part in (query, key)
-        )
-        scores = (attn.q_norm(query) * attn.scale) @ attn.k_norm(key).transpose(-2, -1)
-        scores = scores.to(tokens.dtype)  # half-width products
-        return scores.softmax(-1).mean(1)[:, 0, self.vit.num_prefix_tokens :]
-
 
 def _require_plain(vit: nn.Module) -> None:
     """Refuse models whose structure this wrapper doesn't reproduce."""
@@ -214,6 +204,8 @@ def _require_plain(vit: nn.Module) -> None:
         problem = "its images aren't square"
     elif any(type(block) is not Block or type(block.attn) is not Attention for block in vit.blocks):
         problem = "its blocks aren't timm's plain ones"
+    elif any(type(block.attn.qkv) is not nn.Linear for block in vit.blocks):
+        problem = "its queries, keys and values aren't one linear map"
     if problem:
         raise ModelError(
             f"This model can't be inverted patch by patch because {problem}: choose a plain "

@@ -43,7 +43,12 @@ class StackedViT:
         return all(map(_is_plain, models)) and len(set(map(_architecture, models))) == 1
 
     def forward_patches(
-        self, patches: Tensor, position_idx: Tensor, *, attention: bool = False
+        self,
+        patches: Tensor,
+        position_idx: Tensor,
+        *,
+        patch_tokens: bool = False,
+        attention: bool = False,
     ) -> ViTOutput:
         """Run model k on patches ``[k, B, n, C*p*p]`` that stand at ``position_idx`` ``[k, B, n]``.
 
@@ -54,13 +59,15 @@ class StackedViT:
         with self.first.products(patches.device.type):
             tokens = self._embed(patches, position_idx)
             for number, block in enumerate(vit.blocks):
-                name = f"blocks.{number}"
+                name, last = f"blocks.{number}", number + 1 == len(vit.blocks)
                 normed = self._norm(tokens, f"{name}.norm1", block.norm1)
                 query, key, value = self._heads(normed, f"{name}.attn.qkv", block.attn)
-                if attention and number + 1 == len(vit.blocks):
+                if attention and last:
                     scores = (query[..., :1, :] * block.attn.scale) @ key.transpose(-2, -1)
                     cls_attn = scores.to(tokens.dtype).softmax(-1).mean(1)[:, 0, 1:]
                     cls_attn = cls_attn.unflatten(0, tokens.shape[:2])
+                if last and not patch_tokens:  # as run_class_token
+                    query, tokens = query[..., :1, :], tokens[:, :, :1]
                 mixed = F.scaled_dot_product_attention(query, key, value)
                 mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, tokens.shape[:2])
                 tokens = tokens + self._linear(mixed, f"{name}.attn.proj")
@@ -70,7 +77,8 @@ class StackedViT:
         tokens = self._norm(tokens, "norm", vit.norm)
         features = tokens[:, :, 0]
         logits = self._linear(features.unsqueeze(2), "head").squeeze(2)
-        return ViTOutput(logits, features, tokens[:, :, 1:], None, cls_attn)
+        patches_seen = tokens[:, :, 1:] if patch_tokens else None
+        return ViTOutput(logits, features, patches_seen, None, cls_attn)
 
     def _embed(self, patches: Tensor, position_idx: Tensor) -> Tensor:
         """Embed, add positions by index, prepend the class tokens: ``[K, B, 1+n, D]``."""

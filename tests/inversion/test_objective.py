@@ -63,7 +63,8 @@ def oracle(objective: Objective, patches, positions):
         serving = [k for k in range(3) if members is None or members[k, image]]
         one = slice(image, image + 1)
         outputs = [
-            teacher.models[k].forward_patches(patches[one], positions[one]) for k in serving
+            teacher.models[k].forward_patches(patches[one], positions[one], patch_tokens=True)
+            for k in serving
         ]
         target, weights = objective.targets[one], teacher.class_weights[serving]
         if config.loss == "per-teacher":

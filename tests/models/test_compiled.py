@@ -38,8 +38,8 @@ def test_compiled_models_answer_as_plain_ones_and_share_their_compilations(monke
                 pairs = zip(answers(one, images, keep_idx), answers(kind, images, keep_idx))
                 for expected, found in pairs:
                     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    # 3 models of 2 blocks at 4 sizes, of two kinds: one by one they would be 48.
-    assert 1 <= counters["stats"]["unique_graphs"] <= 8
+    # 3 models of 2 blocks and a class token at 4 sizes, of two kinds: one by one they would be 72.
+    assert 2 <= counters["stats"]["unique_graphs"] <= 16
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import Attention
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from fedmitr_app.errors import ModelError
@@ -22,6 +23,13 @@ def by_hand(**changes) -> VisionTransformer:
     )
 
 
+def gated() -> VisionTransformer:
+    vit = by_hand()
+    for block in vit.blocks:
+        block.attn = Attention(vit.embed_dim, num_heads=3, qkv_bias=True, gated=True)
+    return vit
+
+
 VITS = {
     "small": by_hand,
     "vit_tiny": lambda: of_timm("vit_tiny_patch16_224", 64),
@@ -32,6 +40,8 @@ VITS = {
     "dinov2: registers": lambda: of_timm("vit_small_patch14_reg4_dinov2", 56),
     "clip: norm before the blocks, no bias": lambda: of_timm("vit_base_patch16_clip_224", 64),
     "normed queries and keys": lambda: by_hand(qk_norm=True),
+    "normed attention": lambda: by_hand(scale_attn_norm=True),
+    "gated attention": gated,
     "norm after pooling": lambda: by_hand(fc_norm=True),
     "registers with positions": lambda: by_hand(reg_tokens=2),
     "no bias in qkv": lambda: by_hand(qkv_bias=False),
@@ -89,6 +99,27 @@ def test_all_patches_give_timms_own_logits(model):
     torch.testing.assert_close(model(images).logits, model.vit(images))
 
 
+def test_the_class_tokens_short_way_learns_as_timms_own(model):
+    images = images_for(model)
+    found = []
+    for logits in (model(images).logits, model(images, patch_tokens=True).logits, model.vit(images)):
+        model.zero_grad()
+        logits.logsumexp(1).sum().backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+
+
+@pytest.mark.parametrize("rate", ["attn_drop_rate", "proj_drop_rate", "drop_path_rate"])
+def test_all_that_is_dropped_in_training_is_dropped_from_the_class_token(rate):
+    # All of it, so that chance decides nothing; of paths the last block's alone.
+    model = PatchViT(by_hand(**{rate: 1.0}), InputSpec(16, 1, (0.5,), (0.5,))).train()
+    images = images_for(model).float()
+    expected = model.vit(images)
+    torch.testing.assert_close(model(images).logits, expected)
+    assert not torch.allclose(model.eval()(images).logits, expected)
+
+
 def test_all_patches_in_any_order_give_the_same_logits(model):
     images = images_for(model)
     order = torch.stack([torch.randperm(model.num_patches) for _ in images])
@@ -97,7 +128,7 @@ def test_all_patches_in_any_order_give_the_same_logits(model):
 
 def test_a_subset_equals_the_full_forward_with_the_rest_masked(model):
     images, keep_idx = images_for(model), some_patches(model)
-    output = model(images, keep_idx, patch_logits=True)
+    output = model(images, keep_idx, patch_tokens=True, patch_logits=True)
     logits, tokens = masked_forward(model, images, keep_idx)
     kept = torch.stack([row[idx] for row, idx in zip(tokens, keep_idx)])
     torch.testing.assert_close(output.logits, logits)
@@ -157,7 +188,7 @@ def test_class_attention_of_a_subset_follows_its_order(model):
 
 def test_nothing_is_computed_that_was_not_asked_for(model):
     output = model(images_for(model))
-    assert output.patch_logits is None and output.cls_attn is None
+    assert (output.patch_tokens, output.patch_logits, output.cls_attn) == (None,) * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -202,6 +233,12 @@ def test_architecture_is_json_able_and_complete():
     }
 
 
+def adapted() -> VisionTransformer:
+    vit = by_hand()
+    vit.blocks[1].attn.qkv = torch.nn.Sequential(vit.blocks[1].attn.qkv)
+    return vit
+
+
 REFUSED = {
     "distilled": (lambda: of_timm("deit_tiny_distilled_patch16_224", 32), "Distilled"),
     "average-pooled": (lambda: by_hand(global_pool="avg"), "class token"),
@@ -219,6 +256,7 @@ REFUSED = {
     "oblong patches": (lambda: by_hand(patch_size=(4, 2)), "aren't square"),
     "oblong images": (lambda: by_hand(img_size=(16, 32)), "images aren't square"),
     "norm after attention": (lambda: by_hand(block_fn=ResPostBlock), "blocks"),
+    "adapted attention": (adapted, "one linear map"),
     "a convolutional network": (lambda: torch.nn.Conv2d(1, 1, 1), "Conv2d"),
     "patches that don't fill the image": (lambda: by_hand(img_size=18), "multiple of 4"),
 }
