@@ -69,4 +69,8 @@ def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
     weight[present] = np.linalg.solve(covariance, means.T).T
     bias[present] = np.log(moments.counts[present] / total)
     bias[present] -= (weight[present] * means).sum(1) / 2
+    # What all classes have in common says nothing, and where features vary little it is so large
+    # that a head of 32 bits loses what tells them apart.
+    weight[present] -= weight[present].mean(0)
+    bias[present] -= bias[present].mean()
     return weight, bias

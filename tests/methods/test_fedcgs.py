@@ -80,8 +80,8 @@ def test_two_skewed_shards_make_a_head_for_all_classes(tmp_path):
         torch.cat([getattr(shard, part) for shard in shards]) for part in ("images", "labels")
     )
     logits = fused.predict(task.model.spec.normalise(images))
-    # Neither client alone has seen all classes; θ₀ is random, its features are not perfect.
-    assert (logits.argmax(1) == labels).float().mean() > 0.85
+    # Neither client alone has seen all classes; features of a random θ₀ hardly vary.
+    assert (logits.argmax(1) == labels).float().mean() > 0.95
 
 
 def test_those_that_share_none_are_named_and_cost_the_others_nothing(tmp_path, caplog):

@@ -102,7 +102,8 @@ def test_all_patches_give_timms_own_logits(model):
 def test_the_class_tokens_short_way_learns_as_timms_own(model):
     images = images_for(model)
     found = []
-    for logits in (model(images).logits, model(images, patch_tokens=True).logits, model.vit(images)):
+    ways = (model(images).logits, model(images, patch_tokens=True).logits, model.vit(images))
+    for logits in ways:
         model.zero_grad()
         logits.logsumexp(1).sum().backward()
         found.append([weight.grad.clone() for weight in model.parameters()])
