@@ -33,7 +33,10 @@ def parts(
 
     A forward pass is taken for half of :func:`step_flops`, a training step for one and a half.
     """
-    dense = step_flops(model, model.num_patches)
+    dense, with_tokens = (step_flops(model, model.num_patches, asked) for asked in (False, True))
+    relabels = distillation.relabel != "none" and distillation.beta > 0
+    teaching = with_tokens if relabels and distillation.relabel == "token" else dense
+    learning = with_tokens if relabels else dense
     counts = Schedule.build(inversion).counts(model.num_patches, inversion.iterations)
     per_count = {alive: step_flops(model, alive) for alive in set(counts)}
     asked = min(inversion.teachers_per_image or clients, clients)
@@ -44,8 +47,8 @@ def parts(
     return {
         "what the clients know": clients * probes * dense / 2,
         "inversion": inversion.images * image,
-        "distillation: teacher": shown * clients * dense / 2,
-        "distillation: student": distillation.steps * distillation.batch_size * 1.5 * dense,
+        "distillation: teacher": shown * clients * teaching / 2,
+        "distillation: student": distillation.steps * distillation.batch_size * 1.5 * learning,
     }
 
 

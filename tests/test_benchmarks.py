@@ -49,7 +49,16 @@ def test_figures_are_compared_with_an_earlier_runs(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[2:] == ["part: case: time: 1 / 2"]
 
 
-def test_the_estimate_counts_every_pass():
+@pytest.mark.parametrize(
+    ("changes", "teacher", "student"),
+    [
+        ({"relabel": "none"}, False, False),
+        ({"relabel": "image"}, False, True),
+        ({"relabel": "token"}, True, True),
+        ({"relabel": "token", "beta": 0.0}, False, False),
+    ],
+)
+def test_the_estimate_counts_every_pass(changes, teacher, student):
     """Against the passes counted by hand: a step is a forward and a backward of one cost."""
     model = random_vit("small", 28, CPU).requires_grad_(False)
     inversion = replace(
@@ -60,14 +69,16 @@ def test_the_estimate_counts_every_pass():
         candidates=2,
         teachers_per_image=0,
     )
-    distillation = replace(DistillationConfig(), steps=16, repeats=8, batch_size=4)
+    distillation = replace(
+        DistillationConfig(), **{"beta": 1.0, **changes}, steps=16, repeats=8, batch_size=4
+    )
     found = parts(model, 7, inversion, distillation, probes=11)
-    forward = step_flops(model, model.num_patches) / 2
+    forward, with_tokens = (step_flops(model, model.num_patches, asked) / 2 for asked in (0, 1))
     assert found == {
         "what the clients know": 7 * 11 * forward,
         "inversion": 3 * 7 * (2 + 5 * 2) * forward,
-        "distillation: teacher": 2 * 4 * 7 * forward,
-        "distillation: student": 16 * 4 * 3 * forward,
+        "distillation: teacher": 2 * 4 * 7 * (with_tokens if teacher else forward),
+        "distillation: student": 16 * 4 * 3 * (with_tokens if student else forward),
     }
     few = parts(model, 7, replace(inversion, teachers_per_image=2), distillation, probes=11)
     assert few["inversion"] == 3 * (7 * 2 + 2 * 5 * 2) * forward

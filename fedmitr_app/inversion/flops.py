@@ -8,31 +8,39 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedmitr_app.models import PatchViT
 
 
-def step_flops(model: PatchViT, alive: int) -> int:
-    """FLOPs of one forward and input-gradient backward on ``alive`` patches of one image."""
+def step_flops(model: PatchViT, alive: int, patch_tokens: bool = False) -> int:
+    """FLOPs of one forward and input-gradient backward on ``alive`` patches of one image.
+
+    ``patch_tokens``: whether the loss reads the patches' tokens beside the logits.
+    """
     proj = model.vit.patch_embed.proj
     device = proj.weight.device
     patches = torch.zeros(1, alive, proj.weight[0].numel(), device=device, requires_grad=True)
     position_idx = torch.arange(alive, device=device).unsqueeze(0)
     with FlopCounterMode(display=False) as counter:
-        loss = model.forward_patches(patches, position_idx).logits.sum()
-        torch.autograd.grad(loss, patches)
+        seen = model.forward_patches(patches, position_idx, patch_tokens=patch_tokens)
+        read = [seen.logits, seen.patch_tokens] if patch_tokens else [seen.logits]
+        torch.autograd.grad(sum(part.sum() for part in read), patches)
     return counter.get_total_flops()
 
 
 def flop_ratio(
-    model: PatchViT, counts: Sequence[int], moving: Sequence[float] | None = None
+    model: PatchViT,
+    counts: Sequence[int],
+    moving: Sequence[float] | None = None,
+    patch_tokens: bool = False,
 ) -> float:
     """FLOPs with so many alive patches in each iteration over those of dense ones, in [0, 1].
 
-    ``moving`` is the share of images that take each iteration, all of them by default.
+    ``moving`` is the share of images that take each iteration, all of them by default;
+    ``patch_tokens`` as in :func:`step_flops`.
     ``model`` must be frozen; every client's model has the same architecture, so that the
     ratio is the ensemble's too.
     """
     if not counts:
         return 1.0
-    per_count = {alive: step_flops(model, alive) for alive in set(counts)}
-    dense = step_flops(model, model.num_patches)
+    per_count = {alive: step_flops(model, alive, patch_tokens) for alive in set(counts)}
+    dense = step_flops(model, model.num_patches, patch_tokens)
     shares = moving or [1.0] * len(counts)
     spent = sum(share * per_count[alive] for alive, share in zip(counts, shares, strict=True))
     return spent / (dense * len(counts))

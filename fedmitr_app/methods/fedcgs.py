@@ -53,7 +53,8 @@ def fedcgs(task: Task) -> Fused:
 def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
     """Return weight ``[C, D]`` and bias ``[C]`` of the linear discriminant.
 
-    w_c = Σ⁻¹ μ_c and b_c = ln π_c − ½ μ_cᵀ Σ⁻¹ μ_c, with Σ the pooled covariance within classes,
+    w_c = Σ⁻¹ μ_c and b_c = ln π_c − ½ μ_cᵀ Σ⁻¹ μ_c, both less their mean over the classes that
+    have images, which changes no answer; Σ is the pooled covariance within classes,
     shrunk a hundredth of the way to a multiple of the identity (choice): few images span fewer
     directions than features have. A class without images is never answered.
     """

@@ -14,7 +14,7 @@ def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
     In the last block nobody reads what becomes of the other tokens, unless it is asked for:
     they are keys and values, and all else is done for one token. Equal to the whole block up to
-    rounding, with gradients, for a sixth of its matrix products.
+    rounding, with gradients, for a sixth of its matrix products (with timm's usual MLP).
 
     Returns
     -------
@@ -24,16 +24,15 @@ def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """
     attn, normed = block.attn, block.norm1(tokens)
     first, heads = normed[:, :1], (attn.num_heads, attn.head_dim)
-    width = attn.num_heads * attn.head_dim
-    biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.split(width)
+    biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.split(attn.attn_dim)
     query, key, value = (
         F.linear(seen, weight, bias).unflatten(-1, heads)  # [B, 1 or T, heads, head_dim]
         for seen, weight, bias in zip(
-            (first, normed, normed), attn.qkv.weight.split(width), biases, strict=True
+            (first, normed, normed), attn.qkv.weight.split(attn.attn_dim), biases, strict=True
         )
     )
     # One row of scores, without matrix products: those of single rows would want everything
-    # turned and copied, which takes longer (CPU, torch 2.15).
+    # turned and copied, which takes longer (CPU, torch 2.15; not measured on a GPU).
     scores = (attn.q_norm(query) * attn.scale * attn.k_norm(key)).sum(-1)
     shares = scores.to(tokens.dtype).softmax(1)  # after half-width products
     mixed = (attn.attn_drop(shares).unsqueeze(-1) * value).sum(1, keepdim=True).flatten(2)

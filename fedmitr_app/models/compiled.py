@@ -7,13 +7,11 @@ compilations in each process serve the inversion, the teacher's answers and the 
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import torch
 
 from fedmitr_app.errors import ConfigError
-
-Run = TypeVar("Run", bound=Callable[..., object])
 
 # Past torch's limit of 8 it would stop compiling. With and without gradients, mask, training,
 # autocast and a second thread, each first for one size, then for any, there may be more; ours is
@@ -22,9 +20,8 @@ RECOMPILE_LIMIT = 64
 
 
 @functools.cache
-def compiled(run: Run) -> Run:
-    """Return ``run`` compiled, the same for all who ask; nothing is compiled before it is called.
-    """
+def compile_once(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``run`` compiled, the same for all who ask; the work is done as it is called."""
     # By its older name, an alias later on: torch 2.6 knows no recompile_limit.
     config = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, RECOMPILE_LIMIT)

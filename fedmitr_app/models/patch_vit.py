@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedmitr_app.config.schema import PRECISIONS
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models.blocks import run_block, run_class_token
-from fedmitr_app.models.compiled import compiled
+from fedmitr_app.models.compiled import compile_once
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.spec import InputSpec
 
@@ -31,11 +31,11 @@ class ViTOutput(NamedTuple):
     features: Tensor
     """Class-token features after the final norm, ``[B, D]``."""
     patch_tokens: Tensor | None
-    """Final normed patch tokens, ``[B, n, D]``."""
+    """Final normed patch tokens, ``[B, n, D]``, if asked for."""
     patch_logits: Tensor | None
-    """The classifier head applied to each patch token, ``[B, n, classes]``."""
+    """The classifier head applied to each patch token, ``[B, n, classes]``, if asked for."""
     cls_attn: Tensor | None
-    """Last block's attention from class token to patches, mean over heads, ``[B, n]``."""
+    """Last block's attention from class token to patches, mean over heads, ``[B, n]``, likewise."""
 
 
 class PatchViT(nn.Module):
@@ -133,14 +133,13 @@ class PatchViT(nn.Module):
         ``None`` means all N patches in their own places. Without dropped patches the
         logits equal those of the wrapped timm model. ``patch_tokens``, ``patch_logits`` and
         ``attention`` say what is wanted beside the class token's: without the first two the last
-        block costs a sixth.
+        block does a sixth of its matrix products (with timm's usual MLP).
         """
         vit = self.vit
         run, run_class = run_block, run_class_token
         if self.compiled:
-            run, run_class = compiled(run), compiled(run_class)
-        every = patch_tokens or patch_logits
-        cls_attn = None
+            run, run_class = compile_once(run), compile_once(run_class)
+        all_tokens = patch_tokens or patch_logits
         with self.products(patches.device.type):
             tokens = vit.norm_pre(self._embed(patches, position_idx))
             packing = Packing.of(tokens)
@@ -148,13 +147,13 @@ class PatchViT(nn.Module):
             for block in vit.blocks[:-1]:
                 tokens = run(block, tokens, packing.mask)
             last = vit.blocks[-1]
-            if attention or not every:
+            if attention or not all_tokens:
                 class_token, cls_attn = run_class(last, packing.unpack(tokens))
-            if every:
+            if all_tokens:
                 tokens = packing.unpack(run(last, tokens, packing.mask))
-        tokens = vit.norm(tokens if every else class_token)
+        tokens = vit.norm(tokens if all_tokens else class_token)
         features = vit.fc_norm(tokens[:, 0])
-        patches_seen = tokens[:, vit.num_prefix_tokens :] if every else None
+        patches_seen = tokens[:, vit.num_prefix_tokens :] if all_tokens else None
         return ViTOutput(
             logits=vit.head(vit.head_drop(features)),
             features=features,

@@ -66,7 +66,7 @@ class StackedViT:
                     scores = (query[..., :1, :] * block.attn.scale) @ key.transpose(-2, -1)
                     cls_attn = scores.to(tokens.dtype).softmax(-1).mean(1)[:, 0, 1:]
                     cls_attn = cls_attn.unflatten(0, tokens.shape[:2])
-                if last and not patch_tokens:  # as run_class_token
+                if last and not patch_tokens:  # what follows is for the class token alone
                     query, tokens = query[..., :1, :], tokens[:, :, :1]
                 mixed = F.scaled_dot_product_attention(query, key, value)
                 mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, tokens.shape[:2])

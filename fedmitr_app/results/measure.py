@@ -104,7 +104,8 @@ def measure(
         if fused.inversion is not None:
             curves = fused.inversion_curves
             alive = [round(count) for count in curves.get("alive", ())]
-            ratio = flop_ratio(teacher.models[0], alive, curves.get("moving"))
+            tokens = fused.inversion.similarity > 0
+            ratio = flop_ratio(teacher.models[0], alive, curves.get("moving"), tokens)
             results = replace(
                 results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio
             )

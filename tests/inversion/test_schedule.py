@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmitr_app.inversion.flops import flop_ratio
+from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.schedule import Schedule, keep_count
 from tests.inversion.tiny import inversion_config, tiny_vit
 
@@ -113,3 +113,12 @@ def test_flops_are_those_of_images_that_still_move():
     assert flop_ratio(model, [16] * 4, [1.0, 1.0, 0.5, 0.5]) == pytest.approx(0.75)
     assert flop_ratio(model, [16, 4], [1.0, 0.0]) == pytest.approx(0.5)
     assert 0.5 < flop_ratio(model, [16, 4]) < 0.8
+
+
+def test_flops_with_the_patches_tokens_are_those_of_a_whole_last_block():
+    """Of 2 blocks; else the last is keys and values, 2 of 12 matrix products of a token."""
+    model = tiny_vit(dtype=torch.float32).requires_grad_(False)
+    share = step_flops(model, 16) / step_flops(model, 16, patch_tokens=True)
+    assert share == pytest.approx((1 + 1 / 6) / 2, abs=0.1)
+    assert flop_ratio(model, [16] * 4, patch_tokens=True) == 1.0
+    assert flop_ratio(model, [16, 4], patch_tokens=True) != flop_ratio(model, [16, 4])

@@ -30,8 +30,10 @@ def test_the_head_is_the_discriminant_of_all_images(count):
     assert np.allclose(ours - ours[:, :1], theirs - theirs[:, :1], atol=1e-6)
 
 
-def test_a_class_that_no_client_holds_is_never_answered():
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_a_class_that_no_client_holds_is_never_answered(spread):
     features, labels = draw(50, classes=(0, 2))
+    features = 3 + spread * (features - 3)
     weight, bias = gaussian_head(moments_of(features, labels))
     far = np.random.default_rng(1).normal(0, 100, (200, features.shape[1]))
     assert set((far @ weight.T + bias).argmax(1)) <= {0, 2}

@@ -27,17 +27,19 @@ def test_long_rows_and_single_images_stay_alone():
     assert Packing.of(torch.randn(8, 5, 4, device="meta")) == (1, 8, None)
 
 
+@pytest.mark.parametrize("wanted", [{}, {"patch_logits": True, "attention": True}])
 @pytest.mark.parametrize(("batch", "kept"), [(6, 4), (5, 4), (3, 8), (7, 1)])
-def test_a_packed_batch_gives_what_each_image_alone_gives(batch, kept):
+def test_a_packed_batch_gives_what_each_image_alone_gives(batch, kept, wanted):
     model, images = tiny_vit(), random_images(batch)
     keep_idx = torch.stack([torch.randperm(16)[:kept] for _ in range(batch)])
     images = images.requires_grad_()
-    together = model(images, keep_idx, patch_logits=True, attention=True)
+    together = model(images, keep_idx, **wanted)
     (grad,) = torch.autograd.grad(together.logits.square().sum(), images)
     for number in range(batch):
         one = images[number : number + 1].detach().requires_grad_()
-        alone = model(one, keep_idx[number : number + 1], patch_logits=True, attention=True)
+        alone = model(one, keep_idx[number : number + 1], **wanted)
         for name, value in alone._asdict().items():
-            torch.testing.assert_close(getattr(together, name)[number : number + 1], value)
+            if value is not None:
+                torch.testing.assert_close(getattr(together, name)[number : number + 1], value)
         (expected,) = torch.autograd.grad(alone.logits.square().sum(), one)
         torch.testing.assert_close(grad[number : number + 1], expected)

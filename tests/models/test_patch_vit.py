@@ -133,6 +133,7 @@ def test_a_subset_equals_the_full_forward_with_the_rest_masked(model):
     logits, tokens = masked_forward(model, images, keep_idx)
     kept = torch.stack([row[idx] for row, idx in zip(tokens, keep_idx)])
     torch.testing.assert_close(output.logits, logits)
+    torch.testing.assert_close(model(images, keep_idx).logits, logits)
     torch.testing.assert_close(output.patch_tokens, kept)
     torch.testing.assert_close(output.patch_logits, model.vit.head(model.vit.fc_norm(kept)))
     torch.testing.assert_close(model.vit.head(output.features), logits)
@@ -287,8 +288,9 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0).item()
 
 
+@pytest.mark.parametrize("wanted", [{}, {"patch_logits": True, "attention": True}])
 @pytest.mark.parametrize("count", [None, 3], ids=["all patches", "few"])
-def test_half_width_products_change_little_and_everything_returned_is_full_width(count):
+def test_half_width_products_change_little_and_everything_returned_is_full_width(count, wanted):
     found = {}
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
@@ -297,10 +299,11 @@ def test_half_width_products_change_little_and_everything_returned_is_full_width
         model = PatchViT(vit, InputSpec(16, 1, (0.5,), (0.5,)), precision).eval()
         images = images_for(model, count=9).float().requires_grad_()
         keep = None if count is None else some_patches(model, 9)[:, :count]
-        output = model(images, keep, patch_logits=True, attention=True)
+        output = model(images, keep, **wanted)
         output.logits.logsumexp(1).sum().backward()
         weight = vit.blocks[0].mlp.fc1.weight.grad
-        found[precision] = [*output, images.grad, weight]
+        given = [part for part in output if part is not None]
+        found[precision] = [*given, images.grad, weight]
         assert all(value.dtype == torch.float32 for value in found[precision])
     pairs = list(zip(found["float32"], found["bfloat16"], strict=True))
     for full, half in pairs:

@@ -32,18 +32,18 @@ def vit(seed: int = 0, **changes) -> PatchViT:
     return PatchViT(made.double(), COLOUR).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("wanted", [{}, {"attention": True}, {"patch_tokens": True}])
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"num_heads": 4, "depth": 3}])
-def test_each_model_gives_what_it_gives_by_itself(changes, attention):
+def test_each_model_gives_what_it_gives_by_itself(changes, wanted):
     models = [vit(seed, **changes) for seed in range(3)]
     rng = torch.Generator().manual_seed(1)
     patches = torch.randn(3, 4, 7, 48, generator=rng, dtype=torch.float64, requires_grad=True)
     places = torch.stack([torch.randperm(16, generator=rng)[:7] for _ in range(12)])
     places = places.reshape(3, 4, 7)
     assert StackedViT.fits(models)
-    seen = StackedViT(models).forward_patches(patches, places, attention=attention)
+    seen = StackedViT(models).forward_patches(patches, places, **wanted)
     for k, model in enumerate(models):
-        alone = model.forward_patches(patches[k], places[k], attention=attention)
+        alone = model.forward_patches(patches[k], places[k], **wanted)
         for found, expected in zip(seen, alone, strict=True):
             assert (found is None) == (expected is None)
             if found is not None:
