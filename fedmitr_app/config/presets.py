@@ -24,6 +24,7 @@ _DEIT_TINY: Preset = {
     "distillation.train": "head",
     "distillation.relabel": "none",
     "distillation.learning-rate": 1e-3,
+    "distillation.mixup": 1.0,
 }
 
 # At its own 224 px, sized for a GPU. Nothing was tuned at this size. What takes memory there

@@ -209,7 +209,7 @@ class DistillationConfig:
     student: str = choice("average", *STUDENT_INITS)
     train: str = choice("all", *TRAINABLE)
     last_blocks: int = whole(1, low=1)
-    mixup: float = number(1.0, low=0.0)
+    mixup: float = number(0.0, low=0.0)
     roll: float = number(0.125, low=0.0, high=0.5)
     flip: float = number(0.0, low=0.0, high=1.0)
 
