@@ -64,7 +64,7 @@ class Recipe(NamedTuple):
     def make(self, pool: PoolData) -> Batch:
         """Make the batch, on the pool's device; the same every time."""
         made = [_viewed(pool, index, views) for index, views in self.parts]
-        share = self.share.to(pool.images.device)
+        share = self.share.to(pool.images.device, non_blocking=True)
         images, mask, targets = made[0]
         if len(made) == 1:
             return Batch(images, ((share, mask, targets),))
@@ -97,7 +97,8 @@ def draw_batch(pool: PoolData, config: DistillationConfig, rng: torch.Generator)
 
 
 def _viewed(pool: PoolData, index: Tensor, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-    index, views = index.to(pool.images.device), views.to(pool.images.device)
+    device = pool.images.device
+    index, views = index.to(device, non_blocking=True), views.to(device)
     images, mask, targets = pool.images[index], pool.mask[index], pool.targets[index]
     return apply_view(images, views), view_mask(mask, views, images.shape[-1]), targets
 

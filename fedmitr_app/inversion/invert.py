@@ -5,6 +5,7 @@ ancestor for the staged stopping and the optimiser: Sparse Model Inversion, ICML
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective, draw_asked
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.reached import Reached
+from fedmitr_app.inversion.recorded import Recorded, recordable
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
@@ -84,7 +86,7 @@ def invert_batch(
         Gets each iteration's point of every curve, tensors still on the device.
     on_gradient : callable, optional
         Gets each iteration's gradient, see :func:`pixel_gradient`, of the images that still
-        move; not to be changed.
+        move; not to be changed, nor kept: the next one may take its place.
 
     Returns
     -------
@@ -111,6 +113,23 @@ def invert_batch(
     density = torch.zeros(alive.shape, device=device)
     loss, confidence, highest = (starts.new_zeros(batch) for _ in range(3))
     curves: dict[str, list[Tensor | float]] = {name: [] for name in CURVES}
+    views = Views.plain(batch, device)
+
+    def step(attention: bool = False, asked: Tensor | None = None) -> "PixelGradient":
+        """Move what still moves, in place, and keep what the teacher said of it."""
+        found = pixel_gradient(
+            objective, moving, alive[rows], own, views.of(rows), attention, asked
+        )
+        pixels = optimiser.step(found.grad)
+        write_patches(moving, pixels.clamp_(low, high), own)
+        loss[rows] = found.step.loss + config.tv * found.smooth
+        confidence[rows] = (targets[rows] * found.step.logits.softmax(-1)).sum(-1)
+        torch.maximum(highest, confidence, out=highest)
+        return found
+
+    # Anew whenever the step works on other memory: another number of patches, or of images.
+    begin = partial(Recorded, step, device) if recordable(config, teacher, device) else lambda: step
+    plain_step = begin()
 
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
@@ -118,33 +137,23 @@ def invert_batch(
             alive = alive.gather(1, keep)
             own = own_pixels(alive, size, patch)
             optimiser.keep(keep)
-        views = draw_views(batch, size, config.roll, config.flip, generator).to(device)
+            plain_step = begin()
+        views.set(draw_views(batch, size, config.roll, config.flip, generator))
         ask_density = schedule.needs_density and iteration + 1 in schedule.stops
         # Whose attention is asked for says more than one step's gradient: everybody's is.
         asked = None if ask_density else draw_asked(teacher, config, batch, generator)
 
         if len(rows):
-            step, grad, smooth = pixel_gradient(
-                objective,
-                moving,
-                alive[rows],
-                own,
-                views.of(rows),
-                ask_density,
-                None if asked is None else asked[:, here],
-            )
-            if on_gradient:
-                on_gradient(grad)
-            pixels = optimiser.step(grad)
-            write_patches(moving, pixels.clamp_(low, high), own)
-
             if ask_density:
-                density = teacher.density(step.cls_attn, targets, members)
-            elif iteration + 1 in schedule.stops:
-                density = torch.zeros(alive.shape, device=device)
-            loss[rows] = step.loss + config.tv * smooth
-            confidence[rows] = (targets[rows] * step.logits.softmax(-1)).sum(-1)
-            highest = torch.maximum(highest, confidence)
+                plain_step = begin()  # the last one's memory is free for this larger step
+                found = step(attention=True)
+                density = teacher.density(found.step.cls_attn, targets, members)
+            else:
+                found = plain_step() if asked is None else step(asked=asked[:, here])
+                if iteration + 1 in schedule.stops:
+                    density = torch.zeros(alive.shape, device=device)
+            if on_gradient:
+                on_gradient(found.grad)
         point = {
             "loss": loss.mean(),
             "confidence": confidence.mean(),
@@ -155,12 +164,13 @@ def invert_batch(
             curves[name].append(value)
         if on_step:
             on_step(point)
-        if len(rows) and reached.finishes(iteration, rows, step.logits):
+        if len(rows) and reached.finishes(iteration, rows, found.step.logits):
             stay = reached.others(rows)
             images[rows] = moving
             here, rows, own = here[stay.cpu()], rows[stay], own[stay]
             moving, objective = images[rows], whole.of(rows)
             optimiser.keep_images(stay)
+            plain_step = begin()
 
     images[rows] = moving
     told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}

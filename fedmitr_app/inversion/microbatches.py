@@ -21,6 +21,8 @@ class Microbatches:
     def __init__(self, objective: Objective, halving: Halving | None = None) -> None:
         self.teacher, self.config = objective.teacher, objective.config
         self._whole, self._halving = objective, halving or Halving("inverting")
+        # Kept, because an objective looks up only once whom its images are served by.
+        self._parts = {(0, len(objective.targets)): objective}
 
     def of(self, rows: Tensor) -> "Microbatches":
         """Return the objective of some images; parts stay as small as they had to be."""
@@ -37,9 +39,11 @@ class Microbatches:
         count = len(patches)
 
         def evaluate(rows: slice) -> Gradient:
-            part = self._whole if rows == slice(0, count) else self._whole.part(rows)
+            key = rows.start, rows.stop
+            if key not in self._parts:
+                self._parts[key] = self._whole.part(rows)
             who = None if asked is None else asked[:, rows]
-            return part.gradient(patches[rows], position_idx[rows], attention, who)
+            return self._parts[key].gradient(patches[rows], position_idx[rows], attention, who)
 
         found = self._halving.over(count, evaluate)
         if len(found) == 1:

@@ -13,14 +13,16 @@ class PatchAdam:
     torch's own Adam can't drop rows of a parameter without losing its state. With
     ``inversion.step_scale = "image"`` the second moment is averaged over an image's alive
     pixels (choice): a pixel with a small gradient then moves little, where plain Adam moves
-    every pixel about as far.
+    every pixel about as far. Steps are counted on the device, so that one that is replayed
+    (``inversion.cuda_graphs``) counts too.
     """
 
     def __init__(self, pixels: Tensor, config: InversionConfig) -> None:
         self.pixels = pixels
         self.mean = torch.zeros_like(pixels)
         self.square = torch.zeros_like(pixels)
-        self.rate, self.betas, self.count = config.learning_rate, (config.beta1, config.beta2), 0
+        self.rate, self.betas = config.learning_rate, (config.beta1, config.beta2)
+        self.count = torch.zeros((), dtype=torch.double, device=pixels.device)
         self.per_image = config.step_scale == "image"
 
     def keep(self, keep: Tensor) -> None:
@@ -43,6 +45,8 @@ class PatchAdam:
         self.mean.lerp_(grad, 1 - beta1)
         self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         square = self.square.mean((1, 2), keepdim=True) if self.per_image else self.square
-        scale = (square / (1 - beta2**self.count)).sqrt_().add_(1e-8)
-        self.pixels.addcdiv_(self.mean, scale, value=-self.rate / (1 - beta1**self.count))
+        # Adam's divisor over its rate, so that one operation more moves the pixels.
+        over = (1 - beta1**self.count) / self.rate
+        divisor = square.sqrt().mul_(over / (1 - beta2**self.count).sqrt()).add_(1e-8 * over)
+        self.pixels.addcdiv_(self.mean, divisor, value=-1)
         return self.pixels

@@ -92,7 +92,8 @@ class Schedule:
             ``[B, m]`` positions among the n alive ones, in increasing order.
         """
         if self.name == "random":
-            density = torch.rand(density.shape, generator=generator).to(density.device)
+            drawn = torch.rand(density.shape, generator=generator)
+            density = drawn.to(density.device, non_blocking=True)
         # argsort, keep the best, restore the spatial order  [B, n] -> [B, m]
         ranked = density.argsort(dim=1, descending=True, stable=True)
         if self.name == "automatic":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmitr_app.config.schema import METHODS as SERVER_METHODS
 from fedmitr_app.errors import ConfigError, ModelError
+from fedmitr_app.inversion import require_recordable
 from fedmitr_app.methods import (
     METHODS,
     Fused,
@@ -69,8 +70,8 @@ class OneShotMethod(OneShotStrategy):
     ModelError
         If ``model`` is no plain ViT or DeiT, or takes other images than ``input_spec`` says.
     ConfigError
-        If there is no such method, ``device`` isn't there, or the model is to be compiled and
-        can't be.
+        If there is no such method, ``device`` isn't there, or the model is to be compiled, or
+        steps are to be recorded, where that can't be.
 
     :meth:`start` raises ``AggregationError`` also if too few of the uploads can be trusted.
     """
@@ -105,6 +106,7 @@ class OneShotMethod(OneShotStrategy):
         self.device = device
         if self.model.compiled:
             require_compiler(device)
+        require_recordable(self.settings.inversion, device)
         self.with_control = with_control
         self.task: Task | None = None
         self.fused: Fused | None = None

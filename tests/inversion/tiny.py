@@ -88,6 +88,7 @@ def inversion_config(**changes) -> InversionConfig:
         "teachers_per_image": 0,
         "loss": "ensemble",
         "gradient": "joint",
+        "ensemble": "loop",
         "rounds": 1,
     }
     return InversionConfig(**{**values, **changes})
