@@ -29,13 +29,14 @@ from benchmarks.learning import distillation, training
 from benchmarks.memory import memory
 from benchmarks.whole_run import whole_run
 
+DEFAULT = Size("small", 28, 5, 512, 15, asked=2)
 SMALL = Size("small", 28, 5, 128, 40)
 DEIT = Size("deit_tiny_patch16_224", 96, 2, 16, 20)
 TINY = Size("deit_tiny_patch16_224", 224, 5, 128, 100, "bfloat16")
 BASE = Size("deit_base_patch16_224", 224, 5, 64, 100, "bfloat16")
 SIZES = {
     "cpu": {
-        "schedules": [SMALL, DEIT._replace(image=224, clients=1, batch=8)],
+        "schedules": [DEFAULT, SMALL, DEIT._replace(image=224, clients=1, batch=8)],
         "published": [SMALL._replace(batch=32), DEIT],
         "growth": [SMALL._replace(clients=2, batch=32)],
         "options": [SMALL],
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for size in sizes.get(part, ()):
             EACH[part](results, size, device)
         if part == "profile":
-            profile(asked.out, sizes["schedules"][0], device)
+            profile(asked.out, sizes["options"][0], device)
         elif part == "memory":
             memory(results)
         elif part == "run":

@@ -36,10 +36,13 @@ class Size(NamedTuple):
     batch: int
     iterations: int
     precision: str = "float32"
+    asked: int = 0
+    """Clients for each image; 0: all."""
 
     def __str__(self) -> str:
         parts = f"K={self.clients} batch={self.batch} iterations={self.iterations}"
-        return f"{self.model} {self.image}px {parts} {self.precision}"
+        some = f" {self.asked} clients an image" if self.asked else ""
+        return f"{self.model} {self.image}px {parts} {self.precision}{some}"
 
     def teacher(self, device: torch.device) -> Teacher:
         """Such clients, with random weights."""
@@ -52,11 +55,11 @@ class Size(NamedTuple):
 
 
 def settings(size: Size, **changes: object) -> InversionConfig:
-    """The reference schedule, every client asked for every image, one start."""
+    """The reference schedule, one start."""
     plain = {
         "iterations": size.iterations,
         "candidates": 1,
-        "teachers_per_image": 0,
+        "teachers_per_image": size.asked,
         "stops": REFERENCE,
         "targets": "balanced",
     }
@@ -102,7 +105,8 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
     }
     works = {name: Inverter(size, config, teacher) for name, config in configs.items()}
     taken = in_turn(works, device, repeats)
-    flops = step_flops(model, model.num_patches) * size.clients * size.batch * size.iterations
+    passes = (size.asked or size.clients) * size.batch * size.iterations
+    flops = step_flops(model, model.num_patches) * passes
     most = ceiling(device, size.precision)
     results.add("schedules", case, "peak", most / 1e9, "GFLOP/s", **size.of)
     for name, config in configs.items():
@@ -182,8 +186,11 @@ def savings(results: Results, size: Size, device: torch.device) -> None:
         f"{some} clients an image": settings(size, teachers_per_image=some),
         f"{some} clients a step": settings(size, loss="per-teacher", teachers_per_step=some),
         "frugal gradient": settings(size, gradient="frugal"),
+        "a loop over models": settings(size, ensemble="loop"),
         "models stacked": settings(size, ensemble="stacked"),
     }
+    if device.type == "cuda":
+        options["steps recorded"] = settings(size, cuda_graphs=True)
     works = {name: Inverter(size, config, teacher) for name, config in options.items()}
     try:
         require_compiler(device)

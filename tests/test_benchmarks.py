@@ -27,7 +27,7 @@ def test_each_part_measures_and_says_of_what(part):
 
 
 def test_a_part_without_figures_leaves_an_empty_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SIZES["cpu"], "schedules", [TINY])
+    monkeypatch.setitem(SIZES["cpu"], "options", [TINY])
     common = ["--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
     main(["--only", "profile", *common])
     assert "aten::" in (tmp_path / "profile.txt").read_text()

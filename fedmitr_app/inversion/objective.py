@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
+from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.models import PatchViT, ViTOutput
 from fedmitr_app.teacher import Teacher
 
@@ -65,6 +66,8 @@ class Objective:
         ``[K, B]`` bool: which clients serve which image.
     student : PatchViT, optional
         What ``disagreement`` pulls away from; without one it does nothing (first round).
+    rows : Sequence[Tensor], optional
+        What ``members`` says, see :class:`Serving`.
     """
 
     teacher: Teacher
@@ -72,6 +75,7 @@ class Objective:
     config: InversionConfig
     members: Tensor | None = None
     student: PatchViT | None = None
+    rows: Sequence[Tensor] | None = None
 
     def gradient(
         self,
@@ -103,7 +107,7 @@ class Objective:
     def part(self, rows: slice | Tensor) -> "Objective":
         """Return the objective of some of the batch's images."""
         members = None if self.members is None else self.members[:, rows]
-        return replace(self, targets=self.targets[rows], members=members)
+        return replace(self, targets=self.targets[rows], members=members, rows=None)
 
     def _frugal(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
         models = range(len(self._models))
@@ -124,10 +128,11 @@ class Objective:
     def _estimate(self, patches: Tensor, position_idx: Tensor, asked: Tensor) -> Gradient:
         """Everybody's loss from those asked: each one's is taken that much more often."""
         device = patches.device
-        some = replace(self, members=asked.to(device))
         # Looked up on the CPU, where they were drawn: a GPU would be waited for.
-        some.__dict__["_rows"] = tuple(who.nonzero().flatten().to(device) for who in asked)
-        often = len(asked) / asked[:, :1].sum()
+        rows = (who.nonzero().flatten() for who in asked)
+        rows = tuple(each.to(device, non_blocking=True) for each in rows)
+        some = replace(self, members=asked.to(device, non_blocking=True), rows=rows)
+        often = len(asked) / int(asked[:, 0].sum())  # on the CPU, too
         weights = often * some.members * self.teacher.image_weights(self.targets)
         return some._one_by_one(patches, position_idx, False, weights)
 
@@ -147,9 +152,8 @@ class Objective:
         return Gradient(total, grad, combined, self._attention(outputs))
 
     @cached_property
-    def _rows(self) -> tuple[Tensor, ...]:
-        """Which images each client serves, looked up once: on a GPU the search waits for it."""
-        return tuple(served.nonzero().flatten() for served in self.members)
+    def _serving(self) -> Serving:
+        return Serving(self.teacher.models, self.members, self._with_tokens, self.rows)
 
     @property
     def _models(self) -> Sequence[PatchViT]:
@@ -166,38 +170,26 @@ class Objective:
         self, patches: Tensor, position_idx: Tensor, attention: bool
     ) -> list[ViTOutput]:
         """Run every model on the images it serves, one by one or stacked."""
-        stack = self.teacher.stack if self.config.ensemble == "stacked" else None
-        models = range(len(self._models))
-        if stack is None:
-            return [self._run(k, patches, position_idx, attention) for k in models]
-        clients = len(self.teacher.models)
-        rows = None if self.members is None else self._rows
-        if rows is None:
-            index = torch.arange(len(patches), device=patches.device).expand(clients, -1)
-        else:
-            # As many for every model: shorter lists repeat an image, whose answer is left out.
-            index = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        wanted = {"attention": attention, "patch_tokens": self._with_tokens}
-        seen = stack.forward_patches(patches[index], position_idx[index], **wanted)
-        outputs = []
-        for k in range(clients):
-            output = ViTOutput(*(None if part is None else part[k] for part in seen))
-            if rows is not None:
-                served = (None if p is None else p[: len(rows[k])] for p in output)
-                output = _spread(ViTOutput(*served), rows[k], len(patches))
-            outputs.append(output)
-        rest = models[clients:]
+        clients, rest = len(self.teacher.models), range(len(self._models))
+        outputs: list[ViTOutput] = []
+        stack = self.teacher.stack if self._stacked(patches) else None
+        if stack is not None:
+            outputs = self._serving.run_stacked(stack, patches, position_idx, attention)
+            rest = rest[clients:]
         return outputs + [self._run(k, patches, position_idx, attention) for k in rest]
 
+    def _stacked(self, patches: Tensor) -> bool:
+        if self.config.ensemble == "auto":
+            return self._serving.stacking_pays(patches)
+        return self.config.ensemble == "stacked"
+
     def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
-        """Run model ``k`` on the images it serves; the others' rows stay zero."""
-        model = self._models[k]
-        wanted = {"attention": attention, "patch_tokens": self._with_tokens}
-        if self.members is None or k >= len(self.members):
-            return model.forward_patches(patches, position_idx, **wanted)
-        rows = self._rows[k]
-        part = model.forward_patches(patches[rows], position_idx[rows], **wanted)
-        return _spread(part, rows, len(patches))
+        """Run model ``k``; the last one may be the student, who sees every image."""
+        if k < len(self.teacher.models):
+            return self._serving.run(k, patches, position_idx, attention)
+        return self.student.forward_patches(
+            patches, position_idx, attention=attention, patch_tokens=self._with_tokens
+        )
 
     def _combined(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss ``[B]`` and combined logits from the outputs of every model."""
@@ -222,15 +214,3 @@ class Objective:
     def _attention(self, outputs: Sequence[ViTOutput]) -> Tensor | None:
         maps = [output.cls_attn for output in outputs[: len(self.teacher.models)]]
         return None if maps[0] is None else torch.stack(maps).detach()
-
-
-def _spread(output: ViTOutput, rows: Tensor, batch: int) -> ViTOutput:
-    """Put some images' outputs in their places among ``batch`` images; zeros elsewhere."""
-    return ViTOutput(
-        *(
-            None
-            if value is None
-            else value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
-            for value in output
-        )
-    )

@@ -1,5 +1,6 @@
 """How timm's transformer blocks are run: for every token, or the last one for the class alone."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +32,7 @@ def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
             (first, normed, normed), attn.qkv.weight.split(attn.attn_dim), biases, strict=True
         )
     )
-    # One row of scores, without matrix products: those of single rows would want everything
-    # turned and copied, which takes longer (CPU, torch 2.15; not measured on a GPU).
-    scores = (attn.q_norm(query) * attn.scale * attn.k_norm(key)).sum(-1)
-    shares = scores.to(tokens.dtype).softmax(1)  # after half-width products
+    shares = class_attention(attn.q_norm(query) * attn.scale, attn.k_norm(key), tokens.dtype)
     mixed = (attn.attn_drop(shares).unsqueeze(-1) * value).sum(1, keepdim=True).flatten(2)
     mixed = attn.norm(mixed)
     if attn.gate is not None:
@@ -43,3 +41,19 @@ def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     token = tokens[:, :1] + block.drop_path1(block.ls1(mixed))
     token = token + block.drop_path2(block.ls2(block.mlp(block.norm2(token))))
     return token, shares.mean(2)
+
+
+def class_attention(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
+    """The class token's attention, ``[B, T, heads]``.
+
+    One row of scores, without matrix products: those of single rows would want everything turned
+    and copied, which takes longer (CPU, torch 2.15; not measured on a GPU).
+
+    Parameters
+    ----------
+    query, key : Tensor
+        ``[B, 1, heads, head_dim]``, scaled, and ``[B, T, heads, head_dim]``.
+    dtype : torch.dtype
+        Of the tokens, in which shares are worked out also after half-width products.
+    """
+    return (query * key).sum(-1).to(dtype).softmax(1)

@@ -38,7 +38,8 @@ class Packing(NamedTuple):
         """``[B, T, D]`` to ``[rows, images * T, D]``; the last row is filled up with zeros."""
         if self.images == 1:
             return tokens
-        filled = F.pad(tokens, (0, 0, 0, 0, 0, -self.count % self.images))
+        rest = -self.count % self.images
+        filled = F.pad(tokens, (0, 0, 0, 0, 0, rest)) if rest else tokens
         return filled.reshape(-1, self.images * tokens.shape[1], tokens.shape[2])
 
     def unpack(self, tokens: Tensor) -> Tensor:

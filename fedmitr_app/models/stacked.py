@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from fedmitr_app.models.blocks import class_attention
+from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 
 
@@ -21,6 +23,14 @@ _PLAIN = re.compile(
     r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"
 )
 """Every weight of a ViT without optional parts: layer scales, gates, norms of queries..."""
+
+
+HIDDEN_BYTES = {"cpu": 2**20, "cuda": 2**24}
+"""Of one model's hidden layer, up to which stacking pays. Beyond, all models' work no longer
+passes through a CPU's cache (measured, two kinds of ViT); on a GPU one model's is then enough to
+keep it busy (counted: a matrix product takes longer than a launch; not measured)."""
+WEIGHT_BYTES = 2**28
+"""Of all models, of which a stack is a copy: large models don't gain from it (choice)."""
 
 
 class StackedViT:
@@ -36,6 +46,34 @@ class StackedViT:
         self.first = models[0]
         states = [model.vit.state_dict() for model in models]
         self.weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        for number in range(len(self.first.vit.blocks)):
+            self._absorb(f"blocks.{number}.norm1", f"blocks.{number}.attn.qkv")
+            self._absorb(f"blocks.{number}.norm2", f"blocks.{number}.mlp.fc1")
+
+    def _absorb(self, norm: str, linear: str) -> None:
+        """Let a linear map do what the norm before it would: scale and shift, of frozen weights.
+
+        For each model other ones: as steps of their own they would be two more passes over all
+        tokens, and two more on the way back.
+        """
+        scale, shift = self.weights.pop(f"{norm}.weight"), self.weights.pop(f"{norm}.bias")
+        weight = self.weights[f"{linear}.weight"]
+        bias = (weight @ shift.unsqueeze(2)).squeeze(2)
+        self.weights[f"{linear}.bias"] = bias + self.weights.get(f"{linear}.bias", 0)
+        self.weights[f"{linear}.weight"] = weight * scale.unsqueeze(1)
+
+    @staticmethod
+    def pays(models: Sequence[PatchViT], images: int, patches: int, device: torch.device) -> bool:
+        """Say whether stacking is the faster way for so many images a model, if it :meth:`fits`.
+
+        While one model's work is small, most of the time passes between its operations. See
+        ``HIDDEN_BYTES`` and ``WEIGHT_BYTES``.
+        """
+        vit = models[0].vit
+        weights = len(models) * sum(value.nbytes for value in vit.state_dict().values())
+        hidden = images * (patches + 1) * vit.blocks[0].mlp.fc1.weight[:, 0].nbytes
+        most = HIDDEN_BYTES.get(device.type, 0)
+        return len(models) > 1 and weights <= WEIGHT_BYTES and hidden <= most
 
     @staticmethod
     def fits(models: Sequence[PatchViT]) -> bool:
@@ -45,73 +83,106 @@ class StackedViT:
     def forward_patches(
         self,
         patches: Tensor,
-        position_idx: Tensor,
+        position_idx: Tensor | None = None,
         *,
         patch_tokens: bool = False,
+        patch_logits: bool = False,
         attention: bool = False,
     ) -> ViTOutput:
         """Run model k on patches ``[k, B, n, C*p*p]`` that stand at ``position_idx`` ``[k, B, n]``.
 
-        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K; without
-        ``patch_logits``.
+        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K.
         """
-        vit, cls_attn = self.first.vit, None
+        vit = self.first.vit
+        all_tokens = patch_tokens or patch_logits
         with self.first.products(patches.device.type):
             tokens = self._embed(patches, position_idx)
-            for number, block in enumerate(vit.blocks):
-                name, last = f"blocks.{number}", number + 1 == len(vit.blocks)
-                normed = self._norm(tokens, f"{name}.norm1", block.norm1)
-                query, key, value = self._heads(normed, f"{name}.attn.qkv", block.attn)
-                if attention and last:
-                    scores = (query[..., :1, :] * block.attn.scale) @ key.transpose(-2, -1)
-                    cls_attn = scores.to(tokens.dtype).softmax(-1).mean(1)[:, 0, 1:]
-                    cls_attn = cls_attn.unflatten(0, tokens.shape[:2])
-                if last and not patch_tokens:  # what follows is for the class token alone
-                    query, tokens = query[..., :1, :], tokens[:, :, :1]
-                mixed = F.scaled_dot_product_attention(query, key, value)
-                mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, tokens.shape[:2])
-                tokens = tokens + self._linear(mixed, f"{name}.attn.proj")
-                normed = self._norm(tokens, f"{name}.norm2", block.norm2)
-                hidden = block.mlp.act(self._linear(normed, f"{name}.mlp.fc1"))
-                tokens = tokens + self._linear(hidden, f"{name}.mlp.fc2")
-        tokens = self._norm(tokens, "norm", vit.norm)
+            for number, block in enumerate(vit.blocks[:-1]):
+                tokens = self._block(tokens, f"blocks.{number}", block)
+            name, last = f"blocks.{len(vit.blocks) - 1}", vit.blocks[-1]
+            if attention or not all_tokens:
+                class_token, cls_attn = self._class_block(tokens, name, last)
+            tokens = self._block(tokens, name, last) if all_tokens else class_token
+        tokens = _normed(tokens, vit.norm)
+        tokens = torch.addcmul(
+            self.weights["norm.bias"].reshape(len(tokens), 1, 1, -1),
+            self.weights["norm.weight"].reshape(len(tokens), 1, 1, -1),
+            tokens,
+        )
         features = tokens[:, :, 0]
-        logits = self._linear(features.unsqueeze(2), "head").squeeze(2)
-        patches_seen = tokens[:, :, 1:] if patch_tokens else None
-        return ViTOutput(logits, features, patches_seen, None, cls_attn)
+        patches_seen = tokens[:, :, 1:] if all_tokens else None
+        return ViTOutput(
+            logits=self._linear(features, "head"),
+            features=features,
+            patch_tokens=patches_seen,
+            patch_logits=self._linear(patches_seen, "head") if patch_logits else None,
+            cls_attn=cls_attn[:, :, 1:] if attention else None,
+        )
 
-    def _embed(self, patches: Tensor, position_idx: Tensor) -> Tensor:
+    def _embed(self, patches: Tensor, position_idx: Tensor | None) -> Tensor:
         """Embed, add positions by index, prepend the class tokens: ``[K, B, 1+n, D]``."""
         weights = self.weights
         proj = weights["patch_embed.proj.weight"].flatten(2)
         tokens = _product(patches, proj, weights["patch_embed.proj.bias"])
-        positions = weights["pos_embed"][:, 0]
-        model = torch.arange(len(positions), device=patches.device).reshape(-1, 1, 1)
-        tokens = tokens + positions[:, 1:][model, position_idx]
-        prefix = weights["cls_token"] + positions[:, :1].unsqueeze(1)  # [K, 1, 1, D]
+        first, positions = weights["pos_embed"][:, 0].split([1, self.first.num_patches], dim=1)
+        if position_idx is None:
+            tokens = tokens + positions.unsqueeze(1)
+        else:
+            model = torch.arange(len(positions), device=patches.device).reshape(-1, 1, 1)
+            tokens = tokens + positions[model, position_idx]
+        prefix = weights["cls_token"] + first.unsqueeze(1)  # [K, 1, 1, D]
         return torch.cat([prefix.expand(-1, tokens.shape[1], -1, -1), tokens], dim=2)
+
+    def _block(self, tokens: Tensor, name: str, block: nn.Module) -> Tensor:
+        """All of a block, on tokens ``[K, B, T, D]``."""
+        attn = block.attn
+        parts = self._linear(_normed(tokens, block.norm1), f"{name}.attn.qkv").flatten(0, 1)
+        packing = Packing.of(parts)
+        heads = packing.pack(parts).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, packing.mask)
+        mixed = packing.unpack(mixed.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
+        return self._mlp(tokens + self._linear(mixed, f"{name}.attn.proj"), name, block)
+
+    def _class_block(self, tokens: Tensor, name: str, block: nn.Module) -> tuple[Tensor, Tensor]:
+        """As :func:`run_class_token`: ``[K, B, 1, D]``, and attention ``[K, B, T]``."""
+        attn, normed = block.attn, _normed(tokens, block.norm1)
+        sizes, qkv = (attn.attn_dim, 2 * attn.attn_dim), f"{name}.attn.qkv"
+        weights = self.weights[f"{qkv}.weight"].split(sizes, dim=1)
+        biases = self.weights[f"{qkv}.bias"].split(sizes, dim=1)
+        # Queries of the class tokens alone, [K*B, 1, heads, head_dim]; all keys and values.
+        query, key, value = (
+            part
+            for seen, weight, bias in zip((normed[:, :, :1], normed), weights, biases, strict=True)
+            for part in _product(seen, weight, bias)
+            .flatten(0, 1)
+            .unflatten(-1, (-1, attn.num_heads, attn.head_dim))
+            .unbind(2)
+        )
+        shares = class_attention(query * attn.scale, key, tokens.dtype)
+        mixed = (shares.unsqueeze(-1) * value).sum(1, keepdim=True).flatten(2)
+        mixed = self._linear(mixed.unflatten(0, tokens.shape[:2]), f"{name}.attn.proj")
+        token = self._mlp(tokens[:, :, :1] + mixed, name, block)
+        return token, shares.mean(2).unflatten(0, tokens.shape[:2])
+
+    def _mlp(self, tokens: Tensor, name: str, block: nn.Module) -> Tensor:
+        hidden = self._linear(_normed(tokens, block.norm2), f"{name}.mlp.fc1")
+        return tokens + self._linear(block.mlp.act(hidden), f"{name}.mlp.fc2")
 
     def _linear(self, tokens: Tensor, name: str) -> Tensor:
         return _product(tokens, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
-    def _norm(self, tokens: Tensor, name: str, norm: nn.LayerNorm) -> Tensor:
-        shape = (len(tokens), 1, 1, -1)
-        weight, bias = (self.weights[f"{name}.{part}"] for part in ("weight", "bias"))
-        normed = F.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
-        return normed * weight.reshape(shape) + bias.reshape(shape)
 
-    def _heads(self, tokens: Tensor, name: str, attn: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, ``[K*B, heads, T, head_dim]`` each."""
-        parts = self._linear(tokens, name).unflatten(-1, (3, attn.num_heads, attn.head_dim))
-        query, key, value = parts.flatten(0, 1).permute(2, 0, 3, 1, 4)
-        return query, key, value
+def _normed(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """A layer norm as far as it is the same for all models."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
 
 
 def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``[K, B, T, in], [K, out, in], [K, out] -> [K, B, T, out]``."""
-    flat, turned = tokens.flatten(1, 2), weight.transpose(1, 2)
+    """``[K, ..., in], [K, out, in], [K, out] -> [K, ..., out]``."""
+    flat, turned = tokens.flatten(1, -2), weight.transpose(1, 2)
     found = flat @ turned if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, turned)
-    return found.unflatten(1, tokens.shape[1:3])
+    return found.unflatten(1, tokens.shape[1:-1])
 
 
 def _architecture(model: PatchViT) -> tuple[object, ...]:

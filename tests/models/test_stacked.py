@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedmitr_app.config import parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import invert_batch
-from fedmitr_app.models import InputSpec, PatchViT, StackedViT
+from fedmitr_app.models import InputSpec, PatchViT, StackedViT, stacked
 from fedmitr_app.randomness import generator
 from tests.inversion.tiny import (
     inversion_config,
@@ -32,16 +32,22 @@ def vit(seed: int = 0, **changes) -> PatchViT:
     return PatchViT(made.double(), COLOUR).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("wanted", [{}, {"attention": True}, {"patch_tokens": True}])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "wanted",
+    [{}, {"attention": True}, {"patch_tokens": True}, {"patch_logits": True, "attention": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"num_heads": 4, "depth": 3}])
-def test_each_model_gives_what_it_gives_by_itself(changes, wanted):
+def test_each_model_gives_what_it_gives_by_itself(changes, wanted, whole):
     models = [vit(seed, **changes) for seed in range(3)]
-    rng = torch.Generator().manual_seed(1)
-    patches = torch.randn(3, 4, 7, 48, generator=rng, dtype=torch.float64, requires_grad=True)
-    places = torch.stack([torch.randperm(16, generator=rng)[:7] for _ in range(12)])
-    places = places.reshape(3, 4, 7)
+    rng, count = torch.Generator().manual_seed(1), 16 if whole else 7
+    patches = torch.randn(3, 5, count, 48, generator=rng, dtype=torch.float64, requires_grad=True)
+    places = torch.stack([torch.randperm(16, generator=rng)[:7] for _ in range(15)])
+    places = [None] * 3 if whole else places.reshape(3, 5, 7)
     assert StackedViT.fits(models)
-    seen = StackedViT(models).forward_patches(patches, places, **wanted)
+    stacked = StackedViT(models)
+    seen = stacked.forward_patches(patches, None if whole else places, **wanted)
     for k, model in enumerate(models):
         alone = model.forward_patches(patches[k], places[k], **wanted)
         for found, expected in zip(seen, alone, strict=True):
@@ -102,6 +108,36 @@ def test_an_inversion_makes_the_same_images(changes, members):
     torch.testing.assert_close(one.images, other.images, rtol=1e-6, atol=1e-6)
     assert torch.equal(one.keep_idx, other.keep_idx)
     assert one.curves["loss"] == pytest.approx(other.curves["loss"])
+
+
+def watched(monkeypatch, clients=3, most=2**20, **changes):
+    """Invert and tell of how many patches stacked models were shown, step by step."""
+    seen, plain = [], StackedViT.forward_patches
+
+    def forward_patches(self, patches, *arguments, **keywords):
+        seen.append(patches.shape[2])
+        return plain(self, patches, *arguments, **keywords)
+
+    monkeypatch.setattr(StackedViT, "forward_patches", forward_patches)
+    monkeypatch.setitem(stacked.HIDDEN_BYTES, "cpu", most)
+    config = inversion_config(ensemble="auto", iterations=8, **changes)
+    teacher, rng = tiny_teacher(clients=clients), generator(0, "test")
+    invert_batch(teacher, random_images(4), random_targets(4), config, rng)
+    return seen
+
+
+def test_small_work_is_stacked_and_large_work_is_not(monkeypatch):
+    assert watched(monkeypatch) == [16, 16, 11, 11, 11, 7, 7, 7]
+    # A hidden layer of 32 doubles: 4 images of 12 tokens, the class tokens among them.
+    assert watched(monkeypatch, most=4 * 12 * 32 * 8) == [11, 11, 11, 7, 7, 7]
+    assert watched(monkeypatch, most=0) == []
+
+
+def test_nothing_is_stacked_where_there_is_nothing_to_gain(monkeypatch):
+    assert watched(monkeypatch, clients=1) == []
+    assert watched(monkeypatch, gradient="frugal") == []
+    monkeypatch.setattr(stacked, "WEIGHT_BYTES", 1000)
+    assert watched(monkeypatch) == []
 
 
 def test_models_that_do_not_stack_run_one_by_one():

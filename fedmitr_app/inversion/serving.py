@@ -1,0 +1,104 @@
+"""Which client's model sees which images, one model after the other or all stacked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.models import PatchViT, StackedViT, ViTOutput
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Runs the clients' models on the images that each serves.
+
+    Outputs are as large as if every model saw all images: the others' rows are zero.
+
+    Parameters
+    ----------
+    models : Sequence[PatchViT]
+        The K clients', frozen.
+    members : Tensor, optional
+        ``[K, B]`` bool: which clients serve which image; all, if None.
+    patch_tokens : bool
+        Whether outputs hold the patches' tokens.
+    rows : Sequence[Tensor], optional
+        What ``members`` says, looked up by somebody else: which images each client serves.
+    """
+
+    models: Sequence[PatchViT]
+    members: Tensor | None = None
+    patch_tokens: bool = False
+    rows: Sequence[Tensor] | None = None
+
+    @cached_property
+    def served(self) -> Sequence[Tensor] | None:
+        """Which images each client serves, looked up once: on a GPU the search waits for it."""
+        if self.rows is not None or self.members is None:
+            return self.rows
+        return tuple(who.nonzero().flatten() for who in self.members)
+
+    def run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
+        """Run model ``k`` on patches ``[B, n, C*p*p]`` at ``position_idx`` ``[B, n]``."""
+        model = self.models[k]
+        wanted = {"attention": attention, "patch_tokens": self.patch_tokens}
+        if self.served is None:
+            return model.forward_patches(patches, position_idx, **wanted)
+        rows = self.served[k]
+        part = model.forward_patches(patches[rows], position_idx[rows], **wanted)
+        return _spread(part, rows, len(patches))
+
+    def run_stacked(
+        self, stack: StackedViT, patches: Tensor, position_idx: Tensor, attention: bool
+    ) -> list[ViTOutput]:
+        """Run all models at once; each output is as :meth:`run` gives it."""
+        clients, inputs = len(self.models), (patches, position_idx)
+        wanted = {"attention": attention, "patch_tokens": self.patch_tokens}
+        if self.served is None:
+            seen = stack.forward_patches(*(p.expand(clients, *p.shape) for p in inputs), **wanted)
+        else:
+            # Selected, not indexed: on a CPU the way back from an index goes number by number.
+            shown, counted, places = self._in_stack
+            inputs = (p.index_select(0, shown).unflatten(0, (clients, -1)) for p in inputs)
+            seen = stack.forward_patches(*inputs, **wanted)
+            picked = (None if p is None else p.flatten(0, 1).index_select(0, counted) for p in seen)
+            spread = _spread(ViTOutput(*picked), places, clients * len(patches))
+            seen = (None if p is None else p.unflatten(0, (clients, -1)) for p in spread)
+        parts = ([None] * clients if part is None else part.unbind(0) for part in seen)
+        return [ViTOutput(*output) for output in zip(*parts, strict=True)]
+
+    def stacking_pays(self, patches: Tensor) -> bool:
+        """Say whether :meth:`run_stacked` is the faster way, see :meth:`StackedViT.pays`."""
+        most = len(patches) if self.served is None else max(map(len, self.served))
+        return StackedViT.pays(self.models, most, patches.shape[1], patches.device)
+
+    @cached_property
+    def _in_stack(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What stacked models are shown, all as many images: shorter lists repeat one.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor]
+            The images, model after model; which of the answers to them count; and where among
+            ``K * B`` those belong.
+        """
+        rows, batch = self.served, self.members.shape[1]
+        shown = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        width, device = shown.shape[1], shown.device
+        counted = [torch.arange(len(own), device=device) + k * width for k, own in enumerate(rows)]
+        places = [own + k * batch for k, own in enumerate(rows)]
+        return shown.flatten(), torch.cat(counted), torch.cat(places)
+
+
+def _spread(output: ViTOutput, rows: Tensor, batch: int) -> ViTOutput:
+    """Put some images' outputs in their places among ``batch`` images; zeros elsewhere."""
+    return ViTOutput(
+        *(
+            None
+            if value is None
+            else value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
+            for value in output
+        )
+    )
