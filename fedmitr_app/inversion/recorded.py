@@ -44,9 +44,10 @@ def recordable(config: InversionConfig, teacher: Teacher, device: torch.device) 
 class Recorded(Generic[T]):
     """Does the same work on the same memory, again and again.
 
-    The first time as it is: that makes whatever is made once, and finds out how much memory the
-    work takes. The second time it is recorded, and from then on replayed: none of its Python runs
-    again. If there is no memory for a recording, it goes on as it is.
+    The first time as it is: that makes whatever is made once, and finds out how large a part of
+    the work memory takes. The second time it is recorded, and from then on replayed: none of its
+    Python runs again. If it can't be recorded, for want of memory or because something in it
+    can't be, it goes on as it is.
 
     Parameters
     ----------
@@ -70,8 +71,9 @@ class Recorded(Generic[T]):
         if self._recording is None:
             try:
                 self._recording = record(self._work, self._device)
-            except torch.OutOfMemoryError:
-                _log.warning("out of memory: this part of the inversion is not recorded.")
+            except RuntimeError as error:  # torch's of every kind, no memory among them
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                _log.warning("inversion goes on without a recording (%s).", reason)
                 self._failed = True
                 return self._work()
         replay, found = self._recording

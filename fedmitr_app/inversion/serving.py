@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedmitr_app.models import PatchViT, StackedViT, ViTOutput
 
+EVEN = 4
+"""What the number of images that a stacked model sees is a multiple of: so many of few tokens
+share a row (``models/packing.py``), and none would have to be filled up at every block."""
 
 @dataclass(frozen=True)
 class Serving:
@@ -72,7 +76,12 @@ class Serving:
     def stacking_pays(self, patches: Tensor) -> bool:
         """Say whether :meth:`run_stacked` is the faster way, see :meth:`StackedViT.pays`."""
         most = len(patches) if self.served is None else max(map(len, self.served))
-        return StackedViT.pays(self.models, most, patches.shape[1], patches.device)
+        tokens = most * (patches.shape[1] + 1)
+        return self._stackable and StackedViT.pays(self.models[0], tokens, patches.device)
+
+    @cached_property
+    def _stackable(self) -> bool:
+        return StackedViT.small(self.models)
 
     @cached_property
     def _in_stack(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +95,7 @@ class Serving:
         """
         rows, batch = self.served, self.members.shape[1]
         shown = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        shown = F.pad(shown, (0, -shown.shape[1] % EVEN))
         width, device = shown.shape[1], shown.device
         counted = [torch.arange(len(own), device=device) + k * width for k, own in enumerate(rows)]
         places = [own + k * batch for k, own in enumerate(rows)]

@@ -25,7 +25,7 @@ _PLAIN = re.compile(
 """Every weight of a ViT without optional parts: layer scales, gates, norms of queries..."""
 
 
-HIDDEN_BYTES = {"cpu": 2**20, "cuda": 2**24}
+HIDDEN_BYTES = {"cpu": 2**21, "cuda": 2**24}
 """Of one model's hidden layer, up to which stacking pays. Beyond, all models' work no longer
 passes through a CPU's cache (measured, two kinds of ViT); on a GPU one model's is then enough to
 keep it busy (counted: a matrix product takes longer than a launch; not measured)."""
@@ -63,17 +63,19 @@ class StackedViT:
         self.weights[f"{linear}.weight"] = weight * scale.unsqueeze(1)
 
     @staticmethod
-    def pays(models: Sequence[PatchViT], images: int, patches: int, device: torch.device) -> bool:
-        """Say whether stacking is the faster way for so many images a model, if it :meth:`fits`.
+    def small(models: Sequence[PatchViT]) -> bool:
+        """Say whether these are several, with few enough weights to hold them twice."""
+        weights = sum(value.nbytes for value in models[0].vit.state_dict().values())
+        return len(models) > 1 and len(models) * weights <= WEIGHT_BYTES
 
-        While one model's work is small, most of the time passes between its operations. See
-        ``HIDDEN_BYTES`` and ``WEIGHT_BYTES``.
+    @staticmethod
+    def pays(model: PatchViT, tokens: int, device: torch.device) -> bool:
+        """Say whether small models like this one are faster stacked, at so many tokens each.
+
+        While one model's work is small, most of the time passes between its operations.
         """
-        vit = models[0].vit
-        weights = len(models) * sum(value.nbytes for value in vit.state_dict().values())
-        hidden = images * (patches + 1) * vit.blocks[0].mlp.fc1.weight[:, 0].nbytes
-        most = HIDDEN_BYTES.get(device.type, 0)
-        return len(models) > 1 and weights <= WEIGHT_BYTES and hidden <= most
+        hidden = tokens * model.vit.blocks[0].mlp.fc1.weight[:, 0].nbytes
+        return hidden <= HIDDEN_BYTES.get(device.type, 0)
 
     @staticmethod
     def fits(models: Sequence[PatchViT]) -> bool:

@@ -79,16 +79,24 @@ def test_steps_that_ask_others_each_time_are_not_recorded(monkeypatch):
     assert not tapes
 
 
-def test_where_a_recording_finds_no_memory_steps_are_taken_as_they_are(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (RuntimeError("not permitted when stream is capturing\nand more"), "not permitted when"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_steps_that_cannot_be_recorded_are_taken_as_they_are(monkeypatch, caplog, error, reason):
     plain = invert(inversion_config(iterations=ITERATIONS))
 
-    def nothing_left(work, device):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def fail(work, device):
+        raise error
 
     monkeypatch.setattr(recorded, "DEVICES", ("cpu",))
-    monkeypatch.setattr(recorded, "record", nothing_left)
+    monkeypatch.setattr(recorded, "record", fail)
     require_equal(invert(inversion_config(iterations=ITERATIONS, cuda_graphs=True)), plain)
-    assert "not recorded" in caplog.text
+    assert f"without a recording ({reason}" in caplog.text and "and more" not in caplog.text
 
 
 def test_a_recording_that_baked_in_a_number_would_be_seen(monkeypatch):
