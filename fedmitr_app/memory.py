@@ -34,7 +34,7 @@ class Halving:
     """Halve a batch, and again, for as long as the device runs out of memory.
 
     What is done must give for the parts what it gives for the whole. Parts stay as small as
-    they once had to be.
+    they once had to be: at least half as large as memory would take, and nothing is guessed.
 
     Parameters
     ----------

@@ -14,19 +14,19 @@ class Microbatches:
     ----------
     objective : Objective
         Of the whole batch.
-    halving : Halving, optional
-        Knows how small parts had to be before.
+    halvings : dict[int, Halving], optional
+        Know for each number of patches how small parts had to be: fewer patches, larger parts.
     """
 
-    def __init__(self, objective: Objective, halving: Halving | None = None) -> None:
+    def __init__(self, objective: Objective, halvings: dict[int, Halving] | None = None) -> None:
         self.teacher, self.config = objective.teacher, objective.config
-        self._whole, self._halving = objective, halving or Halving("inverting")
+        self._whole, self._halvings = objective, {} if halvings is None else halvings
         # Kept, because an objective looks up only once whom its images are served by.
         self._parts = {(0, len(objective.targets)): objective}
 
     def of(self, rows: Tensor) -> "Microbatches":
         """Return the objective of some images; parts stay as small as they had to be."""
-        return Microbatches(self._whole.part(rows), self._halving)
+        return Microbatches(self._whole.part(rows), self._halvings)
 
     def gradient(
         self,
@@ -36,7 +36,9 @@ class Microbatches:
         asked: Tensor | None = None,
     ) -> Gradient:
         """Evaluate as :meth:`Objective.gradient`."""
-        count = len(patches)
+        count, alive = patches.shape[:2]
+        if alive not in self._halvings:
+            self._halvings[alive] = Halving("inverting")
 
         def evaluate(rows: slice) -> Gradient:
             key = rows.start, rows.stop
@@ -45,7 +47,7 @@ class Microbatches:
             who = None if asked is None else asked[:, rows]
             return self._parts[key].gradient(patches[rows], position_idx[rows], attention, who)
 
-        found = self._halving.over(count, evaluate)
+        found = self._halvings[alive].over(count, evaluate)
         if len(found) == 1:
             return found[0]
         loss, grad, logits = (torch.cat(field) for field in list(zip(*found, strict=True))[:3])

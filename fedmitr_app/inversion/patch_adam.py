@@ -2,19 +2,22 @@
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from fedmitr_app.config import InversionConfig
+
+EPS = 1e-8
 
 
 class PatchAdam:
     """Adam (Kingma & Ba, 2015) on the alive patches only, ``[B, n, C*p*p]``.
 
-    Its state shrinks with them, so that a stopped patch has neither gradient nor momentum.
-    torch's own Adam can't drop rows of a parameter without losing its state. With
-    ``inversion.step_scale = "image"`` the second moment is averaged over an image's alive
-    pixels (choice): a pixel with a small gradient then moves little, where plain Adam moves
-    every pixel about as far. Steps are counted on the device, so that one that is replayed
-    (``inversion.cuda_graphs``) counts too.
+    Its state shrinks with them, so that a stopped patch has neither gradient nor momentum:
+    torch's optimiser can't drop rows of a parameter without losing its state, but its fused step
+    takes any state. With ``inversion.step_scale = "image"`` the second moment is averaged over an
+    image's alive pixels (choice): a pixel with a small gradient then moves little, where plain
+    Adam moves every pixel about as far. Steps are counted on the device, so that one that is
+    replayed (``inversion.cuda_graphs``) counts too.
     """
 
     def __init__(self, pixels: Tensor, config: InversionConfig) -> None:
@@ -22,7 +25,7 @@ class PatchAdam:
         self.mean = torch.zeros_like(pixels)
         self.square = torch.zeros_like(pixels)
         self.rate, self.betas = config.learning_rate, (config.beta1, config.beta2)
-        self.count = torch.zeros((), dtype=torch.double, device=pixels.device)
+        self.count = torch.zeros((), device=pixels.device)
         self.per_image = config.step_scale == "image"
 
     def keep(self, keep: Tensor) -> None:
@@ -40,13 +43,33 @@ class PatchAdam:
 
     def step(self, grad: Tensor) -> Tensor:
         """Move the pixels by one step and return them; the caller may clip them in place."""
+        if self.per_image:
+            return self._step_per_image(grad)
+        beta1, beta2 = self.betas
+        adam(
+            [self.pixels],
+            [grad],
+            [self.mean],
+            [self.square],
+            [],
+            [self.count],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=self.rate,
+            weight_decay=0.0,
+            eps=EPS,
+            maximize=False,
+        )
+        return self.pixels
+
+    def _step_per_image(self, grad: Tensor) -> Tensor:
         beta1, beta2 = self.betas
         self.count += 1
         self.mean.lerp_(grad, 1 - beta1)
         self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        square = self.square.mean((1, 2), keepdim=True) if self.per_image else self.square
-        # Adam's divisor over its rate, so that one operation more moves the pixels.
-        over = (1 - beta1**self.count) / self.rate
-        divisor = square.sqrt().mul_(over / (1 - beta2**self.count).sqrt()).add_(1e-8 * over)
-        self.pixels.addcdiv_(self.mean, divisor, value=-1)
+        square = self.square.mean((1, 2), keepdim=True)
+        scale = (square / (1 - beta2**self.count)).sqrt_().add_(EPS)
+        self.pixels.sub_(self.mean / scale * (self.rate / (1 - beta1**self.count)))
         return self.pixels

@@ -31,9 +31,11 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         for argument, value in zip(function._schema.arguments, args):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and value.data_ptr() not in self.overwritten:
-                self.overwritten[value.data_ptr()] = (value, value.clone())
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for each in tensors(value):
+                if each.data_ptr() not in self.overwritten:
+                    self.overwritten[each.data_ptr()] = (each, each.clone())
         found = function(*args, **kwargs)
         self.operations.append((function, args, kwargs, found))
         return found

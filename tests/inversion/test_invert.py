@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedmitr_app.inversion import Schedule, invert_batch
+from fedmitr_app.inversion.flops import step_flops
 from fedmitr_app.inversion.geometry import draw_views
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.reached import STEPS_BETWEEN_LOOKS, STEPS_IN_A_ROW
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.models import InputSpec
+from fedmitr_app.models import InputSpec, packing
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 from tests.inversion.tiny import (
@@ -269,3 +271,26 @@ def test_patches_that_stay_keep_their_momentum():
         found = sparse.step(grad if number < 3 else kept)
     for image in range(2):
         torch.testing.assert_close(found[image], expected[image][keep[image]])
+
+
+@pytest.mark.parametrize("ensemble", ["loop", "stacked"])
+@pytest.mark.parametrize("members", [None, [[1, 1, 0], [0, 1, 1], [1, 0, 1]]])
+def test_a_step_is_one_forward_and_one_input_gradient_and_nothing_more(
+    monkeypatch, members, ensemble
+):
+    """Counted by torch: of weights no gradient, of stopped patches no product, ever."""
+    monkeypatch.setattr(packing, "FEW_TOKENS", 0)  # a row's images would be counted as one
+    config, teacher = inversion_config(ensemble=ensemble), tiny_teacher()
+    served = 3 * BATCH
+    if members is not None:
+        members = torch.tensor(members).bool()
+        served = int(members.sum())
+    with FlopCounterMode(display=False) as counter:
+        invert(config, teacher, members=members)
+    counts = Schedule.build(config).counts(GRID**2, config.iterations)
+    assert len(set(counts)) == 3
+    single = tiny_vit(0, torch.float32).requires_grad_(False)
+    expected = served * sum(step_flops(single, alive) for alive in counts)
+    filled = 12 / 6 if ensemble == "stacked" and members is not None else 1  # see EVEN
+    # Beside them: who knows the targets, at a stop; norms absorbed, once.
+    assert filled * expected < counter.get_total_flops() < 1.003 * filled * expected

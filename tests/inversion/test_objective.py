@@ -280,6 +280,27 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same(
     assert caplog.text.count("out of memory") == (1 if most == 2 else 2)
 
 
+def test_where_patches_have_stopped_larger_parts_are_tried_again(monkeypatch):
+    built = objective("mean-logits", {"members": None, "disagreement": 0.0, "similarity": 0.0})
+    run, shown = Objective._run, []
+
+    def limited(self, k, patches, position_idx, attention):
+        if patches.shape[:2].numel() > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        shown.append(tuple(patches.shape[:2]))
+        return run(self, k, patches, position_idx, attention)
+
+    parts, (patches, positions) = Microbatches(built), inputs()
+    whole = [built.gradient(patches[:, :n], positions[:, :n]).grad for n in (6, 3)]
+    monkeypatch.setattr(Objective, "_run", limited)
+    for n, expected in zip((6, 3), whole, strict=True):
+        for _ in range(2):
+            found = parts.gradient(patches[:, :n], positions[:, :n]).grad
+            torch.testing.assert_close(found, expected)
+    assert max(size for size in shown if size[1] == 6) == (2, 6)
+    assert max(size for size in shown if size[1] == 3) == (3, 3)
+
+
 def test_an_image_that_is_too_large_is_an_error(monkeypatch):
     terms = {"members": None, "disagreement": 0.0, "similarity": 0.0}
     short_of_memory(monkeypatch, 0)

@@ -12,6 +12,7 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.models import InputSpec, PatchViT, StackedViT, stacked
 from fedmitr_app.randomness import generator
+from fedmitr_app.teacher import Teacher
 from tests.inversion.tiny import (
     inversion_config,
     random_images,
@@ -146,6 +147,30 @@ def test_models_that_do_not_stack_run_one_by_one():
     object.__setattr__(mixed, "models", (*teacher.models[:2], tiny_vit(5).requires_grad_(False)))
     mixed.models[2].vit.no_embed_class = True
     assert mixed.stack is None and teacher.stack is not None
+
+
+@pytest.mark.parametrize("ensemble", ["auto", "stacked"])
+@pytest.mark.parametrize("members", [None, torch.tensor([[1, 1, 0], [0, 1, 1]]).bool()])
+def test_mixed_architectures_are_inverted_together(ensemble, members):
+    """Two depths and widths; each image's teacher is whoever serves it."""
+    models = (vit(0), vit(1, embed_dim=32, depth=3, num_heads=4))
+    teacher = Teacher(models, "mean-softmax", torch.ones(2, 5, dtype=torch.float64))
+    assert teacher.stack is None
+    images, targets = random_images(3, spec=COLOUR), random_targets(3)
+    made = {}
+    for how in ("loop", ensemble):
+        config, rng = inversion_config(ensemble=how, iterations=12), generator(0, "test")
+        made[how] = invert_batch(teacher, images, targets, config, rng, members=members)
+    assert torch.equal(made["loop"].images, made[ensemble].images)
+    # Both were asked: the second one's answers are not the first one's.
+    alone = invert_batch(
+        Teacher(models[:1], "mean-softmax", torch.ones(1, 5, dtype=torch.float64)),
+        images,
+        targets,
+        config,
+        generator(0, "test"),
+    )
+    assert not torch.equal(alone.images, made["loop"].images)
 
 
 @pytest.mark.parametrize("other", [{"loss": "per-teacher"}, {"gradient": "frugal"}])
