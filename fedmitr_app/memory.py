@@ -25,8 +25,8 @@ def room_for(size: int, device: torch.device) -> bool:
     return size <= SHARE_FOR_WEIGHTS * free
 
 
-def _is_recorded() -> bool:
-    """Whether work is being recorded for a GPU: what was begun would be replayed with it."""
+def _is_being_recorded() -> bool:
+    """Whether work is being recorded for a GPU: the part that failed would be replayed, too."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
@@ -59,7 +59,7 @@ class Halving:
             try:
                 return [work(slice(first, first + size)) for first in range(0, count, size)]
             except torch.OutOfMemoryError:
-                if size == 1 or _is_recorded():
+                if size == 1 or _is_being_recorded():
                     raise
                 self._size = -(-size // 2)
             # Outside the except block, which would keep what was computed alive.

@@ -123,6 +123,13 @@ def _check_inversion(config: Config) -> None:
             f"0, because with inversion.teachers-per-step = {asked} no step hears the whole "
             "teacher's answer",
         )
+    if inversion.cuda_graphs and (asked or inversion.early_stop):
+        raise ConfigError.bad_value(
+            "inversion.cuda-graphs",
+            True,
+            "false with inversion.early-stop or inversion.teachers-per-step above 0: their steps "
+            "differ too much from each other to be recorded",
+        )
     by_itself = inversion.loss == "per-teacher" or inversion.gradient == "frugal"
     if inversion.ensemble == "stacked" and by_itself:
         raise ConfigError.bad_value(

@@ -5,7 +5,6 @@ ancestor for the staged stopping and the optimiser: Sparse Model Inversion, ICML
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective, draw_asked
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.reached import Reached
-from fedmitr_app.inversion.recorded import Recorded, recordable
+from fedmitr_app.inversion.recorded import Recorder, recordable
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
@@ -95,9 +94,10 @@ def invert_batch(
         had when they were stopped. Without any iteration (as in the control) no patch was
         made to show its target, so that none may be taught it: none survives.
     """
-    if config.ensemble == "stacked":
+    whole = Objective(teacher, targets, config, members, student)
+    if whole.may_stack:
         teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
-    whole = objective = Microbatches(Objective(teacher, targets, config, members, student))
+    whole = objective = Microbatches(whole)
     schedule = Schedule.build(config)
     model = teacher.models[0]
     size, patch = model.spec.size, model.patch_size
@@ -127,9 +127,9 @@ def invert_batch(
         torch.maximum(highest, confidence, out=highest)
         return found
 
-    # Anew whenever the step works on other memory: another number of patches, or of images.
-    begin = partial(Recorded, step, device) if recordable(config, teacher, device) else lambda: step
-    plain_step = begin()
+    # What ``step`` reads is bound anew at a stop and where images finish: then it starts anew.
+    plain_step = Recorder(step, device, recordable(config, teacher, device))
+    plain_step.restart(schedule.until_stop(0, config.iterations))
 
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
@@ -137,7 +137,7 @@ def invert_batch(
             alive = alive.gather(1, keep)
             own = own_pixels(alive, size, patch)
             optimiser.keep(keep)
-            plain_step = begin()
+            plain_step.restart(schedule.until_stop(iteration, config.iterations))
         views.set(draw_views(batch, size, config.roll, config.flip, generator))
         ask_density = schedule.needs_density and iteration + 1 in schedule.stops
         # Whose attention is asked for says more than one step's gradient: everybody's is.
@@ -145,7 +145,8 @@ def invert_batch(
 
         if len(rows):
             if ask_density:
-                plain_step = begin()  # the last one's memory is free for this larger step
+                found = None
+                plain_step.restart(0)  # a recording's memory is free for this larger step
                 found = step(attention=True)
                 density = teacher.density(found.step.cls_attn, targets, members)
             else:
@@ -170,7 +171,6 @@ def invert_batch(
             here, rows, own = here[stay.cpu()], rows[stay], own[stay]
             moving, objective = images[rows], whole.of(rows)
             optimiser.keep_images(stay)
-            plain_step = begin()
 
     images[rows] = moving
     told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}

@@ -39,6 +39,7 @@ def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
     )
     for here, there in directions:
         difference = images[..., *here] - images[..., *there]
+        # Its square again, to add EPS: in one pass, where squares and their sum take two.
         norm = (torch.linalg.vector_norm(difference.flatten(1), dim=1).square() + EPS).sqrt()
         value += norm
         difference /= norm.reshape(-1, 1, 1, 1)

@@ -66,8 +66,6 @@ class Objective:
         ``[K, B]`` bool: which clients serve which image.
     student : PatchViT, optional
         What ``disagreement`` pulls away from; without one it does nothing (first round).
-    rows : Sequence[Tensor], optional
-        What ``members`` says, see :class:`Serving`.
     """
 
     teacher: Teacher
@@ -75,7 +73,6 @@ class Objective:
     config: InversionConfig
     members: Tensor | None = None
     student: PatchViT | None = None
-    rows: Sequence[Tensor] | None = None
 
     def gradient(
         self,
@@ -107,7 +104,7 @@ class Objective:
     def part(self, rows: slice | Tensor) -> "Objective":
         """Return the objective of some of the batch's images."""
         members = None if self.members is None else self.members[:, rows]
-        return replace(self, targets=self.targets[rows], members=members, rows=None)
+        return replace(self, targets=self.targets[rows], members=members)
 
     def _frugal(self, patches: Tensor, position_idx: Tensor, attention: bool) -> Gradient:
         models = range(len(self._models))
@@ -128,10 +125,11 @@ class Objective:
     def _estimate(self, patches: Tensor, position_idx: Tensor, asked: Tensor) -> Gradient:
         """Everybody's loss from those asked: each one's is taken that much more often."""
         device = patches.device
+        some = replace(self, members=asked.to(device, non_blocking=True))
         # Looked up on the CPU, where they were drawn: a GPU would be waited for.
         rows = (who.nonzero().flatten() for who in asked)
         rows = tuple(each.to(device, non_blocking=True) for each in rows)
-        some = replace(self, members=asked.to(device, non_blocking=True), rows=rows)
+        some.__dict__["_serving"] = replace(some._serving, rows=rows)
         often = len(asked) / int(asked[:, 0].sum())  # on the CPU, too
         weights = often * some.members * self.teacher.image_weights(self.targets)
         return some._one_by_one(patches, position_idx, False, weights)
@@ -153,7 +151,7 @@ class Objective:
 
     @cached_property
     def _serving(self) -> Serving:
-        return Serving(self.teacher.models, self.members, self._with_tokens, self.rows)
+        return Serving(self.teacher.models, self.members, self._with_tokens)
 
     @property
     def _models(self) -> Sequence[PatchViT]:
@@ -166,22 +164,29 @@ class Objective:
         """Whether a prior reads the patches' tokens."""
         return self.config.similarity > 0
 
+    @property
+    def may_stack(self) -> bool:
+        """Whether models may run stacked: where that is asked for, or faster at some stage."""
+        if self.config.loss == "per-teacher" or self.config.gradient == "frugal":
+            return False
+        by_choice = self.config.ensemble == "auto" and self._serving.stackable
+        return by_choice or self.config.ensemble == "stacked"
+
     def _outputs(
         self, patches: Tensor, position_idx: Tensor, attention: bool
     ) -> list[ViTOutput]:
         """Run every model on the images it serves, one by one or stacked."""
         clients, rest = len(self.teacher.models), range(len(self._models))
         outputs: list[ViTOutput] = []
-        stack = self.teacher.stack if self._stacked(patches) else None
+        stack = self.teacher.stack if self._stacks(patches) else None
         if stack is not None:
             outputs = self._serving.run_stacked(stack, patches, position_idx, attention)
             rest = rest[clients:]
         return outputs + [self._run(k, patches, position_idx, attention) for k in rest]
 
-    def _stacked(self, patches: Tensor) -> bool:
-        if self.config.ensemble == "auto":
-            return self._serving.stacking_pays(patches)
-        return self.config.ensemble == "stacked"
+    def _stacks(self, patches: Tensor) -> bool:
+        faster = self.config.ensemble == "stacked" or self._serving.stacking_pays(patches)
+        return self.may_stack and faster
 
     def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k``; the last one may be the student, who sees every image."""

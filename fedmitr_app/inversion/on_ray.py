@@ -46,13 +46,13 @@ def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iter
     """
     with cluster(maker.config.ray_address) as (environment, flowers), _sentences():
         again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-        options = {"runtime_env": environment, **again}
+        options = {"runtime_env": _seeing_gpus(environment) if flowers else environment, **again}
         news = _News.options(num_cpus=0, **options).remote()
         shared = ray.put(maker.to(torch.device("cpu")))
-        count, takes = _share(maker.device, maker.config.workers, len(jobs), flowers)
+        devices, takes = _share(maker.device, maker.config.workers, len(jobs), flowers)
         worker = _Worker.options(**options, **takes)
-        workers = [worker.remote(shared, maker.device.type, news) for _ in range(count)]
-        _log.info("%d shard(s) are made by %d Ray worker(s).", len(jobs), count)
+        workers = [worker.remote(shared, device, news) for device in devices]
+        _log.info("%d shard(s) are made by %d Ray worker(s).", len(jobs), len(workers))
         try:
             yield from _work(workers, list(jobs), _Ear(news, on_step), shipped=not environment)
         finally:
@@ -97,8 +97,7 @@ def _require_life(begun: bool, silence: float) -> None:
         free = {kind: ray.available_resources().get(kind, 0) for kind in ("GPU", "CPU")}
         raise BackendError(
             f"No Ray worker could start within {START_SECONDS:g} s ({free['GPU']:g} GPUs and "
-            f"{free['CPU']:g} CPUs are free): leave some of them to it "
-            f"(client-resources-num-gpus in a simulation), {INSTEAD}"
+            f"{free['CPU']:g} CPUs are free): leave some of them to it, {INSTEAD}"
         )
 
 
@@ -154,10 +153,10 @@ class _News:
 class _Worker:
     """Holds the models on its device, makes one shard after the other."""
 
-    def __init__(self, maker: ShardMaker, device: str, news: Any) -> None:
-        if device == "cpu":
+    def __init__(self, maker: ShardMaker, device: torch.device, news: Any) -> None:
+        if device.type == "cpu":
             torch.set_num_threads(1)
-        self._device = torch.device(device)
+        self._device = device
         self._maker = maker.to(self._device)
         self._news = news
 
@@ -200,14 +199,29 @@ class _Worker:
 
 def _share(
     device: torch.device, wanted: int, jobs: int, flowers: bool
-) -> tuple[int, dict[str, float]]:
-    """Return how many workers to start, and what each takes of the cluster."""
-    whole = ray.cluster_resources()
-    if device.type == "cuda":
-        return min(wanted or max(int(whole.get("GPU", 0)), 1), jobs), {"num_gpus": 1, "num_cpus": 0}
-    count = min(wanted or max(int(whole.get("CPU", 0)), 1), jobs)
-    # Flower's idle clients hold its CPUs to the end of the run: nothing is left to take.
-    return count, {"num_cpus": 0 if flowers else 1}
+) -> tuple[list[torch.device], dict[str, float]]:
+    """Return each worker's device, as it sees it, and what it takes of the cluster.
+
+    Flower's idle clients hold its CPUs, and what they have of GPUs, to the end of the run: of
+    those nothing can be taken. They do nothing any more, so that workers share them unasked.
+    """
+    gpus = device.type == "cuda"
+    whole = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
+    if gpus and flowers:  # on this machine; which ones, the worker itself says
+        whole = torch.cuda.device_count()
+    count = min(wanted or max(whole, 1), jobs)
+    if gpus and flowers:
+        here = [torch.device("cuda", worker % whole) for worker in range(count)]
+    else:
+        here = [torch.device(device.type)] * count
+    taken = 0 if flowers else 1
+    return here, {"num_gpus": taken, "num_cpus": 0} if gpus else {"num_cpus": taken}
+
+
+def _seeing_gpus(environment: dict[str, Any]) -> dict[str, Any]:
+    """Let workers that take no GPU see them all the same: Ray hides them from those."""
+    shown = {**environment["env_vars"], "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return {**environment, "env_vars": shown}
 
 
 @contextlib.contextmanager

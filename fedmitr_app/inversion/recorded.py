@@ -1,8 +1,8 @@
 """Steps that a GPU records once and replays: one launch in place of thousands.
 
-A step launches some 35 kernels for each block of each client, and Python is slower at that than
-a GPU is at a small model's products. Between two stops a step is the same work on the same
-memory, so that it can be a CUDA graph: one for each number of patches.
+A step launches some 35 kernels for each block of each client, or of all if they are stacked, and
+Python is slower at that than a GPU is at a small model's products. Between two stops a step is
+the same work on the same memory, so that it can be a CUDA graph: one for each number of patches.
 """
 
 import logging
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 DEVICES = ("cuda",)
 """What can record."""
+LEAST_TIMES = 6
+"""Fewer repetitions are not worth a recording, which costs about two (choice)."""
 
 
 def require_recordable(config: InversionConfig, device: torch.device) -> None:
@@ -37,17 +39,24 @@ def require_recordable(config: InversionConfig, device: torch.device) -> None:
 
 
 def recordable(config: InversionConfig, teacher: Teacher, device: torch.device) -> bool:
-    """Say whether steps are to be recorded; weights that visit the device lie elsewhere."""
-    return config.cuda_graphs and device.type in DEVICES and not teacher.visits
+    """Say whether steps are to be recorded and can be.
+
+    Not those of images that finish early, whose number changes too often; nor those of weights
+    that visit the device, which lie elsewhere each time.
+    """
+    possible = device.type in DEVICES and not (config.early_stop or config.teachers_per_step)
+    if config.cuda_graphs and possible and teacher.visits:
+        _log.info("inversion's steps are not recorded: the clients' weights visit %s.", device)
+    return config.cuda_graphs and possible and not teacher.visits
 
 
-class Recorded(Generic[T]):
-    """Does the same work on the same memory, again and again.
+class Recorder(Generic[T]):
+    """Does the same work again and again, recorded where that pays.
 
-    The first time as it is: that makes whatever is made once, and finds out how large a part of
-    the work memory takes. The second time it is recorded, and from then on replayed: none of its
-    Python runs again. If it can't be recorded, for want of memory or because something in it
-    can't be, it goes on as it is.
+    After each :meth:`restart` once as it is: that makes whatever is made once, and finds out how
+    large a part of the work memory takes. The second time it is recorded, and from then on
+    replayed: none of its Python runs again. If it can't be recorded, for want of memory or
+    because something in it can't be, it goes on as it is.
 
     Parameters
     ----------
@@ -56,34 +65,55 @@ class Recorded(Generic[T]):
         nothing. What it returns is overwritten by the next time.
     device : torch.device
         Where it works.
+    records : bool
+        False: the work is done as it is, always.
     """
 
-    def __init__(self, work: Callable[[], T], device: torch.device) -> None:
-        self._work, self._device = work, device
-        self._warm = self._failed = False
+    def __init__(self, work: Callable[[], T], device: torch.device, records: bool) -> None:
+        self._work, self._device, self._records = work, device, records
+        self.restart(0)
+
+    def restart(self, times: int) -> None:
+        """From here on the work is on other memory, ``times`` times."""
         self._recording: tuple[Callable[[], None], T] | None = None
+        self._warm, self._pays = False, times >= LEAST_TIMES
 
     def __call__(self) -> T:
         """Do the work once and return what it gives."""
-        if not self._warm or self._failed:
-            self._warm = True
-            return self._work()
+        if self._warm and self._recording is None and self._pays and self._records:
+            self._try()
+        self._warm = True
         if self._recording is None:
-            try:
-                self._recording = record(self._work, self._device)
-            except RuntimeError as error:  # torch's of every kind, no memory among them
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                _log.warning("inversion goes on without a recording (%s).", reason)
-                self._failed = True
-                return self._work()
+            return self._work()
         replay, found = self._recording
         replay()
         return found
+
+    def _try(self) -> None:
+        try:
+            self._recording = record(self._work, self._device)
+        except RuntimeError as error:  # torch's of every kind, no memory among them
+            # Whatever spoils a capture, its end complains of that alone.
+            cause = error.__context__ or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            self._pays = False
+            # With fewer patches there may be the memory.
+            self._records = isinstance(cause, torch.OutOfMemoryError)
+        if self._recording is None:
+            # Outside the except block, which would keep what was captured alive.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _log.warning("inversion goes on without a recording (%s).", reason)
 
 
 def record(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
     """Record ``work`` without doing it; return what does it, and what it then gives."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        found = work()
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                found = work()
+        finally:
+            torch.cuda.set_stream(stream)  # which an older torch forgets when a capture fails
     return graph.replay, found

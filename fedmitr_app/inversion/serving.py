@@ -11,8 +11,13 @@ from torch import Tensor
 from fedmitr_app.models import PatchViT, StackedViT, ViTOutput
 
 EVEN = 4
-"""What the number of images that a stacked model sees is a multiple of: so many of few tokens
-share a row (``models/packing.py``), and none would have to be filled up at every block."""
+"""What the number of images that a stacked model sees is a multiple of: that many of five tokens,
+which the reference's stops leave of 16 patches, share a row (``models/packing.py``), which else
+would have to be filled up at every block."""
+MOST_PADDING = 1.25
+"""Images that all stacked models see, as many as the busiest one, over those that count, up to
+which stacking pays (choice)."""
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -75,17 +80,23 @@ class Serving:
 
     def stacking_pays(self, patches: Tensor) -> bool:
         """Say whether :meth:`run_stacked` is the faster way, see :meth:`StackedViT.pays`."""
-        most = len(patches) if self.served is None else max(map(len, self.served))
+        most = len(patches)
+        if self.served is not None:
+            sizes = [len(own) for own in self.served]
+            most = max(sizes)
+            if len(sizes) * most > MOST_PADDING * sum(sizes):
+                return False
         tokens = most * (patches.shape[1] + 1)
-        return self._stackable and StackedViT.pays(self.models[0], tokens, patches.device)
+        return self.stackable and StackedViT.pays(self.models[0], tokens, patches.device)
 
     @cached_property
-    def _stackable(self) -> bool:
-        return StackedViT.small(self.models)
+    def stackable(self) -> bool:
+        """Whether stacking may pay for some number of patches."""
+        return StackedViT.small(self.models) and StackedViT.fits(self.models)
 
     @cached_property
     def _in_stack(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What stacked models are shown, all as many images: shorter lists repeat one.
+        """What stacked models are shown, all as many images: shorter lists show image 0 as well.
 
         Returns
         -------

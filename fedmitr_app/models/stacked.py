@@ -64,7 +64,12 @@ class StackedViT:
 
     @staticmethod
     def small(models: Sequence[PatchViT]) -> bool:
-        """Say whether these are several, with few enough weights to hold them twice."""
+        """Say whether these are several, with few enough weights to hold them twice.
+
+        Compiled ones are not: they have a faster way of their own.
+        """
+        if models[0].compiled:
+            return False
         weights = sum(value.nbytes for value in models[0].vit.state_dict().values())
         return len(models) > 1 and len(models) * weights <= WEIGHT_BYTES
 
@@ -72,8 +77,11 @@ class StackedViT:
     def pays(model: PatchViT, tokens: int, device: torch.device) -> bool:
         """Say whether small models like this one are faster stacked, at so many tokens each.
 
-        While one model's work is small, most of the time passes between its operations.
+        While one model's work is small, most of the time passes between its operations. In half
+        precision on a CPU never: see :meth:`PatchViT.products`.
         """
+        if model.precision != "float32" and device.type == "cpu":
+            return False
         hidden = tokens * model.vit.blocks[0].mlp.fc1.weight[:, 0].nbytes
         return hidden <= HIDDEN_BYTES.get(device.type, 0)
 
@@ -99,12 +107,13 @@ class StackedViT:
         all_tokens = patch_tokens or patch_logits
         with self.first.products(patches.device.type):
             tokens = self._embed(patches, position_idx)
+            packing = Packing.of(tokens.flatten(0, 1))
             for number, block in enumerate(vit.blocks[:-1]):
-                tokens = self._block(tokens, f"blocks.{number}", block)
+                tokens = self._block(tokens, f"blocks.{number}", block, packing)
             name, last = f"blocks.{len(vit.blocks) - 1}", vit.blocks[-1]
             if attention or not all_tokens:
                 class_token, cls_attn = self._class_block(tokens, name, last)
-            tokens = self._block(tokens, name, last) if all_tokens else class_token
+            tokens = self._block(tokens, name, last, packing) if all_tokens else class_token
         tokens = _normed(tokens, vit.norm)
         tokens = torch.addcmul(
             self.weights["norm.bias"].reshape(len(tokens), 1, 1, -1),
@@ -135,11 +144,10 @@ class StackedViT:
         prefix = weights["cls_token"] + first.unsqueeze(1)  # [K, 1, 1, D]
         return torch.cat([prefix.expand(-1, tokens.shape[1], -1, -1), tokens], dim=2)
 
-    def _block(self, tokens: Tensor, name: str, block: nn.Module) -> Tensor:
+    def _block(self, tokens: Tensor, name: str, block: nn.Module, packing: Packing) -> Tensor:
         """All of a block, on tokens ``[K, B, T, D]``."""
         attn = block.attn
         parts = self._linear(_normed(tokens, block.norm1), f"{name}.attn.qkv").flatten(0, 1)
-        packing = Packing.of(parts)
         heads = packing.pack(parts).unflatten(-1, (3, attn.num_heads, attn.head_dim))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value, packing.mask)

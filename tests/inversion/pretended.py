@@ -21,7 +21,8 @@ def tensors(tree) -> list[torch.Tensor]:
 class Tape(TorchDispatchMode):
     """Every operation, as a CUDA graph holds it: on the same memory, without its Python.
 
-    Recording does nothing, as on a GPU: what was written in place is put back.
+    Recording does nothing, as on a GPU: what was written in place is put back. Unlike a GPU it
+    keeps all memory that it refers to alive.
     """
 
     def __init__(self) -> None:
@@ -30,9 +31,10 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for argument, value in zip(function._schema.arguments, args):
+        for place, argument in enumerate(function._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
             for each in tensors(value):
                 if each.data_ptr() not in self.overwritten:
                     self.overwritten[each.data_ptr()] = (each, each.clone())

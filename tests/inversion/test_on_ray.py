@@ -126,7 +126,7 @@ def test_what_a_worker_raises_is_raised_here(cluster):
 
 def test_workers_that_never_begin_are_given_up(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "START_SECONDS", 1.0)
-    monkeypatch.setattr(on_ray, "_share", lambda *rest: (1, {"num_cpus": 64}))
+    monkeypatch.setattr(on_ray, "_share", lambda *rest: ([CPU], {"num_cpus": 64}))
     with pytest.raises(BackendError, match="No Ray worker could start within 1 s"):
         fill(tmp_path, backend="ray")
 
@@ -145,7 +145,30 @@ def test_workers_of_another_copy_of_the_package_are_refused():
 
 
 def test_there_are_no_more_workers_than_jobs_or_cores(cluster):
-    assert on_ray._share(CPU, 0, 9, True) == (2, {"num_cpus": 0})
-    assert on_ray._share(CPU, 0, 1, False) == (1, {"num_cpus": 1})
-    assert on_ray._share(CPU, 3, 9, False) == (3, {"num_cpus": 1})
-    assert on_ray._share(torch.device("cuda"), 4, 9, True)[0] == 4
+    assert on_ray._share(CPU, 0, 9, True) == ([CPU] * 2, {"num_cpus": 0})
+    assert on_ray._share(CPU, 0, 1, False) == ([CPU], {"num_cpus": 1})
+    assert on_ray._share(CPU, 3, 9, False) == ([CPU] * 3, {"num_cpus": 1})
+
+
+def test_each_worker_has_a_gpu_and_flowers_clients_share_theirs(cluster, monkeypatch):
+    gpu, first, second = (torch.device(name) for name in ("cuda", "cuda:0", "cuda:1"))
+    # Ray shows a worker the one that it took.
+    assert on_ray._share(gpu, 4, 9, False) == ([gpu] * 4, {"num_gpus": 1, "num_cpus": 0})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert on_ray._share(gpu, 0, 9, True) == ([first, second], {"num_gpus": 0, "num_cpus": 0})
+    assert on_ray._share(gpu, 3, 9, True)[0] == [first, second, first]
+    assert on_ray._share(gpu, 0, 1, True)[0] == [first]
+
+
+def test_a_worker_that_takes_no_gpu_sees_them_all(cluster):
+    @ray.remote(num_cpus=0, num_gpus=0)
+    class Looking:
+        def see(self):
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    machine = {"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}}
+    hidden, shown = (
+        Looking.options(runtime_env=environment).remote()
+        for environment in (machine, on_ray._seeing_gpus(machine))
+    )
+    assert ray.get([hidden.see.remote(), shown.see.remote()], timeout=60) == ["", "0,1"]

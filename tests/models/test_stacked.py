@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedmitr_app.config import parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import invert_batch
+from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.models import InputSpec, PatchViT, StackedViT, stacked
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
@@ -89,7 +90,7 @@ def test_models_of_different_architectures_do_not_stack(changes):
 
 @pytest.mark.parametrize("members", [None, [[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 1, 1]]])
 @pytest.mark.parametrize(
-    "changes", [{}, {"similarity": 0.3, "disagreement": 0.5}, {"early_stop": 0.3}]
+    "changes", [{}, {"similarity": 0.3, "disagreement": 0.5}, {"early_stop": 1.2}]
 )
 def test_an_inversion_makes_the_same_images(changes, members):
     members = None if members is None else torch.tensor(members).bool()
@@ -109,9 +110,11 @@ def test_an_inversion_makes_the_same_images(changes, members):
     torch.testing.assert_close(one.images, other.images, rtol=1e-6, atol=1e-6)
     assert torch.equal(one.keep_idx, other.keep_idx)
     assert one.curves["loss"] == pytest.approx(other.curves["loss"])
+    assert one.curves["moving"] == other.curves["moving"]
+    assert (one.curves["moving"][-1] < 1) == ("early_stop" in changes)
 
 
-def watched(monkeypatch, clients=3, most=2**20, **changes):
+def watched(monkeypatch, clients=3, most=2**20, members=None, teacher=None, **changes):
     """Invert and tell of how many patches stacked models were shown, step by step."""
     seen, plain = [], StackedViT.forward_patches
 
@@ -122,8 +125,9 @@ def watched(monkeypatch, clients=3, most=2**20, **changes):
     monkeypatch.setattr(StackedViT, "forward_patches", forward_patches)
     monkeypatch.setitem(stacked.HIDDEN_BYTES, "cpu", most)
     config = inversion_config(ensemble="auto", iterations=8, **changes)
-    teacher, rng = tiny_teacher(clients=clients), generator(0, "test")
-    invert_batch(teacher, random_images(4), random_targets(4), config, rng)
+    teacher, rng = teacher or tiny_teacher(clients=clients), generator(0, "test")
+    members = None if members is None else torch.tensor(members).bool()
+    invert_batch(teacher, random_images(4), random_targets(4), config, rng, members=members)
     return seen
 
 
@@ -137,8 +141,22 @@ def test_small_work_is_stacked_and_large_work_is_not(monkeypatch):
 def test_nothing_is_stacked_where_there_is_nothing_to_gain(monkeypatch):
     assert watched(monkeypatch, clients=1) == []
     assert watched(monkeypatch, gradient="frugal") == []
+    compiled, half = tiny_teacher(), tiny_teacher(dtype=torch.float64)
+    for model in compiled.models:
+        model.compiled = True
+    assert not Serving(compiled.models).stackable
+    for model in half.models:
+        model.precision = "bfloat16"
+    assert not Serving(half.models).stacking_pays(torch.zeros(4, 4, 16))
     monkeypatch.setattr(stacked, "WEIGHT_BYTES", 1000)
     assert watched(monkeypatch) == []
+
+
+def test_a_client_that_serves_nearly_all_is_not_waited_for_by_the_others(monkeypatch):
+    even = [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert len(watched(monkeypatch, members=even)) == 8
+    # Of twelve images shown only six would count.
+    assert watched(monkeypatch, members=[[1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]]) == []
 
 
 def test_models_that_do_not_stack_run_one_by_one():
