@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,8 +40,8 @@ class Flower:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
         }
+        self.env.pop("OMP_NUM_THREADS", None)  # a client's threads are to follow its CPUs
         command = [str(self.bin / "flower-superlink"), "--insecure", "--simulation"]
         command += ["--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--control-api-address", f"127.0.0.1:{control}"]
@@ -120,6 +121,9 @@ def test_a_run_from_the_command_line_to_a_model_that_loads(flower: Flower, tmp_p
     assert not any("training" in line for line in lines[:first])
     assert sum(f"run folder: {folder}" in line for line in lines) == 2
     assert any("student (global model)" in line for line in lines[-15:])
+    # One CPU each; lines that are alike Ray shows once.
+    threads = re.findall(r"client client-\d+: device cpu, (\d+) thread", run["log"])
+    assert set(threads) == {"1"}, run["log"]
     # In a process that knows nothing of this package, in the run folder, as the JSON says.
     load = json.loads((folder / "global_model.json").read_text())["load"]
     assert len(load) == 2
