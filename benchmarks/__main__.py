@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from benchmarks.common import Results, print_hardware
@@ -27,6 +28,7 @@ from benchmarks.inversion import (
 )
 from benchmarks.learning import distillation, training
 from benchmarks.memory import memory
+from benchmarks.on_ray import on_ray
 from benchmarks.whole_run import whole_run
 
 DEFAULT = Size("small", 28, 5, 512, 15, asked=2)
@@ -47,9 +49,13 @@ SIZES = {
         "schedules": [
             each._replace(clients=clients) for each in (TINY, BASE) for clients in (1, 5, 10)
         ],
-        "published": [TINY, BASE._replace(batch=32)],
+        "published": [
+            each._replace(clients=clients, batch=32)
+            for each in (TINY, BASE)
+            for clients in (1, 5, 10)
+        ],
         "growth": [TINY._replace(clients=2, batch=64, image=112)],
-        "options": [TINY],
+        "options": [TINY, BASE],
         "distillation": [TINY._replace(batch=64)],
         "training": [TINY._replace(batch=64)],
     },
@@ -62,7 +68,7 @@ EACH: dict[str, Callable[[Results, Size, torch.device], None]] = {
     "distillation": distillation,
     "training": training,
 }
-PARTS = (*EACH, "profile", "memory", "run")
+PARTS = (*EACH, "profile", "memory", "ray", "run")
 
 
 def profile(folder: Path, size: Size, device: torch.device) -> None:
@@ -93,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if asked.size == "gpu" and not torch.cuda.is_available():
         parser.error("--size gpu needs a CUDA device, and none is visible: use --size cpu")
+    # Before this run's own table may take its place.
+    earlier = pd.read_csv(asked.against) if asked.against else None
     device = torch.device("cuda" if asked.size == "gpu" else "cpu")
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -105,12 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             profile(asked.out, sizes["options"][0], device)
         elif part == "memory":
             memory(results)
+        elif part == "ray":
+            on_ray(results)
         elif part == "run":
             whole_run(results)
         results.table().to_csv(asked.out / "results.csv", index=False)
         growth_figure(results.table(), asked.out / "growth.png")
-    if asked.against:
-        results.compare(asked.against)
+    if earlier is not None:
+        results.compare(earlier, asked.against)
     print(f"figures and table: {asked.out}")
 
 

@@ -1,6 +1,8 @@
 """What the benchmarks share: hardware, clocks, and one tidy table of all that was measured."""
 
+import ctypes
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -61,10 +63,10 @@ class Results:
         """All figures so far."""
         return pd.DataFrame(self.lines, columns=None if self.lines else [*KEYS, "value"])
 
-    def compare(self, path: Path) -> None:
-        """Print every figure over the one of an earlier run's CSV."""
-        earlier = pd.read_csv(path).set_index(list(KEYS))["value"]
-        print(f"\nover {path}:")
+    def compare(self, read: pd.DataFrame, path: Path) -> None:
+        """Print every figure over the one of an earlier run's CSV, read before this one's."""
+        earlier = read.set_index(list(KEYS))["value"]
+        print(f"\nover {path} ({read.get('hardware', pd.Series(['unknown'])).iloc[0]}):")
         for key, value in self.table().set_index(list(KEYS))["value"].items():
             if key in earlier.index:
                 print(f"{': '.join(key)}: {value:.4g} / {earlier[key]:.4g}")
@@ -96,6 +98,29 @@ def in_turn(
             synchronise(device)
             found[name].append(time.perf_counter() - started)
     return found
+
+
+def status_of(what: str) -> float:
+    """Return a line of this process's status, in MiB (Linux alone)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{what}:\s+(\d+)", status)[1]) / 1024
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> float:
+    """Return the most that ``work`` holds at once beside what was held before, in MiB.
+
+    On a CPU what the system gives this process (Linux alone), on a GPU what torch hands out.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again, unseen
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = status_of("VmRSS")
+    work()
+    return status_of("VmHWM") - before
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:

@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=0, help="clients an image asks; 0: all")
     parser.add_argument("--images", type=int, default=10_000, help="inversion.images")
     parser.add_argument("--iterations", type=int, default=100, help="inversion.iterations")
-    parser.add_argument("--steps", type=int, default=2000, help="distillation.steps")
+    steps = DistillationConfig().steps
+    parser.add_argument("--steps", type=int, default=steps, help="distillation.steps")
     parser.add_argument("--batch", type=int, default=64, help="images of a shard")
     parser.add_argument("--tflops", type=float, required=True, help="a device's measured peak")
     parser.add_argument("--share", type=float, required=True, help="of it that is reached, 0 to 1")

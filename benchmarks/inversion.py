@@ -1,5 +1,6 @@
 """What an inversion costs: schedules against each other, the published loop, and each size."""
 
+import statistics
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from benchmarks.common import (
     Results,
     in_turn,
     median_ratio,
+    peak_memory,
     random_teacher,
     seconds,
 )
@@ -103,7 +105,11 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
         "sparse": settings(size),
         "sparse, default stops": settings(size, stops=InversionConfig().stops),
     }
+    if device.type == "cuda":
+        for name, config in list(configs.items()):
+            configs[f"{name}, recorded"] = replace(config, cuda_graphs=True)
     works = {name: Inverter(size, config, teacher) for name, config in configs.items()}
+    held = {name: peak_memory(work, device) for name, work in works.items()}
     taken = in_turn(works, device, repeats)
     passes = (size.asked or size.clients) * size.batch * size.iterations
     flops = step_flops(model, model.num_patches) * passes
@@ -117,9 +123,11 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
             "time": (typical, "s"),
             "images": (size.batch / typical, "/s"),
             "of the peak": (flops * share / typical / most, ""),
+            "peak memory": (held[name], "MiB"),
         }
-        if name != "dense":
-            measured = median_ratio(taken["dense"], taken[name])
+        if not name.startswith("dense"):
+            dense = "dense, recorded" if name.endswith("recorded") else "dense"
+            measured = median_ratio(taken[dense], taken[name])
             figures |= {
                 "FLOPs: dense over it": (1 / share, ""),
                 "time: dense over it": (measured, ""),
@@ -139,7 +147,7 @@ def against_published(
     starts = starting_images("white", size.batch, model.spec, rng).to(device)
     targets = torch.arange(size.batch, device=device) % CLASSES
     for name in ("dense", "sparse"):
-        config = settings(size, schedule=name)
+        config = settings(size, schedule=name, cuda_graphs=device.type == "cuda")
         counts = Schedule.build(config).counts(model.num_patches, size.iterations)
         taken = in_turn(
             {
@@ -159,38 +167,44 @@ GROWS = ("clients", "batch", "image", "iterations")
 
 
 def growth(results: Results, base: Size, device: torch.device, doublings: int = 2) -> None:
-    """Double one size after the other."""
+    """Double one size after the other: time, and memory at its peak."""
     for name in GROWS:
-        last = None
-        for doubling in range(doublings + 1):
-            size = base._replace(**{name: getattr(base, name) * 2**doubling})
-            teacher = size.teacher(device)
-            taken = seconds(Inverter(size, settings(size), teacher), device)
-            results.add(f"growth of {name}", str(size), "time", taken, "s", **size.of)
-            if last is not None:
-                over = taken / last
-                results.add(f"growth of {name}", str(size), "over half", over, "", **size.of)
-            last = taken
+        sizes = [
+            base._replace(**{name: getattr(base, name) * 2**doubling})
+            for doubling in range(doublings + 1)
+        ]
+        works = {size: Inverter(size, settings(size), size.teacher(device)) for size in sizes}
+        held = {size: peak_memory(work, device) for size, work in works.items()}
+        taken = in_turn(works, device, repeats=7)
+        for half, size in zip([None, *sizes], sizes):
+            time = statistics.median(taken[size])
+            figures = {"time": (time, "s"), "peak memory": (held[size], "MiB")}
+            if half:
+                figures["over half"] = (median_ratio(taken[size], taken[half]), "")
+                figures["peak memory over half"] = (held[size] / held[half], "")
+            for measure, (value, unit) in figures.items():
+                results.add(f"growth of {name}", str(size), measure, value, unit, **size.of)
 
 
 def savings(results: Results, size: Size, device: torch.device) -> None:
-    """Options that buy time: who is asked, in which way, over the plain sparse loop.
+    """Options that buy time: who is asked, in which way, over a plain loop over models.
 
     What an early stop saves, models with random weights can't show:
     ``experiments/ablation-compute.toml``.
     """
     teacher = size.teacher(device)
     some = max(1, size.clients // 2)
+    plain = settings(size, ensemble="loop")
     options = {
-        "plain": settings(size),
-        f"{some} clients an image": settings(size, teachers_per_image=some),
-        f"{some} clients a step": settings(size, loss="per-teacher", teachers_per_step=some),
-        "frugal gradient": settings(size, gradient="frugal"),
-        "a loop over models": settings(size, ensemble="loop"),
-        "models stacked": settings(size, ensemble="stacked"),
+        "plain": plain,
+        "models stacked": replace(plain, ensemble="stacked"),
+        "loop or stack, as is faster": replace(plain, ensemble="auto"),
+        f"{some} clients an image": replace(plain, teachers_per_image=some),
+        f"{some} clients a step": replace(plain, loss="per-teacher", teachers_per_step=some),
+        "frugal gradient": replace(plain, gradient="frugal"),
     }
     if device.type == "cuda":
-        options["steps recorded"] = settings(size, cuda_graphs=True)
+        options["steps recorded"] = replace(plain, cuda_graphs=True)
     works = {name: Inverter(size, config, teacher) for name, config in options.items()}
     try:
         require_compiler(device)
