@@ -91,13 +91,14 @@ class Objective:
             if asked is not None:
                 return self._estimate(patches, position_idx, asked)
             weights = self.teacher.image_weights(self.targets, self.members)
-            return self._one_by_one(patches, position_idx, attention, weights)
+            return self._one_by_one(patches, position_idx, attention, weights, self._serving)
         if self.config.gradient == "frugal" or self.teacher.visits:
             return self._frugal(patches, position_idx, attention)
         outputs = self._outputs(patches, position_idx, attention)
         logits = torch.stack([output.logits for output in outputs])
         loss, combined = self._combined(logits)
-        loss = loss + sum(self._prior(k, output) for k, output in enumerate(outputs))
+        priors = (self._prior(k, output, self.members) for k, output in enumerate(outputs))
+        loss = loss + sum(priors)
         (grad,) = torch.autograd.grad(loss.sum(), patches)
         return Gradient(loss.detach(), grad, combined.detach(), self._attention(outputs))
 
@@ -116,7 +117,7 @@ class Objective:
         loss, grad = loss.detach(), torch.zeros_like(patches)
         for k in models:
             output = self._run(k, patches, position_idx, False)
-            prior = self._prior(k, output)
+            prior = self._prior(k, output, self.members)
             pulled = (output.logits * upstream[k]).sum() + prior.sum()
             grad += torch.autograd.grad(pulled, patches)[0]
             loss = loss + prior.detach()
@@ -125,28 +126,34 @@ class Objective:
     def _estimate(self, patches: Tensor, position_idx: Tensor, asked: Tensor) -> Gradient:
         """Everybody's loss from those asked: each one's is taken that much more often."""
         device = patches.device
-        some = replace(self, members=asked.to(device, non_blocking=True))
         # Looked up on the CPU, where they were drawn: a GPU would be waited for.
         rows = (who.nonzero().flatten() for who in asked)
         rows = tuple(each.to(device, non_blocking=True) for each in rows)
-        some.__dict__["_serving"] = replace(some._serving, rows=rows)
+        members = asked.to(device, non_blocking=True)
+        some = replace(self._serving, members=members, rows=rows)
         often = len(asked) / int(asked[:, 0].sum())  # on the CPU, too
-        weights = often * some.members * self.teacher.image_weights(self.targets)
-        return some._one_by_one(patches, position_idx, False, weights)
+        weights = often * members * self.teacher.image_weights(self.targets)
+        return self._one_by_one(patches, position_idx, False, weights, some)
 
     def _one_by_one(
-        self, patches: Tensor, position_idx: Tensor, attention: bool, weights: Tensor
+        self,
+        patches: Tensor,
+        position_idx: Tensor,
+        attention: bool,
+        weights: Tensor,
+        serving: Serving,
     ) -> Gradient:
         """The clients' own losses, by ``weights`` ``[K, B]``: no graph outlives its model."""
         total, grad, outputs = torch.zeros_like(weights[0]), torch.zeros_like(patches), []
         for k in range(len(self.teacher.models)):
-            output = self._run(k, patches, position_idx, attention)
-            loss = weights[k] * cross_entropy(output.logits, self.targets) + self._prior(k, output)
+            output = serving.run(k, patches, position_idx, attention)
+            loss = weights[k] * cross_entropy(output.logits, self.targets)
+            loss = loss + self._prior(k, output, serving.members)
             grad += torch.autograd.grad(loss.sum(), patches)[0]
             total += loss.detach()
             outputs.append(ViTOutput(*(None if p is None else p.detach() for p in output)))
         logits = torch.stack([output.logits for output in outputs])
-        combined = self.teacher.combine_logits(logits, self.members)
+        combined = self.teacher.combine_logits(logits, serving.members)
         return Gradient(total, grad, combined, self._attention(outputs))
 
     @cached_property
@@ -205,15 +212,15 @@ class Objective:
             loss = loss - self.config.disagreement * jensen_shannon(logits[clients], combined)
         return loss, combined
 
-    def _prior(self, k: int, output: ViTOutput) -> Tensor:
+    def _prior(self, k: int, output: ViTOutput, members: Tensor | None) -> Tensor:
         """Client ``k``'s share of the patch-similarity prior, ``[B]``."""
         clients = len(self.teacher.models)
         if not self._with_tokens or k >= clients:
             return output.logits.new_zeros(len(output.logits))
         entropy = patch_similarity_entropy(output.patch_tokens)
-        if self.members is None:
+        if members is None:
             return self.config.similarity / clients * entropy
-        served = self.members[k] / self.members.sum(0).clamp_min(1)
+        served = members[k] / members.sum(0).clamp_min(1)
         return self.config.similarity * served * entropy
 
     def _attention(self, outputs: Sequence[ViTOutput]) -> Tensor | None:

@@ -12,6 +12,7 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
 from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Objective, draw_asked
+from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.teacher import combine_logits
 from tests.inversion.tiny import (
     inversion_config,
@@ -246,7 +247,7 @@ def test_a_term_that_per_teacher_losses_cannot_have_is_refused():
 
 def short_of_memory(monkeypatch, most):
     """Let models run out of memory with more than so many images."""
-    run, sizes = Objective._run, []
+    run, sizes = Serving.run, []
 
     def limited(self, k, patches, position_idx, attention):
         if len(patches) > most:
@@ -254,7 +255,7 @@ def short_of_memory(monkeypatch, most):
         sizes.append(len(patches))
         return run(self, k, patches, position_idx, attention)
 
-    monkeypatch.setattr(Objective, "_run", limited)
+    monkeypatch.setattr(Serving, "run", limited)
     return sizes
 
 
@@ -282,7 +283,7 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same(
 
 def test_where_patches_have_stopped_larger_parts_are_tried_again(monkeypatch):
     built = objective("mean-logits", {"members": None, "disagreement": 0.0, "similarity": 0.0})
-    run, shown = Objective._run, []
+    run, shown = Serving.run, []
 
     def limited(self, k, patches, position_idx, attention):
         if patches.shape[:2].numel() > 12:
@@ -292,7 +293,7 @@ def test_where_patches_have_stopped_larger_parts_are_tried_again(monkeypatch):
 
     parts, (patches, positions) = Microbatches(built), inputs()
     whole = [built.gradient(patches[:, :n], positions[:, :n]).grad for n in (6, 3)]
-    monkeypatch.setattr(Objective, "_run", limited)
+    monkeypatch.setattr(Serving, "run", limited)
     for n, expected in zip((6, 3), whole, strict=True):
         for _ in range(2):
             found = parts.gradient(patches[:, :n], positions[:, :n]).grad
