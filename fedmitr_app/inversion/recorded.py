@@ -93,17 +93,24 @@ class Recorder(Generic[T]):
         try:
             self._recording = record(self._work, self._device)
         except RuntimeError as error:  # torch's of every kind, no memory among them
-            # Whatever spoils a capture, its end complains of that alone.
-            cause = error.__context__ or error
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            self._pays = False
+            reason, lacked_memory = _why(error)
             # With fewer patches there may be the memory.
-            self._records = isinstance(cause, torch.OutOfMemoryError)
+            self._pays, self._records = False, lacked_memory
         if self._recording is None:
             # Outside the except block, which would keep what was captured alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning("inversion goes on without a recording (%s).", reason)
+
+
+def _why(error: RuntimeError) -> tuple[str, bool]:
+    """Return a reason in a line, and whether it is memory.
+
+    The end of a capture complains of its having failed alone; what failed stands before it.
+    """
+    cause = error.__context__ or error
+    line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    return line, isinstance(cause, torch.OutOfMemoryError)
 
 
 def record(work: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
