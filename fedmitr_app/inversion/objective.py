@@ -176,7 +176,7 @@ class Objective:
         """Whether models may run stacked: where that is asked for, or faster at some stage."""
         if self.config.loss == "per-teacher" or self.config.gradient == "frugal":
             return False
-        by_choice = self.config.ensemble == "auto" and self._serving.stackable
+        by_choice = self.config.ensemble == "auto" and self.teacher.stackable
         return by_choice or self.config.ensemble == "stacked"
 
     def _outputs(
@@ -192,8 +192,8 @@ class Objective:
         return outputs + [self._run(k, patches, position_idx, attention) for k in rest]
 
     def _stacks(self, patches: Tensor) -> bool:
-        faster = self.config.ensemble == "stacked" or self._serving.stacking_pays(patches)
-        return self.may_stack and faster
+        always = self.config.ensemble == "stacked"
+        return self.may_stack and (always or self._serving.stacking_pays(patches))
 
     def _run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k``; the last one may be the student, who sees every image."""

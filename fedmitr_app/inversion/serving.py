@@ -79,7 +79,7 @@ class Serving:
         return [ViTOutput(*output) for output in zip(*parts, strict=True)]
 
     def stacking_pays(self, patches: Tensor) -> bool:
-        """Say whether :meth:`run_stacked` is the faster way, see :meth:`StackedViT.pays`."""
+        """Say whether stackable models are faster stacked, see :meth:`StackedViT.pays`."""
         most = len(patches)
         if self.served is not None:
             sizes = [len(own) for own in self.served]
@@ -87,12 +87,7 @@ class Serving:
             if len(sizes) * most > MOST_PADDING * sum(sizes):
                 return False
         tokens = most * (patches.shape[1] + 1)
-        return self.stackable and StackedViT.pays(self.models[0], tokens, patches.device)
-
-    @cached_property
-    def stackable(self) -> bool:
-        """Whether stacking may pay for some number of patches."""
-        return StackedViT.small(self.models) and StackedViT.fits(self.models)
+        return StackedViT.pays(self.models[0], tokens, patches.device)
 
     @cached_property
     def _in_stack(self) -> tuple[Tensor, Tensor, Tensor]:

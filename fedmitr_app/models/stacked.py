@@ -93,27 +93,26 @@ class StackedViT:
     def forward_patches(
         self,
         patches: Tensor,
-        position_idx: Tensor | None = None,
+        position_idx: Tensor,
         *,
         patch_tokens: bool = False,
-        patch_logits: bool = False,
         attention: bool = False,
     ) -> ViTOutput:
         """Run model k on patches ``[k, B, n, C*p*p]`` that stand at ``position_idx`` ``[k, B, n]``.
 
-        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K.
+        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K; without
+        ``patch_logits``.
         """
         vit = self.first.vit
-        all_tokens = patch_tokens or patch_logits
         with self.first.products(patches.device.type):
             tokens = self._embed(patches, position_idx)
             packing = Packing.of(tokens.flatten(0, 1))
             for number, block in enumerate(vit.blocks[:-1]):
                 tokens = self._block(tokens, f"blocks.{number}", block, packing)
             name, last = f"blocks.{len(vit.blocks) - 1}", vit.blocks[-1]
-            if attention or not all_tokens:
+            if attention or not patch_tokens:
                 class_token, cls_attn = self._class_block(tokens, name, last)
-            tokens = self._block(tokens, name, last, packing) if all_tokens else class_token
+            tokens = self._block(tokens, name, last, packing) if patch_tokens else class_token
         tokens = _normed(tokens, vit.norm)
         tokens = torch.addcmul(
             self.weights["norm.bias"].reshape(len(tokens), 1, 1, -1),
@@ -121,26 +120,22 @@ class StackedViT:
             tokens,
         )
         features = tokens[:, :, 0]
-        patches_seen = tokens[:, :, 1:] if all_tokens else None
         return ViTOutput(
             logits=self._linear(features, "head"),
             features=features,
-            patch_tokens=patches_seen,
-            patch_logits=self._linear(patches_seen, "head") if patch_logits else None,
+            patch_tokens=tokens[:, :, 1:] if patch_tokens else None,
+            patch_logits=None,
             cls_attn=cls_attn[:, :, 1:] if attention else None,
         )
 
-    def _embed(self, patches: Tensor, position_idx: Tensor | None) -> Tensor:
+    def _embed(self, patches: Tensor, position_idx: Tensor) -> Tensor:
         """Embed, add positions by index, prepend the class tokens: ``[K, B, 1+n, D]``."""
         weights = self.weights
         proj = weights["patch_embed.proj.weight"].flatten(2)
         tokens = _product(patches, proj, weights["patch_embed.proj.bias"])
         first, positions = weights["pos_embed"][:, 0].split([1, self.first.num_patches], dim=1)
-        if position_idx is None:
-            tokens = tokens + positions.unsqueeze(1)
-        else:
-            model = torch.arange(len(positions), device=patches.device).reshape(-1, 1, 1)
-            tokens = tokens + positions[model, position_idx]
+        model = torch.arange(len(positions), device=patches.device).reshape(-1, 1, 1)
+        tokens = tokens + positions[model, position_idx]
         prefix = weights["cls_token"] + first.unsqueeze(1)  # [K, 1, 1, D]
         return torch.cat([prefix.expand(-1, tokens.shape[1], -1, -1), tokens], dim=2)
 

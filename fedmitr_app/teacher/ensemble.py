@@ -129,6 +129,11 @@ class Teacher:
         """The models as one, on a copy of their weights; None if they can't be stacked."""
         return StackedViT(self.models) if StackedViT.fits(self.models) else None
 
+    @cached_property
+    def stackable(self) -> bool:
+        """Whether stacking its models may pay, for some number of patches."""
+        return StackedViT.small(self.models) and StackedViT.fits(self.models)
+
     def to(self, device: torch.device) -> "Teacher":
         """Return a copy on a device; models that only visit one stay where they are."""
         moved = {
