@@ -100,6 +100,34 @@ class FakeGrid(Grid):
         raise NotImplementedError
 
 
+class Clock:
+    """Stands for the module ``time``: it goes on only while somebody sleeps.
+
+    So no test of a wait depends on how busy the machine is.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0.01)  # a pause of nothing takes time too
+
+
+class LateGrid(FakeGrid):
+    """Node 13 answers a second after the round began, by its clock."""
+
+    def __init__(self, clock: Clock, answer: Answer) -> None:
+        super().__init__([11, 12, 13], answer)
+        self.clock = clock
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        asked = [self.pushed[key].metadata.dst_node_id for key in message_ids]
+        return [] if asked == [13] and self.clock.now < 1.0 else super().pull_messages(message_ids)
+
+
 def theta0() -> dict[str, np.ndarray]:
     """A tiny state dict with a float matrix, a float scalar and an integer buffer."""
     return {

@@ -16,7 +16,15 @@ from flwr.serverapp.exception import AggregationError
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotStrategy, split_ensemble
-from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
+from tests.strategies.fake_grid import (
+    FakeGrid,
+    LateGrid,
+    failure,
+    good_content,
+    record,
+    reply,
+    theta0,
+)
 
 QUICK = {"settle_seconds": 0.0, "poll_seconds": 0.0, "wait_for_nodes": 0.05}
 
@@ -425,18 +433,10 @@ def test_min_clients_is_checked(value):
         OneShotFedAvg(min_clients=value)
 
 
-def test_a_reply_that_comes_too_late_is_missing_and_the_others_count():
-    began = time.monotonic()
-
-    class Late(FakeGrid):
-        def pull_messages(self, message_ids):
-            waits = [self.pushed[key].metadata.dst_node_id for key in message_ids]
-            if waits == [13] and time.monotonic() - began < 1.0:
-                return []
-            return super().pull_messages(message_ids)
-
+def test_a_reply_that_comes_too_late_is_missing_and_the_others_count(clock):
     strategy = OneShotFedAvg(**QUICK)
-    strategy.start(Late([11, 12, 13], keyed), record(theta0()), timeout=0.3)
+    strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=0.3)
     assert [upload.client for upload in strategy.outcome.accepted] == ["client-a", "client-b"]
     assert [missing.client for missing in strategy.outcome.missing] == ["node-13"]
     assert "no reply within 0.3 s" in strategy.outcome.missing[0].reason
+    assert clock.now == pytest.approx(0.3, abs=0.02)

@@ -1,7 +1,5 @@
 """Slow nodes: waited for, or left out once there are enough others."""
 
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +9,7 @@ from fedmitr_app.config import default_run_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions import load_shard
 from fedmitr_app.strategies import OneShotFedAvg
-from tests.strategies.fake_grid import FakeGrid, context, record, theta0
+from tests.strategies.fake_grid import LateGrid, context, record, theta0
 from tests.strategies.test_one_shot import QUICK, keyed
 
 
@@ -21,32 +19,22 @@ def draw_class(folder, count):
         Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / f"{number}.png")
 
 
-class Slow(FakeGrid):
-    """Node 13 answers a second after the round began."""
-
-    def pull_messages(self, message_ids):
-        self.began = getattr(self, "began", time.monotonic())
-        asked = [self.pushed[key].metadata.dst_node_id for key in message_ids]
-        if asked == [13] and time.monotonic() - self.began < 1.0:
-            return []
-        return super().pull_messages(message_ids)
-
-
-@pytest.mark.parametrize(("patience", "accepted"), [(0.0, 3), (0.2, 2), (5.0, 3)])
-def test_the_rest_is_waited_for_as_long_as_patience_says(patience, accepted):
+@pytest.mark.parametrize(
+    ("patience", "accepted", "until"), [(0.0, 3, 1.0), (0.2, 2, 0.2), (5.0, 3, 1.0)]
+)
+def test_the_rest_is_waited_for_as_long_as_patience_says(clock, patience, accepted, until):
     strategy = OneShotFedAvg(min_clients=2, patience=patience, **QUICK)
-    began = time.monotonic()
-    strategy.start(Slow([11, 12, 13], keyed), record(theta0()), timeout=20.0)
+    strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=20.0)
     assert len(strategy.outcome.accepted) == accepted
+    assert clock.now == pytest.approx(until, abs=0.02)
     if accepted == 2:
-        assert time.monotonic() - began < 1.0
         (missing,) = strategy.outcome.missing
         assert missing.reason == "no reply 0.2 s after 2 upload(s) (server.patience)."
 
 
-def test_patience_begins_when_there_are_enough():
+def test_patience_begins_when_there_are_enough(clock):
     strategy = OneShotFedAvg(min_clients=3, patience=0.1, **QUICK)
-    strategy.start(Slow([11, 12, 13], keyed), record(theta0()), timeout=20.0)
+    strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=20.0)
     assert len(strategy.outcome.accepted) == 3
 
 
