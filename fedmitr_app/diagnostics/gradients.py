@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
 from fedmitr_app.inversion.geometry import draw_views, own_pixels
-from fedmitr_app.inversion.invert import pixel_gradient
+from fedmitr_app.inversion.moving import pixel_gradient
 from fedmitr_app.inversion.make_shard import Assignment, assign
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.randomness import generator

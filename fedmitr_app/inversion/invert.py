@@ -11,20 +11,11 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
-from fedmitr_app.inversion.geometry import (
-    Views,
-    draw_views,
-    own_pixels,
-    read_patches,
-    viewed_pixels,
-    write_patches,
-)
-from fedmitr_app.inversion.losses import total_variation
+from fedmitr_app.inversion.geometry import draw_views
 from fedmitr_app.inversion.microbatches import Microbatches
-from fedmitr_app.inversion.objective import Gradient, Objective, draw_asked
-from fedmitr_app.inversion.patch_adam import PatchAdam
+from fedmitr_app.inversion.moving import Moving
+from fedmitr_app.inversion.objective import Objective, draw_asked
 from fedmitr_app.inversion.reached import Reached
-from fedmitr_app.inversion.recorded import Recorder, recordable
 from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
@@ -84,8 +75,9 @@ def invert_batch(
     on_step : callable, optional
         Gets each iteration's point of every curve, tensors still on the device.
     on_gradient : callable, optional
-        Gets each iteration's gradient, see :func:`pixel_gradient`, of the images that still
-        move; not to be changed, nor kept: the next one may take its place.
+        Gets each iteration's gradient, see
+        :func:`~fedmitr_app.inversion.moving.pixel_gradient`, of the images that still move; not
+        to be changed, nor kept: the next one may take its place.
 
     Returns
     -------
@@ -94,133 +86,48 @@ def invert_batch(
         had when they were stopped. Without any iteration (as in the control) no patch was
         made to show its target, so that none may be taught it: none survives.
     """
-    whole = Objective(teacher, targets, config, members, student)
-    if whole.may_stack:
+    objective = Objective(teacher, targets, config, members, student)
+    if objective.may_stack:
         teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
-    whole = objective = Microbatches(whole)
     schedule = Schedule.build(config)
-    model = teacher.models[0]
-    size, patch = model.spec.size, model.patch_size
-    batch, device = len(starts), starts.device
-    images, moving = starts.clone(), starts.clone()
-    here = torch.arange(batch)  # the images that still move; on the CPU, for what is drawn there
-    rows = here.to(device)
-    alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
-    own = own_pixels(alive, size, patch)
-    optimiser = PatchAdam(read_patches(images, own), config)
+    steps = schedule.until_stop(0, config.iterations)
+    moving = Moving(Microbatches(objective), starts, config, steps)
     reached = Reached(targets, config, max(schedule.stops, default=0))
-    low, high = (_per_patch(bound, patch) for bound in model.spec.pixel_range(images))
-    density = torch.zeros(alive.shape, device=device)
-    loss, confidence, highest = (starts.new_zeros(batch) for _ in range(3))
     curves: dict[str, list[Tensor | float]] = {name: [] for name in CURVES}
-    views = Views.plain(batch, device)
 
-    def step(attention: bool = False, asked: Tensor | None = None) -> "PixelGradient":
-        """Move what still moves, in place, and keep what the teacher said of it."""
-        found = pixel_gradient(
-            objective, moving, alive[rows], own, views.of(rows), attention, asked
-        )
-        pixels = optimiser.step(found.grad)
-        write_patches(moving, pixels.clamp_(low, high), own)
-        loss[rows] = found.step.loss + config.tv * found.smooth
-        confidence[rows] = (targets[rows] * found.step.logits.softmax(-1)).sum(-1)
-        torch.maximum(highest, confidence, out=highest)
-        return found
-
-    # What ``step`` reads is bound anew at a stop and where images finish: then it starts anew.
-    plain_step = Recorder(step, device, recordable(config, teacher, device))
-    plain_step.restart(schedule.until_stop(0, config.iterations))
-
+    batch, size = len(starts), starts.shape[-1]
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
             keep = schedule.keep(schedule.stops[iteration], density, generator)
-            alive = alive.gather(1, keep)
-            own = own_pixels(alive, size, patch)
-            optimiser.keep(keep)
-            plain_step.restart(schedule.until_stop(iteration, config.iterations))
-        views.set(draw_views(batch, size, config.roll, config.flip, generator))
-        ask_density = schedule.needs_density and iteration + 1 in schedule.stops
+            moving.stop(keep, schedule.until_stop(iteration, config.iterations))
+        moving.views.set(draw_views(batch, size, config.roll, config.flip, generator))
+        stop_follows = iteration + 1 in schedule.stops
+        attends = schedule.needs_density and stop_follows
         # Whose attention is asked for says more than one step's gradient: everybody's is.
-        asked = None if ask_density else draw_asked(teacher, config, batch, generator)
+        asked = None if attends else draw_asked(teacher, config, batch, generator)
 
-        if len(rows):
-            if ask_density:
-                found = None
-                plain_step.restart(0)  # a recording's memory is free for this larger step
-                found = step(attention=True)
+        if len(moving):
+            found = moving.attended_step() if attends else moving.step(asked)
+            if attends:
                 density = teacher.density(found.step.cls_attn, targets, members)
-            else:
-                found = plain_step() if asked is None else step(asked=asked[:, here])
-                if iteration + 1 in schedule.stops:
-                    density = torch.zeros(alive.shape, device=device)
+            elif stop_follows:
+                density = torch.zeros(moving.alive.shape, device=starts.device)
             if on_gradient:
                 on_gradient(found.grad)
         point = {
-            "loss": loss.mean(),
-            "confidence": confidence.mean(),
-            "alive": float(alive.shape[1]),
-            "moving": len(rows) / batch,
+            "loss": moving.loss.mean(),
+            "confidence": moving.confidence.mean(),
+            "alive": float(moving.alive.shape[1]),
+            "moving": len(moving) / batch,
         }
         for name, value in point.items():
             curves[name].append(value)
         if on_step:
             on_step(point)
-        if len(rows) and reached.finishes(iteration, rows, found.step.logits):
-            stay = reached.others(rows)
-            images[rows] = moving
-            here, rows, own = here[stay.cpu()], rows[stay], own[stay]
-            moving, objective = images[rows], whole.of(rows)
-            optimiser.keep_images(stay)
+        if len(moving) and reached.finishes(iteration, moving.rows, found.step.logits):
+            moving.rest(reached.others(moving.rows))
 
-    images[rows] = moving
     told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}
     if not config.iterations:
-        return Inverted(images, targets, alive[:, :0], told)
-    return Inverted(images, targets, alive, told, highest)
-
-
-class PixelGradient(NamedTuple):
-    """One view's objective, brought back to the image's own frame."""
-
-    step: Gradient
-    grad: Tensor
-    """With respect to the alive patches' pixels, total variation included, ``[B, n, C*p*p]``."""
-    smooth: Tensor
-    """Total variation of each image, unweighted, ``[B]``."""
-
-
-def pixel_gradient(
-    objective: Objective | Microbatches,
-    images: Tensor,
-    alive: Tensor,
-    own: Tensor,
-    views: Views,
-    attention: bool = False,
-    asked: Tensor | None = None,
-) -> PixelGradient:
-    """Differentiate the objective at one view of ``images`` ``[B, C, H, W]``.
-
-    Parameters
-    ----------
-    alive, own : Tensor
-        The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
-    attention : bool
-        Whether ``step.cls_attn`` is wanted.
-    asked : Tensor, optional
-        See :meth:`Objective.gradient`.
-    """
-    model = objective.teacher.models[0]
-    viewed, positions = viewed_pixels(alive, views, model.spec.size, model.patch_size)
-    step = objective.gradient(read_patches(images, viewed), positions, attention, asked)
-    # Back to the image's own frame; frozen neighbours get some too.
-    grad = torch.zeros_like(images)
-    write_patches(grad, step.grad, viewed)
-    smooth, slope = total_variation(images)
-    grad.add_(slope, alpha=objective.config.tv)
-    # Only alive patches move: a stopped patch's gradient is dropped here.
-    return PixelGradient(step, read_patches(grad, own), smooth)
-
-
-def _per_patch(bound: Tensor, patch_size: int) -> Tensor:
-    """Spread a per-channel bound ``[1, C, 1, 1]`` over a patch's pixels: ``[1, 1, C*p*p]``."""
-    return bound.reshape(-1, 1).expand(-1, patch_size**2).reshape(1, 1, -1)
+        return Inverted(moving.images(), targets, moving.alive[:, :0], told)
+    return Inverted(moving.images(), targets, moving.alive, told, moving.highest)

@@ -20,6 +20,7 @@ class Microbatches:
 
     def __init__(self, objective: Objective, halvings: dict[int, Halving] | None = None) -> None:
         self.teacher, self.config = objective.teacher, objective.config
+        self.targets = objective.targets
         self._whole, self._halvings = objective, {} if halvings is None else halvings
         # Kept, because an objective looks up only once whom its images are served by.
         self._parts = {(0, len(objective.targets)): objective}

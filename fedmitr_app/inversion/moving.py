@@ -1,0 +1,172 @@
+"""A batch of images on their way: what a step of the inversion reads, and where it writes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.geometry import (
+    Views,
+    own_pixels,
+    read_patches,
+    viewed_pixels,
+    write_patches,
+)
+from fedmitr_app.inversion.losses import total_variation
+from fedmitr_app.inversion.microbatches import Microbatches
+from fedmitr_app.inversion.objective import Gradient, Objective
+from fedmitr_app.inversion.patch_adam import PatchAdam
+from fedmitr_app.inversion.recorded import Recorder, recordable
+
+
+class PixelGradient(NamedTuple):
+    """One view's objective, brought back to the image's own frame."""
+
+    step: Gradient
+    grad: Tensor
+    """With respect to the alive patches' pixels, total variation included, ``[B, n, C*p*p]``."""
+    smooth: Tensor
+    """Total variation of each image, unweighted, ``[B]``."""
+
+
+def pixel_gradient(
+    objective: Objective | Microbatches,
+    images: Tensor,
+    alive: Tensor,
+    own: Tensor,
+    views: Views,
+    attention: bool = False,
+    asked: Tensor | None = None,
+) -> PixelGradient:
+    """Differentiate the objective at one view of ``images`` ``[B, C, H, W]``.
+
+    Parameters
+    ----------
+    alive, own : Tensor
+        The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
+    attention : bool
+        Whether ``step.cls_attn`` is wanted.
+    asked : Tensor, optional
+        See :meth:`Objective.gradient`.
+    """
+    model = objective.teacher.models[0]
+    viewed, positions = viewed_pixels(alive, views, model.spec.size, model.patch_size)
+    step = objective.gradient(read_patches(images, viewed), positions, attention, asked)
+    # Back to the image's own frame; frozen neighbours get some too.
+    grad = torch.zeros_like(images)
+    write_patches(grad, step.grad, viewed)
+    smooth, slope = total_variation(images)
+    grad.add_(slope, alpha=objective.config.tv)
+    # Only alive patches move: a stopped patch's gradient is dropped here.
+    return PixelGradient(step, read_patches(grad, own), smooth)
+
+
+class Moving:
+    """The images of a batch that still move, and those that have come to rest.
+
+    A step overwrites what it reads, in place, so that it can be recorded and replayed. What binds
+    that anew, :meth:`stop` and :meth:`rest`, has a new recording begin.
+
+    Parameters
+    ----------
+    objective : Microbatches
+        Of the whole batch.
+    starts : Tensor
+        ``[B, C, H, W]``, model input.
+    config : InversionConfig
+        How a step moves pixels.
+    steps : int
+        How many take every patch, before the first stop.
+
+    Attributes
+    ----------
+    rows : Tensor
+        Places in the batch of the images that still move, ``[b]``; ``rows_on_cpu`` the same there.
+    alive : Tensor
+        Patches that have not been stopped, in increasing order, ``[B, n]``.
+    views : Views
+        What the next step looks at, of all B images; to be overwritten in place.
+    loss, confidence, highest : Tensor
+        As each image's last step saw it, ``[B]``: total variation included; the target's
+        probability, and its highest so far.
+    """
+
+    def __init__(
+        self, objective: Microbatches, starts: Tensor, config: InversionConfig, steps: int
+    ) -> None:
+        teacher, model = objective.teacher, objective.teacher.models[0]
+        batch, device = len(starts), starts.device
+        self._whole = self._objective = objective
+        self._targets, self._tv = objective.targets, config.tv
+        self._size, self._patch = model.spec.size, model.patch_size
+        self._resting, self._images = starts.clone(), starts.clone()
+        self.rows_on_cpu = torch.arange(batch)
+        self.rows = self.rows_on_cpu.to(device)
+        self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
+        self._own = own_pixels(self.alive, self._size, self._patch)
+        self._optimiser = PatchAdam(read_patches(starts, self._own), config)
+        bounds = model.spec.pixel_range(starts)
+        self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
+        self.views = Views.plain(batch, device)
+        self.loss, self.confidence, self.highest = (starts.new_zeros(batch) for _ in range(3))
+        self._recorder = Recorder(self._step, device, recordable(config, teacher, device))
+        self._recorder.restart(steps)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def step(self, asked: Tensor | None = None) -> PixelGradient:
+        """Move what still moves; ``asked``, ``[K, B]``, as in :meth:`Objective.gradient`.
+
+        What is returned may be overwritten by the next step.
+        """
+        if asked is None:
+            return self._recorder()
+        return self._step(asked=asked[:, self.rows_on_cpu])
+
+    def attended_step(self) -> PixelGradient:
+        """Do a step that gives the class attention too, the last before a stop."""
+        self._recorder.restart(0)  # a recording's memory is free for this larger step
+        return self._step(attention=True)
+
+    def stop(self, keep: Tensor, steps: int) -> None:
+        """Go on with the positions ``keep`` ``[B, m]`` of the alive patches, ``steps`` times."""
+        self.alive = self.alive.gather(1, keep)
+        self._own = own_pixels(self.alive[self.rows], self._size, self._patch)
+        self._optimiser.keep(keep[self.rows])
+        self._recorder.restart(steps)
+
+    def rest(self, stay: Tensor) -> None:
+        """Go on with the images at ``stay`` ``[b']`` in ``rows``; the others are finished."""
+        self._resting[self.rows] = self._images
+        self.rows, self._own = self.rows[stay], self._own[stay]
+        self.rows_on_cpu = self.rows_on_cpu[stay.cpu()]
+        self._images = self._resting[self.rows]
+        self._objective = self._whole.of(self.rows)
+        self._optimiser.keep_images(stay)
+        self._recorder.restart(0)
+
+    def images(self) -> Tensor:
+        """Return all images as they are now, ``[B, C, H, W]``."""
+        self._resting[self.rows] = self._images
+        return self._resting
+
+    def _step(self, attention: bool = False, asked: Tensor | None = None) -> PixelGradient:
+        rows, alive = self.rows, self.alive[self.rows]
+        views = self.views.of(rows)
+        found = pixel_gradient(
+            self._objective, self._images, alive, self._own, views, attention, asked
+        )
+        pixels = self._optimiser.step(found.grad)
+        write_patches(self._images, pixels.clamp_(*self._bounds), self._own)
+        self.loss[rows] = found.step.loss + self._tv * found.smooth
+        answers = found.step.logits.softmax(-1)
+        self.confidence[rows] = (self._targets[rows] * answers).sum(-1)
+        torch.maximum(self.highest, self.confidence, out=self.highest)
+        return found
+
+
+def _per_patch(bound: Tensor, patch_size: int) -> Tensor:
+    """Spread a per-channel bound ``[1, C, 1, 1]`` over a patch's pixels: ``[1, 1, C*p*p]``."""
+    return bound.reshape(-1, 1).expand(-1, patch_size**2).reshape(1, 1, -1)
