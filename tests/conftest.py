@@ -1,4 +1,6 @@
-"""Whole runs in this process; and hypothesis on a busy machine."""
+"""Whole runs in this process; and hypothesis and Ray on a busy machine."""
+
+import os
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from tests.federation import Federation, without_processes
 # Slow draws and slow calls say nothing about the code.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
+# Ray lets everything else go before its workers: beside the other tests they'd hardly begin.
+os.environ["RAY_worker_niceness"] = "0"
 # Models this small are no faster on two, and far slower when something else runs beside them.
 torch.set_num_threads(1)
 
