@@ -15,6 +15,7 @@ from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
 from fedmitr_app.inversion.geometry import draw_views, own_pixels
 from fedmitr_app.inversion.moving import pixel_gradient
+from fedmitr_app.inversion.variation import Variation
 from fedmitr_app.inversion.make_shard import Assignment, assign
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.randomness import generator
@@ -131,13 +132,15 @@ def over_views(
     model, alive = teacher.models[0], inverted.keep_idx
     size = model.spec.size
     own = own_pixels(alive, size, model.patch_size)
+    variation = Variation.build(inverted.images, alive, model.patch_size)
     grads = []
     for _ in range(views):
         look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)
-        grads.append(pixel_gradient(objective, inverted.images, alive, own, look).grad)
-    found = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
-    variance = found.var(0).sum(1)
-    signal = found.mean(0).square().sum(1)
+        found = pixel_gradient(objective, inverted.images, alive, own, look, variation)
+        grads.append(found.grad)
+    seen = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
+    variance = seen.var(0).sum(1)
+    signal = seen.mean(0).square().sum(1)
     return float(variance.mean()), float((variance / signal.clamp_min(_TINY)).mean())
 
 

@@ -113,6 +113,25 @@ def own_pixels(patch_idx: Tensor, size: int, patch_size: int) -> Tensor:
     return _flat(rows, cols, size)
 
 
+def window_pixels(patch_idx: Tensor, size: int, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Return where patches ``[B, n]`` and a pixel all around them get their pixels.
+
+    Returns
+    -------
+    pixel_idx : Tensor
+        ``[B, n, (p+2)*(p+2)]``; beyond a border of the image some pixel of it.
+    inside : Tensor
+        Which of them are pixels of the image, bool ``[B, n, p+2, p+2]``.
+    """
+    grid = size // patch_size
+    around = torch.arange(-1, patch_size + 1, device=patch_idx.device)
+    rows = (patch_idx // grid).unsqueeze(2) * patch_size + around
+    cols = (patch_idx % grid).unsqueeze(2) * patch_size + around
+    within, across = ((0 <= axis) & (axis < size) for axis in (rows, cols))
+    pixels = _flat(rows.clamp(0, size - 1), cols.clamp(0, size - 1), size)
+    return pixels, within.unsqueeze(3) & across.unsqueeze(2)
+
+
 def read_patches(images: Tensor, pixel_idx: Tensor) -> Tensor:
     """Gather the pixels ``[B, n, p*p]`` of images ``[B, C, H, W]``: ``[B, n, C*p*p]``."""
     pixels = _gather_pixels(images, pixel_idx)

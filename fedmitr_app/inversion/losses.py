@@ -17,37 +17,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
-def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over four directions of the L2 norm of neighbour differences, and its gradient.
-
-    The reference takes one norm over the whole batch (Sparse Model Inversion, ICML 2024);
-    here each image has its own. The gradient is written out because autograd's detour costs
-    as much as a small client's whole pass once few patches are alive.
-
-    Returns
-    -------
-    value, grad : Tensor
-        ``[B]`` and ``[B, C, H, W]`` for images ``[B, C, H, W]``.
-    """
-    value, grad = images.new_zeros(len(images)), torch.zeros_like(images)
-    later, earlier, whole = slice(1, None), slice(None, -1), slice(None)
-    directions = (
-        ((later, whole), (earlier, whole)),
-        ((whole, later), (whole, earlier)),
-        ((later, earlier), (earlier, later)),
-        ((later, later), (earlier, earlier)),
-    )
-    for here, there in directions:
-        difference = images[..., *here] - images[..., *there]
-        # Its square again, to add EPS: in one pass, where squares and their sum take two.
-        norm = (torch.linalg.vector_norm(difference.flatten(1), dim=1).square() + EPS).sqrt()
-        value += norm
-        difference /= norm.reshape(-1, 1, 1, 1)
-        grad[..., *here] += difference
-        grad[..., *there] -= difference
-    return value, grad
-
-
 def patch_similarity_entropy(patch_tokens: Tensor, bins: int = 32, width: float = 0.1) -> Tensor:
     """Negative differential entropy of the patches' cosine similarities (PSAQ-ViT, ECCV 2022).
 

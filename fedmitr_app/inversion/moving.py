@@ -13,11 +13,11 @@ from fedmitr_app.inversion.geometry import (
     viewed_pixels,
     write_patches,
 )
-from fedmitr_app.inversion.losses import total_variation
 from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.recorded import Recorder, recordable
+from fedmitr_app.inversion.variation import Variation
 
 
 class PixelGradient(NamedTuple):
@@ -36,6 +36,7 @@ def pixel_gradient(
     alive: Tensor,
     own: Tensor,
     views: Views,
+    variation: Variation,
     attention: bool = False,
     asked: Tensor | None = None,
 ) -> PixelGradient:
@@ -45,6 +46,8 @@ def pixel_gradient(
     ----------
     alive, own : Tensor
         The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
+    variation : Variation
+        Of these.
     attention : bool
         Whether ``step.cls_attn`` is wanted.
     asked : Tensor, optional
@@ -56,10 +59,10 @@ def pixel_gradient(
     # Back to the image's own frame; frozen neighbours get some too.
     grad = torch.zeros_like(images)
     write_patches(grad, step.grad, viewed)
-    smooth, slope = total_variation(images)
-    grad.add_(slope, alpha=objective.config.tv)
     # Only alive patches move: a stopped patch's gradient is dropped here.
-    return PixelGradient(step, read_patches(grad, own), smooth)
+    moved = read_patches(grad, own)
+    smooth, slope = variation(images)
+    return PixelGradient(step, moved.add_(slope, alpha=objective.config.tv), smooth)
 
 
 class Moving:
@@ -105,6 +108,7 @@ class Moving:
         self.rows = self.rows_on_cpu.to(device)
         self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
         self._own = own_pixels(self.alive, self._size, self._patch)
+        self._variation = Variation.build(starts, self.alive, self._patch)
         self._optimiser = PatchAdam(read_patches(starts, self._own), config)
         bounds = model.spec.pixel_range(starts)
         self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
@@ -133,7 +137,9 @@ class Moving:
     def stop(self, keep: Tensor, steps: int) -> None:
         """Go on with the positions ``keep`` ``[B, m]`` of the alive patches, ``steps`` times."""
         self.alive = self.alive.gather(1, keep)
-        self._own = own_pixels(self.alive[self.rows], self._size, self._patch)
+        alive = self.alive[self.rows]
+        self._own = own_pixels(alive, self._size, self._patch)
+        self._variation = Variation.build(self._images, alive, self._patch)
         self._optimiser.keep(keep[self.rows])
         self._recorder.restart(steps)
 
@@ -144,6 +150,7 @@ class Moving:
         self.rows_on_cpu = self.rows_on_cpu[stay.cpu()]
         self._images = self._resting[self.rows]
         self._objective = self._whole.of(self.rows)
+        self._variation = Variation.build(self._images, self.alive[self.rows], self._patch)
         self._optimiser.keep_images(stay)
         self._recorder.restart(0)
 
@@ -153,10 +160,16 @@ class Moving:
         return self._resting
 
     def _step(self, attention: bool = False, asked: Tensor | None = None) -> PixelGradient:
-        rows, alive = self.rows, self.alive[self.rows]
-        views = self.views.of(rows)
+        rows = self.rows
         found = pixel_gradient(
-            self._objective, self._images, alive, self._own, views, attention, asked
+            self._objective,
+            self._images,
+            self.alive[rows],
+            self._own,
+            self.views.of(rows),
+            self._variation,
+            attention,
+            asked,
         )
         pixels = self._optimiser.step(found.grad)
         write_patches(self._images, pixels.clamp_(*self._bounds), self._own)

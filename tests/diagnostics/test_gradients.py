@@ -8,8 +8,9 @@ import torch
 from fedmitr_app.diagnostics.gradients import compare_gradients, over_views
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.inversion.geometry import apply_view, draw_views
-from fedmitr_app.inversion.losses import cross_entropy, total_variation
+from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.inversion.make_shard import Assignment
+from fedmitr_app.inversion.variation import total_variation
 from fedmitr_app.randomness import generator
 from tests.inversion.tiny import inversion_config, random_images, random_targets, tiny_teacher
 

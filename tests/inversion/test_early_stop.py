@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedmitr_app.inversion import invert_batch
+from fedmitr_app.inversion import invert_batch, variation
 from fedmitr_app.inversion.reached import STEPS_BETWEEN_LOOKS, STEPS_IN_A_ROW
 from fedmitr_app.randomness import generator
 from tests.inversion.tiny import (
@@ -78,8 +78,10 @@ def test_an_image_ends_as_it_was_when_it_was_finished(schedule, last_stop):
         assert torch.equal(found.keep_idx[image], shorter.keep_idx[image])
 
 
-def test_views_and_clients_of_an_image_stay_its_own_when_others_are_finished():
-    """With rolls, flips and members: those that go on are the ones of a run without the rule."""
+@pytest.mark.parametrize("windowed_below", [0.0, 9.0])
+def test_what_is_an_images_stays_its_own_when_others_are_finished(monkeypatch, windowed_below):
+    """Views, clients, neighbours: those that go on are the ones of a run without the rule."""
+    monkeypatch.setattr(variation, "WINDOWED_BELOW", windowed_below)
     found, points = invert(early_stop=0.3, members=MEMBERS)
     whole, _ = invert(members=MEMBERS)
     moving = [round(point["moving"] * BATCH) for point in points]

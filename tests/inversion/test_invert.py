@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmitr_app.inversion import Schedule, invert_batch
+from fedmitr_app.inversion import Schedule, invert_batch, variation
 from fedmitr_app.inversion.flops import step_flops
 from fedmitr_app.inversion.geometry import draw_views
 from fedmitr_app.inversion.patch_adam import PatchAdam
@@ -102,7 +102,9 @@ def slow_inversion(teacher: Teacher, config, targets: torch.Tensor, rng: torch.G
 
 @pytest.mark.parametrize("combine", ["mean-logits", "prior-confidence"])
 @pytest.mark.parametrize("schedule", ["dense", "sparse"])
-def test_the_loop_equals_the_slow_one(schedule, combine):
+@pytest.mark.parametrize("windowed_below", [0.0, 9.0])
+def test_the_loop_equals_the_slow_one(monkeypatch, windowed_below, schedule, combine):
+    monkeypatch.setattr(variation, "WINDOWED_BELOW", windowed_below)
     config, teacher = inversion_config(schedule=schedule), tiny_teacher(combine)
     found = invert(config, teacher)
     images, alive = slow_inversion(teacher, config, random_targets(BATCH), generator(0, "test"))

@@ -8,7 +8,7 @@ import torch
 
 from fedmitr_app.config import parse_config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.inversion import invert_batch, recorded, require_recordable
+from fedmitr_app.inversion import invert_batch, recorded, require_recordable, variation
 from fedmitr_app.inversion.recorded import Recorder
 from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.memory import Halving
@@ -60,6 +60,12 @@ CASES = [
     {"gradient": "frugal"},
     {"similarity": 0.3, "disagreement": 0.5},
 ]
+
+
+@pytest.fixture(autouse=True)
+def both_variations(monkeypatch):
+    """Total variation of all pixels before the last stop, of windows after it."""
+    monkeypatch.setattr(variation, "WINDOWED_BELOW", 1.0)
 
 
 @pytest.mark.parametrize("members", [None, MEMBERS], ids=["all", "some"])
