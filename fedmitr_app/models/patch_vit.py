@@ -6,6 +6,7 @@ patches are never embedded, and the last block's, so that it serves the class to
 where nobody asks for the patches' (``models/blocks.py``).
 """
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -161,6 +162,20 @@ class PatchViT(nn.Module):
             patch_logits=vit.head(vit.fc_norm(patches_seen)) if patch_logits else None,
             cls_attn=cls_attn[:, vit.num_prefix_tokens :] if attention else None,
         )
+
+    def rounded(self) -> "PatchViT":
+        """Return a copy of a frozen model with its weights as its products take them.
+
+        The same answers and gradients, to the last bit; without it, half-width products round
+        every weight anew in each pass. A ``float32`` model needs no copy.
+        """
+        if self.precision == "float32":
+            return self
+        model = copy.deepcopy(self)
+        maps = [layer for layer in model.vit.blocks.modules() if isinstance(layer, nn.Linear)]
+        for layer in (model.vit.patch_embed.proj, *maps):
+            layer.to(torch.bfloat16)
+        return model
 
     def products(self, device: str) -> AbstractContextManager[object]:
         """Let matrix products and attention run in this model's precision."""

@@ -45,10 +45,17 @@ class StackedViT:
     def __init__(self, models: Sequence[PatchViT]) -> None:
         self.first = models[0]
         states = [model.vit.state_dict() for model in models]
-        self.weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        whole = self.first.vit.pos_embed.dtype  # some may be rounded
+        self.weights = {
+            name: torch.stack([state[name] for state in states]).to(whole) for name in states[0]
+        }
         for number in range(len(self.first.vit.blocks)):
             self._absorb(f"blocks.{number}.norm1", f"blocks.{number}.attn.qkv")
             self._absorb(f"blocks.{number}.norm2", f"blocks.{number}.mlp.fc1")
+        if self.first.precision == "bfloat16":
+            for name in self.weights:
+                if name.startswith(("blocks.", "patch_embed.")):
+                    self.weights[name] = self.weights[name].bfloat16()
 
     def _absorb(self, norm: str, linear: str) -> None:
         """Let a linear map do what the norm before it would: scale and shift, of frozen weights.

@@ -25,6 +25,10 @@ class VisitingViT(PatchViT):
         super().__init__(model.vit, model.spec, model.precision, model.compiled)
         self.eval()
 
+    def rounded(self) -> "VisitingViT":
+        """Return this one: its weights stay where they are, as they are."""
+        return self
+
     def forward_patches(
         self, patches: Tensor, position_idx: Tensor | None = None, **wanted: bool
     ) -> ViTOutput:

@@ -310,3 +310,23 @@ def test_half_width_products_change_little_and_everything_returned_is_full_width
         assert cosine(full, half) > 0.99
     # Not by accident the same products.
     assert not torch.equal(*pairs[0])
+
+
+@pytest.mark.parametrize("wanted", [{}, {"patch_logits": True, "attention": True}])
+def test_weights_that_are_rounded_once_give_the_same_to_the_last_bit(wanted):
+    vit = by_hand()
+    shake(vit, seed=1, scale=0.1)
+    model = PatchViT(vit, InputSpec(16, 1, (0.5,), (0.5,)), "bfloat16").eval()
+    model.requires_grad_(False)
+    rounded, found = model.rounded(), []
+    for each in (model, rounded):
+        images = images_for(model, count=9).float().requires_grad_()
+        output = each(images, some_patches(model, 9)[:, :3], **wanted)
+        output.logits.logsumexp(1).sum().backward()
+        found.append([*(part for part in output if part is not None), images.grad])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    kept, given = vit.blocks[0].attn.qkv.weight, rounded.vit.blocks[0].attn.qkv.weight
+    assert (kept.dtype, given.dtype) == (torch.float32, torch.bfloat16)
+    assert rounded.vit.head.weight.dtype == rounded.vit.norm.weight.dtype == torch.float32
+    full = PatchViT(vit, model.spec)
+    assert full.rounded() is full

@@ -112,6 +112,27 @@ def test_an_inversion_makes_the_same_images(changes, members):
     assert (one.curves["moving"][-1] < 1) == ("early_stop" in changes)
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_stacked_half_width_products_are_those_of_each_model(rounded):
+    models = []
+    for seed in range(3):
+        whole = vit(seed).float()
+        models.append(PatchViT(whole.vit, COLOUR, "bfloat16").eval().requires_grad_(False))
+    rng = torch.Generator().manual_seed(1)
+    patches = torch.randn(3, 5, 16, 48, generator=rng, requires_grad=True)
+    places = torch.arange(16).expand(3, 5, 16)
+    alone = [model.forward_patches(patches[k], places[k]) for k, model in enumerate(models)]
+    stack = StackedViT([model.rounded() for model in models] if rounded else models)
+    seen = stack.forward_patches(patches, places)
+    assert seen.logits.dtype == torch.float32
+    assert stack.weights["blocks.1.mlp.fc1.weight"].dtype == torch.bfloat16
+    expected = torch.stack([output.logits for output in alone])
+    both = seen.logits, expected
+    grads = [torch.autograd.grad(each.square().sum(), patches)[0] for each in both]
+    for found, other in (both, grads):
+        assert torch.nn.functional.cosine_similarity(found.flatten(), other.flatten(), 0) > 0.99
+
+
 def watched(monkeypatch, clients=3, most=2**20, members=None, teacher=None, **changes):
     """Invert and tell of how many patches stacked models were shown, step by step."""
     seen, plain = [], StackedViT.forward_patches

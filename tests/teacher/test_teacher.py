@@ -245,3 +245,14 @@ def test_density_when_no_serving_client_knows_the_target_is_their_plain_mean():
     torch.testing.assert_close(
         teacher.density(cls_attn, targets, members), cls_attn[:2].mean(0)
     )
+
+
+@pytest.mark.parametrize(("device", "kept"), [("meta", torch.bfloat16), ("cpu", torch.float32)])
+def test_weights_on_a_gpu_are_rounded_once_for_half_width_products(device, kept):
+    models = [tiny_vit(seed, torch.float32).to(device) for seed in range(2)]
+    for model in models:
+        model.precision = "bfloat16"
+    given = [ClientModel(f"client-{k}", model, 10) for k, model in enumerate(models)]
+    teacher = Teacher.build(given, TeacherConfig(combine="mean-logits"), unasked)
+    assert [model.vit.blocks[0].mlp.fc1.weight.dtype for model in teacher.models] == [kept] * 2
+    assert models[0].vit.blocks[0].mlp.fc1.weight.dtype == torch.float32
