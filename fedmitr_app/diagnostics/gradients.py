@@ -14,10 +14,10 @@ from torch import Tensor
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
 from fedmitr_app.inversion.geometry import draw_views, own_pixels
-from fedmitr_app.inversion.moving import pixel_gradient
-from fedmitr_app.inversion.variation import Variation
 from fedmitr_app.inversion.make_shard import Assignment, assign
+from fedmitr_app.inversion.moving import pixel_gradient
 from fedmitr_app.inversion.objective import Objective
+from fedmitr_app.inversion.variation import variation_of
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
@@ -132,7 +132,7 @@ def over_views(
     model, alive = teacher.models[0], inverted.keep_idx
     size = model.spec.size
     own = own_pixels(alive, size, model.patch_size)
-    variation = Variation.build(inverted.images, alive, model.patch_size)
+    variation = variation_of(inverted.images, alive, model.patch_size)
     grads = []
     for _ in range(views):
         look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)

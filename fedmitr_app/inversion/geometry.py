@@ -143,8 +143,9 @@ def write_patches(images: Tensor, patches: Tensor, pixel_idx: Tensor) -> None:
     channels = images.shape[1]
     pixels = patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)
     index = pixel_idx.flatten(1).unsqueeze(1).expand(-1, channels, -1)
-    # A view, which raises where flatten would make a copy and write into that.
-    images.view(*images.shape[:2], -1).scatter_(2, index, pixels)
+    # A view, which raises where flatten would make a copy and write into that. Without -1, which
+    # no images at all would leave undecided.
+    images.view(*images.shape[:2], images.shape[2] * images.shape[3]).scatter_(2, index, pixels)
 
 
 def _flat(rows: Tensor, cols: Tensor, size: int) -> Tensor:

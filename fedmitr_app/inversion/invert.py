@@ -91,7 +91,7 @@ def invert_batch(
         teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
     schedule = Schedule.build(config)
     steps = schedule.until_stop(0, config.iterations)
-    moving = Moving(Microbatches(objective), starts, config, steps)
+    moving = Moving(Microbatches(objective), starts, steps)
     reached = Reached(targets, config, max(schedule.stops, default=0))
     curves: dict[str, list[Tensor | float]] = {name: [] for name in CURVES}
 
@@ -107,6 +107,7 @@ def invert_batch(
         asked = None if attends else draw_asked(teacher, config, batch, generator)
 
         if len(moving):
+            found = None  # or the memory of a recording's last step could not be taken back
             found = moving.attended_step() if attends else moving.step(asked)
             if attends:
                 density = teacher.density(found.step.cls_attn, targets, members)
@@ -129,5 +130,5 @@ def invert_batch(
 
     told = {name: torch.as_tensor(values).tolist() for name, values in curves.items()}
     if not config.iterations:
-        return Inverted(moving.images(), targets, moving.alive[:, :0], told)
-    return Inverted(moving.images(), targets, moving.alive, told, moving.highest)
+        return Inverted(moving.collected(), targets, moving.alive[:, :0], told)
+    return Inverted(moving.collected(), targets, moving.alive, told, moving.highest)

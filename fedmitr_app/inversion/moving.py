@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.geometry import (
     Views,
     own_pixels,
@@ -17,7 +16,7 @@ from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.recorded import Recorder, recordable
-from fedmitr_app.inversion.variation import Variation
+from fedmitr_app.inversion.variation import Variation, variation_of
 
 
 class PixelGradient(NamedTuple):
@@ -69,7 +68,7 @@ class Moving:
     """The images of a batch that still move, and those that have come to rest.
 
     A step overwrites what it reads, in place, so that it can be recorded and replayed. What binds
-    that anew, :meth:`stop` and :meth:`rest`, has a new recording begin.
+    that anew, :meth:`stop` and :meth:`rest`, ends a recording.
 
     Parameters
     ----------
@@ -77,8 +76,6 @@ class Moving:
         Of the whole batch.
     starts : Tensor
         ``[B, C, H, W]``, model input.
-    config : InversionConfig
-        How a step moves pixels.
     steps : int
         How many take every patch, before the first stop.
 
@@ -95,10 +92,9 @@ class Moving:
         probability, and its highest so far.
     """
 
-    def __init__(
-        self, objective: Microbatches, starts: Tensor, config: InversionConfig, steps: int
-    ) -> None:
-        teacher, model = objective.teacher, objective.teacher.models[0]
+    def __init__(self, objective: Microbatches, starts: Tensor, steps: int) -> None:
+        teacher, config = objective.teacher, objective.config
+        model = teacher.models[0]
         batch, device = len(starts), starts.device
         self._whole = self._objective = objective
         self._targets, self._tv = objective.targets, config.tv
@@ -108,13 +104,13 @@ class Moving:
         self.rows = self.rows_on_cpu.to(device)
         self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
         self._own = own_pixels(self.alive, self._size, self._patch)
-        self._variation = Variation.build(starts, self.alive, self._patch)
+        self._variation = variation_of(starts, self.alive, self._patch)
         self._optimiser = PatchAdam(read_patches(starts, self._own), config)
         bounds = model.spec.pixel_range(starts)
         self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
         self.views = Views.plain(batch, device)
         self.loss, self.confidence, self.highest = (starts.new_zeros(batch) for _ in range(3))
-        self._recorder = Recorder(self._step, device, recordable(config, teacher, device))
+        self._recorder = Recorder(device, recordable(config, teacher, device))
         self._recorder.restart(steps)
 
     def __len__(self) -> int:
@@ -126,7 +122,7 @@ class Moving:
         What is returned may be overwritten by the next step.
         """
         if asked is None:
-            return self._recorder()
+            return self._recorder(self._step)
         return self._step(asked=asked[:, self.rows_on_cpu])
 
     def attended_step(self) -> PixelGradient:
@@ -136,26 +132,26 @@ class Moving:
 
     def stop(self, keep: Tensor, steps: int) -> None:
         """Go on with the positions ``keep`` ``[B, m]`` of the alive patches, ``steps`` times."""
+        self._recorder.restart(steps)
         self.alive = self.alive.gather(1, keep)
         alive = self.alive[self.rows]
         self._own = own_pixels(alive, self._size, self._patch)
-        self._variation = Variation.build(self._images, alive, self._patch)
+        self._variation = variation_of(self._images, alive, self._patch)
         self._optimiser.keep(keep[self.rows])
-        self._recorder.restart(steps)
 
     def rest(self, stay: Tensor) -> None:
         """Go on with the images at ``stay`` ``[b']`` in ``rows``; the others are finished."""
+        self._recorder.restart(0)
         self._resting[self.rows] = self._images
         self.rows, self._own = self.rows[stay], self._own[stay]
         self.rows_on_cpu = self.rows_on_cpu[stay.cpu()]
         self._images = self._resting[self.rows]
         self._objective = self._whole.of(self.rows)
-        self._variation = Variation.build(self._images, self.alive[self.rows], self._patch)
+        self._variation = variation_of(self._images, self.alive[self.rows], self._patch)
         self._optimiser.keep_images(stay)
-        self._recorder.restart(0)
 
-    def images(self) -> Tensor:
-        """Return all images as they are now, ``[B, C, H, W]``."""
+    def collected(self) -> Tensor:
+        """Bring all images together, as they are now, ``[B, C, H, W]``."""
         self._resting[self.rows] = self._images
         return self._resting
 

@@ -60,38 +60,41 @@ class Recorder(Generic[T]):
 
     Parameters
     ----------
-    work : callable
-        Reads what is new each time from tensors that are overwritten in place, and waits for
-        nothing. What it returns is overwritten by the next time.
     device : torch.device
         Where it works.
     records : bool
         False: the work is done as it is, always.
     """
 
-    def __init__(self, work: Callable[[], T], device: torch.device, records: bool) -> None:
-        self._work, self._device, self._records = work, device, records
+    def __init__(self, device: torch.device, records: bool) -> None:
+        self._device, self._records = device, records
         self.restart(0)
 
     def restart(self, times: int) -> None:
-        """From here on the work is on other memory, ``times`` times."""
+        """From here on the work is on other memory, ``times`` times; what was recorded is gone."""
         self._recording: tuple[Callable[[], None], T] | None = None
         self._warm, self._pays = False, times >= LEAST_TIMES
 
-    def __call__(self) -> T:
-        """Do the work once and return what it gives."""
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Do the work once and return what it gives; between restarts it must be the same.
+
+        It reads what is new each time from tensors that are overwritten in place, and waits for
+        nothing. What it returns is overwritten by the next time.
+        """
+        # Not kept: what holds this recorder and does its work would be held by it in turn, and a
+        # recording's memory until Python looks for such circles.
         if self._warm and self._recording is None and self._pays and self._records:
-            self._try()
+            self._try(work)
         self._warm = True
         if self._recording is None:
-            return self._work()
+            return work()
         replay, found = self._recording
         replay()
         return found
 
-    def _try(self) -> None:
+    def _try(self, work: Callable[[], T]) -> None:
         try:
-            self._recording = record(self._work, self._device)
+            self._recording = record(work, self._device)
         except RuntimeError as error:  # torch's of every kind, no memory among them
             reason, lacked_memory = _why(error)
             # With fewer patches there may be the memory.

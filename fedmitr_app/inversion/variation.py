@@ -6,7 +6,7 @@ doesn't depend on the others). Gradients are written out: autograd's detour cost
 small client's whole pass once few patches are alive.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ DIRECTIONS = ((1, 0), (0, 1), (1, -1), (1, 1))
 """Rows and columns from a pixel to the neighbour that it is compared with."""
 WINDOWED_BELOW = 0.35
 """Moving patches and what surrounds them are looked at alone where they are a smaller share of an
-image's pixels (measured on a CPU: at 0.3 that takes half of the time, at 0.6 it takes longer)."""
+image's pixels (measured on a CPU: at 0.3 that takes half of the time, at 0.6 it takes longer; a
+GPU's threshold is the same, unmeasured)."""
 
 
 def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,34 +42,31 @@ def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
     return value, grad
 
 
-class Variation:
-    """Total variation of images of which only some patches move, and its slope at these.
+Variation = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Gives for images, of which some patches move, the value ``[B]`` and its slope at these,
+``[B, n, C*p*p]``."""
 
-    Parameters
-    ----------
-    own : Tensor
-        The moving patches' :func:`own_pixels`.
-    """
 
-    def __init__(self, own: Tensor) -> None:
-        self._own = own
+def variation_of(images: Tensor, alive: Tensor, patch_size: int) -> Variation:
+    """Return the quicker way where the patches ``alive`` ``[B, n]`` of ``[B, C, H, W]`` move."""
+    looked_at = alive.shape[1] * (patch_size + 2) ** 2
+    quick = looked_at <= WINDOWED_BELOW * images.shape[-1] ** 2
+    return (WindowedVariation if quick else WholeVariation)(images, alive, patch_size)
 
-    @staticmethod
-    def build(images: Tensor, alive: Tensor, patch_size: int) -> "Variation":
-        """Choose the quicker way for the patches ``alive`` ``[B, n]`` of ``[B, C, H, W]``."""
-        size = images.shape[-1]
-        looked_at = alive.shape[1] * (patch_size + 2) ** 2
-        if looked_at > WINDOWED_BELOW * size**2:
-            return Variation(own_pixels(alive, size, patch_size))
-        return WindowedVariation(images, alive, patch_size)
+
+class WholeVariation:
+    """Total variation from all pixels of the images."""
+
+    def __init__(self, images: Tensor, alive: Tensor, patch_size: int) -> None:
+        self._own = own_pixels(alive, images.shape[-1], patch_size)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value ``[B]``, and its slope ``[B, n, C*p*p]``."""
+        """See :data:`Variation`."""
         value, slope = total_variation(images)
         return value, read_patches(slope, self._own)
 
 
-class WindowedVariation(Variation):
+class WindowedVariation:
     """The same, from the moving patches and the pixels around them alone.
 
     In each direction the squared norm is ``x . Lx``, L a graph's Laplacian: ``(Lx)_i`` is the sum
@@ -97,7 +95,7 @@ class WindowedVariation(Variation):
         self._stopped_squares = torch.stack(squares)  # s . Ls, [4, B]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value ``[B]``, and its slope ``[B, n, C*p*p]``."""
+        """See :data:`Variation`."""
         pixels, slopes = self._slopes(images)
         # m . Lx + m . Ls = m . (Lm + 2 Ls)
         moving, touching = (

@@ -105,6 +105,8 @@ class Task:
         Where a GPU has no room for all, they stay there too, and visit it one after the other.
         """
         size = len(uploads) * sum(value.nbytes for value in model.state_dict().values())
+        if model.precision == "bfloat16":
+            size += size // 2  # the teacher's are rounded copies
         visiting = not room_for(size, device)
         if visiting:
             _log.info(

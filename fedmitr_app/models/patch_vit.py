@@ -50,8 +50,9 @@ class PatchViT(nn.Module):
     spec : InputSpec
         The images it takes.
     precision : str
-        ``float32``, or ``bfloat16`` for the blocks' matrix products and attention; weights,
-        residual stream, head and everything returned stay float32.
+        ``float32``, or ``bfloat16`` for the embedding, the blocks' matrix products and attention;
+        weights (but see :meth:`rounded`), residual stream, head and all that is returned stay
+        float32.
     compiled : bool
         Whether its blocks run compiled.
 
@@ -164,10 +165,10 @@ class PatchViT(nn.Module):
         )
 
     def rounded(self) -> "PatchViT":
-        """Return a copy of a frozen model with its weights as its products take them.
+        """Return a copy of a frozen model that keeps its embedding's and blocks' maps in bfloat16.
 
         The same answers and gradients, to the last bit; without it, half-width products round
-        every weight anew in each pass. A ``float32`` model needs no copy.
+        every weight anew in each pass. A ``float32`` model is returned as it is.
         """
         if self.precision == "float32":
             return self

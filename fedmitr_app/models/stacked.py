@@ -39,7 +39,8 @@ class StackedViT:
     Parameters
     ----------
     models : Sequence[PatchViT]
-        Of the plain architecture that :meth:`fits` describes; their weights are copied.
+        Of the plain architecture that :meth:`fits` describes; their weights are copied. Those of
+        :meth:`PatchViT.rounded` models are rounded a second time, after norms are absorbed.
     """
 
     def __init__(self, models: Sequence[PatchViT]) -> None:
@@ -77,8 +78,9 @@ class StackedViT:
         """
         if models[0].compiled:
             return False
-        weights = sum(value.nbytes for value in models[0].vit.state_dict().values())
-        return len(models) > 1 and len(models) * weights <= WEIGHT_BYTES
+        vit = models[0].vit  # counted at full width, whether or not it is rounded
+        count = sum(value.numel() for value in vit.state_dict().values())
+        return len(models) > 1 and len(models) * count * vit.pos_embed.itemsize <= WEIGHT_BYTES
 
     @staticmethod
     def pays(model: PatchViT, tokens: int, device: torch.device) -> bool:
@@ -89,7 +91,7 @@ class StackedViT:
         """
         if model.precision != "float32" and device.type == "cpu":
             return False
-        hidden = tokens * model.vit.blocks[0].mlp.fc1.weight[:, 0].nbytes
+        hidden = tokens * len(model.vit.blocks[0].mlp.fc1.weight) * model.vit.pos_embed.itemsize
         return hidden <= HIDDEN_BYTES.get(device.type, 0)
 
     @staticmethod

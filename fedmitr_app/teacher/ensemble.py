@@ -117,7 +117,7 @@ class Teacher:
         # A class that nobody claims is answered by everyone alike.
         nobody = weights.sum(0, keepdim=True) <= 0
         weights = torch.where(nobody, torch.ones_like(weights), weights)
-        if device.type != "cpu":  # there they are mapped from disk, which copies would not be
+        if device.type != "cpu":  # where they are mapped from disk, which copies would not be
             models = tuple(model.rounded() for model in models)
         return cls(models, combine, weights, shift, scale)
 

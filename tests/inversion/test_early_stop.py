@@ -94,7 +94,9 @@ def test_what_is_an_images_stays_its_own_when_others_are_finished(monkeypatch, w
     assert torch.equal(found.keep_idx, whole.keep_idx)
 
 
-def test_nothing_is_left_to_do_when_all_are_finished():
+@pytest.mark.parametrize("windowed_below", [0.0, 9.0])
+def test_nothing_is_left_to_do_when_all_are_finished(monkeypatch, windowed_below):
+    monkeypatch.setattr(variation, "WINDOWED_BELOW", windowed_below)
     found, points = invert(early_stop=100.0)
     assert [point["moving"] for point in points] == [1.0] * 10 + [0.0] * 15
     shorter, _ = invert(10)

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmitr_app.inversion.geometry import own_pixels, read_patches, write_patches
-from fedmitr_app.inversion.variation import Variation, WindowedVariation, total_variation
+from fedmitr_app.inversion.variation import (
+    WholeVariation,
+    WindowedVariation,
+    total_variation,
+    variation_of,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -89,5 +94,5 @@ def test_windows_of_a_flat_image_have_no_slope():
 def test_windows_are_taken_where_few_patches_move():
     images = torch.zeros(1, 1, 28, 28)
     few, many = (torch.arange(count).reshape(1, -1) for count in (3, 9))
-    assert isinstance(Variation.build(images, few, 7), WindowedVariation)
-    assert type(Variation.build(images, many, 7)) is Variation
+    assert isinstance(variation_of(images, few, 7), WindowedVariation)
+    assert isinstance(variation_of(images, many, 7), WholeVariation)

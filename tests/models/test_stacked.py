@@ -130,7 +130,7 @@ def test_stacked_half_width_products_are_those_of_each_model(rounded):
     both = seen.logits, expected
     grads = [torch.autograd.grad(each.square().sum(), patches)[0] for each in both]
     for found, other in (both, grads):
-        assert torch.nn.functional.cosine_similarity(found.flatten(), other.flatten(), 0) > 0.99
+        assert (found - other).norm() < 0.02 * other.norm()  # bfloat16 has eight bits
 
 
 def watched(monkeypatch, clients=3, most=2**20, members=None, teacher=None, **changes):

@@ -4,7 +4,6 @@ import gc
 import itertools
 import json
 import random
-import time
 import tracemalloc
 
 import numpy as np
