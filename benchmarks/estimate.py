@@ -86,7 +86,8 @@ def main() -> None:
     work = parts(model, asked.clients, inversion, distillation, probes=2048)
     rate = asked.tflops * 1e12 * asked.share
     weights = sum(p.numel() for p in model.parameters()) * 4 * asked.clients / 2**30
-    print(f"{asked.clients} clients of {asked.model}: {weights:.1f} GiB of weights")
+    half_more = f"{1.5 * weights:.1f} with rounded copies for bfloat16"
+    print(f"{asked.clients} clients of {asked.model}: {weights:.1f} GiB of weights, {half_more}")
     for name, flops in work.items():
         print(f"{name}: {flops:.3g} FLOPs, {flops / rate:.0f} s on one device")
     shards = math.ceil(asked.images / asked.batch)

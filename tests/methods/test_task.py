@@ -90,6 +90,17 @@ def test_without_room_on_the_device_weights_stay_and_the_student_is_the_same(
         assert torch.equal(found[name], value)
 
 
+def test_the_rounded_copies_of_half_width_models_take_room_too(tmp_path, monkeypatch):
+    model, asked = tiny_vit(40, torch.float32), []
+    uploads = uploads_of(model, 3, tmp_path)
+    monkeypatch.setattr(
+        "fedmitr_app.methods.task.room_for", lambda size, device: asked.append(size) or True
+    )
+    for model.precision in ("float32", "bfloat16"):
+        Task.load(model, uploads, MethodSettings(), tmp_path, CPU)
+    assert asked[1] == asked[0] * 3 // 2 > 0
+
+
 def test_half_of_a_gpus_free_memory_may_hold_weights(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
     gpu = torch.device("cuda:1")
