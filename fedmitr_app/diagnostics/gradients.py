@@ -132,7 +132,7 @@ def over_views(
     model, alive = teacher.models[0], inverted.keep_idx
     size = model.spec.size
     own = own_pixels(alive, size, model.patch_size)
-    variation = variation_of(inverted.images, alive, model.patch_size)
+    variation = variation_of(inverted.images, alive, own, model.patch_size)
     grads = []
     for _ in range(views):
         look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)

@@ -106,11 +106,7 @@ def viewed_pixels(
 
 def own_pixels(patch_idx: Tensor, size: int, patch_size: int) -> Tensor:
     """Return the flat pixel indices of the patches ``[B, n]`` themselves: ``[B, n, p*p]``."""
-    grid = size // patch_size
-    inside = torch.arange(patch_size, device=patch_idx.device)
-    rows = (patch_idx // grid).unsqueeze(2) * patch_size + inside
-    cols = (patch_idx % grid).unsqueeze(2) * patch_size + inside
-    return _flat(rows, cols, size)
+    return _flat(*_rows_and_cols(patch_idx, size, patch_size), size)
 
 
 def window_pixels(patch_idx: Tensor, size: int, patch_size: int) -> tuple[Tensor, Tensor]:
@@ -123,10 +119,7 @@ def window_pixels(patch_idx: Tensor, size: int, patch_size: int) -> tuple[Tensor
     inside : Tensor
         Which of them are pixels of the image, bool ``[B, n, p+2, p+2]``.
     """
-    grid = size // patch_size
-    around = torch.arange(-1, patch_size + 1, device=patch_idx.device)
-    rows = (patch_idx // grid).unsqueeze(2) * patch_size + around
-    cols = (patch_idx % grid).unsqueeze(2) * patch_size + around
+    rows, cols = _rows_and_cols(patch_idx, size, patch_size, margin=1)
     within, across = ((0 <= axis) & (axis < size) for axis in (rows, cols))
     pixels = _flat(rows.clamp(0, size - 1), cols.clamp(0, size - 1), size)
     return pixels, within.unsqueeze(3) & across.unsqueeze(2)
@@ -146,6 +139,17 @@ def write_patches(images: Tensor, patches: Tensor, pixel_idx: Tensor) -> None:
     # A view, which raises where flatten would make a copy and write into that. Without -1, which
     # no images at all would leave undecided.
     images.view(*images.shape[:2], images.shape[2] * images.shape[3]).scatter_(2, index, pixels)
+
+
+def _rows_and_cols(
+    patch_idx: Tensor, size: int, patch_size: int, margin: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return each patch's rows and columns, so many more on either side: ``[B, n, p+2*margin]``."""
+    grid = size // patch_size
+    along = torch.arange(-margin, patch_size + margin, device=patch_idx.device)
+    rows = (patch_idx // grid).unsqueeze(2) * patch_size + along
+    cols = (patch_idx % grid).unsqueeze(2) * patch_size + along
+    return rows, cols
 
 
 def _flat(rows: Tensor, cols: Tensor, size: int) -> Tensor:

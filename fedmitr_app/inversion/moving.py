@@ -104,7 +104,7 @@ class Moving:
         self.rows = self.rows_on_cpu.to(device)
         self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
         self._own = own_pixels(self.alive, self._size, self._patch)
-        self._variation = variation_of(starts, self.alive, self._patch)
+        self._variation = variation_of(starts, self.alive, self._own, self._patch)
         self._optimiser = PatchAdam(read_patches(starts, self._own), config)
         bounds = model.spec.pixel_range(starts)
         self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
@@ -136,7 +136,7 @@ class Moving:
         self.alive = self.alive.gather(1, keep)
         alive = self.alive[self.rows]
         self._own = own_pixels(alive, self._size, self._patch)
-        self._variation = variation_of(self._images, alive, self._patch)
+        self._variation = variation_of(self._images, alive, self._own, self._patch)
         self._optimiser.keep(keep[self.rows])
 
     def rest(self, stay: Tensor) -> None:
@@ -147,7 +147,8 @@ class Moving:
         self.rows_on_cpu = self.rows_on_cpu[stay.cpu()]
         self._images = self._resting[self.rows]
         self._objective = self._whole.of(self.rows)
-        self._variation = variation_of(self._images, self.alive[self.rows], self._patch)
+        alive = self.alive[self.rows]
+        self._variation = variation_of(self._images, alive, self._own, self._patch)
         self._optimiser.keep_images(stay)
 
     def collected(self) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fedmitr_app.inversion.geometry import own_pixels, read_patches, window_pixels, write_patches
+from fedmitr_app.inversion.geometry import read_patches, window_pixels, write_patches
 
 EPS = 1e-12
 DIRECTIONS = ((1, 0), (0, 1), (1, -1), (1, 1))
@@ -47,18 +47,22 @@ Variation = Callable[[Tensor], tuple[Tensor, Tensor]]
 ``[B, n, C*p*p]``."""
 
 
-def variation_of(images: Tensor, alive: Tensor, patch_size: int) -> Variation:
-    """Return the quicker way where the patches ``alive`` ``[B, n]`` of ``[B, C, H, W]`` move."""
+def variation_of(images: Tensor, alive: Tensor, own: Tensor, patch_size: int) -> Variation:
+    """Return the quicker way where some patches of ``images`` ``[B, C, H, W]`` move.
+
+    ``alive`` are these, ``[B, n]``, and ``own`` are their pixels (``geometry.own_pixels``).
+    """
     looked_at = alive.shape[1] * (patch_size + 2) ** 2
-    quick = looked_at <= WINDOWED_BELOW * images.shape[-1] ** 2
-    return (WindowedVariation if quick else WholeVariation)(images, alive, patch_size)
+    if looked_at <= WINDOWED_BELOW * images.shape[-1] ** 2:
+        return WindowedVariation(images, alive, own, patch_size)
+    return WholeVariation(own)
 
 
 class WholeVariation:
     """Total variation from all pixels of the images."""
 
-    def __init__(self, images: Tensor, alive: Tensor, patch_size: int) -> None:
-        self._own = own_pixels(alive, images.shape[-1], patch_size)
+    def __init__(self, own: Tensor) -> None:
+        self._own = own
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See :data:`Variation`."""
@@ -76,17 +80,14 @@ class WindowedVariation:
     ``images`` may change between calls.
     """
 
-    def __init__(self, images: Tensor, alive: Tensor, patch_size: int) -> None:
-        size, channels = images.shape[-1], images.shape[1]
-        own = own_pixels(alive, size, patch_size)
+    def __init__(self, images: Tensor, alive: Tensor, own: Tensor, patch_size: int) -> None:
         self._patch = patch_size
-        self._windows, inside = window_pixels(alive, size, patch_size)
+        self._windows, inside = window_pixels(alive, images.shape[-1], patch_size)
         self._inside = inside.to(images.dtype).unsqueeze(2)  # [B, n, 1, p+2, p+2]
         degrees = [self._pair_sum(self._inside, direction) for direction in DIRECTIONS]
         self._degrees = torch.stack(degrees)  # [4, B, n, 1, p, p]: how many neighbours there are
         stopped = images.clone()
-        nothing = images.new_zeros(*alive.shape, channels * patch_size**2)
-        write_patches(stopped, nothing, own)
+        write_patches(stopped, torch.zeros_like(read_patches(images, own)), own)
         self._stopped_slopes = self._slopes(stopped)[1]  # Ls, [4, B, n*C*p*p]
         squares = [
             (stopped[here] - stopped[there]).flatten(1).square().sum(1)
@@ -122,8 +123,7 @@ class WindowedVariation:
         return self._shifted(windows, down, right) + self._shifted(windows, -down, -right)
 
     def _shifted(self, windows: Tensor, down: int, right: int) -> Tensor:
-        inner = range(1, 1 + self._patch)
-        rows, cols = (slice(inner.start + by, inner.stop + by) for by in (down, right))
+        rows, cols = (slice(1 + by, 1 + by + self._patch) for by in (down, right))
         return windows[..., rows, cols]
 
 

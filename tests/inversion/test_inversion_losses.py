@@ -7,11 +7,7 @@ import pytest
 import torch
 
 from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=rng, dtype=torch.float64)
+from tests.inversion.tiny import draw
 
 
 def probabilities(row: np.ndarray) -> np.ndarray:

@@ -14,11 +14,7 @@ from fedmitr_app.inversion.variation import (
     total_variation,
     variation_of,
 )
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=rng, dtype=torch.float64)
+from tests.inversion.tiny import draw
 
 
 def test_total_variation_over_four_neighbours():
@@ -64,8 +60,8 @@ def test_windows_say_what_the_whole_image_says_wherever_patches_move(data, patch
     drawn = st.lists(st.sampled_from(grid), min_size=count, max_size=count, unique=True)
     alive = torch.tensor([sorted(data.draw(drawn)) for _ in range(2)])
     images = draw(2, channels, size, size, seed=data.draw(st.integers(0, 99)))
-    windowed = WindowedVariation(images, alive, patch)
     own = own_pixels(alive, size, patch)
+    windowed = WindowedVariation(images, alive, own, patch)
     for seed in (1, 2):  # as often as they move
         write_patches(images, draw(2, count, channels * patch**2, seed=seed), own)
         value, slope = windowed(images)
@@ -77,7 +73,8 @@ def test_windows_say_what_the_whole_image_says_wherever_patches_move(data, patch
 def test_in_single_precision_windows_are_as_good():
     images = draw(8, 3, 32, 32).float()
     alive = torch.tensor([[0, 5, 6, 15]]).expand(8, -1)
-    windowed, own = WindowedVariation(images, alive, 8), own_pixels(alive, 32, 8)
+    own = own_pixels(alive, 32, 8)
+    windowed = WindowedVariation(images, alive, own, 8)
     write_patches(images, 0.01 * draw(8, 4, 3 * 64).float(), own)  # smooth beside what stopped
     value, slope = windowed(images)
     whole, grad = total_variation(images.double())
@@ -87,12 +84,13 @@ def test_in_single_precision_windows_are_as_good():
 
 def test_windows_of_a_flat_image_have_no_slope():
     images = torch.full((1, 1, 8, 8), 0.3)
-    value, slope = WindowedVariation(images, torch.tensor([[0, 3]]), 4)(images)
+    alive = torch.tensor([[0, 3]])
+    value, slope = WindowedVariation(images, alive, own_pixels(alive, 8, 4), 4)(images)
     assert torch.equal(slope, torch.zeros_like(slope)) and float(value) < 1e-2
 
 
 def test_windows_are_taken_where_few_patches_move():
     images = torch.zeros(1, 1, 28, 28)
     few, many = (torch.arange(count).reshape(1, -1) for count in (3, 9))
-    assert isinstance(variation_of(images, few, 7), WindowedVariation)
-    assert isinstance(variation_of(images, many, 7), WholeVariation)
+    for alive, expected in ((few, WindowedVariation), (many, WholeVariation)):
+        assert isinstance(variation_of(images, alive, own_pixels(alive, 28, 7), 7), expected)

@@ -53,6 +53,11 @@ def contents(pool: Pool) -> list[float]:
     return torch.cat([part.flatten() for part in (data.images, data.targets, data.mask)]).tolist()
 
 
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
 def random_images(
     count: int, seed: int = 0, dtype: torch.dtype = torch.float64, spec: InputSpec = SPEC
 ) -> torch.Tensor:
