@@ -4,14 +4,14 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmitr_app.config import Config, parse_config
+from fedmitr_app.config import Config, given_settings, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, ModelError, UploadError
 from fedmitr_app.evaluation import accuracy
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
@@ -21,6 +21,7 @@ from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
+    GIVEN_KEY,
     HAVE_KEY,
     METRICS_KEY,
     MOMENTS_KEY,
@@ -30,6 +31,7 @@ from fedmitr_app.strategies.records import (
     moments_record,
     records_of,
     to_array_record,
+    told_config,
 )
 from fedmitr_app.training import class_moments, fit
 from fedmitr_app.uploads.claims import check_client_key
@@ -71,7 +73,7 @@ def _reply(
 ) -> Message:
     join_flower_log()
     try:
-        client = read_client(context)
+        client = read_client(context, told_config(message.content, KEYS).get(GIVEN_KEY, []))
         for line in device_lines(f"client {client.key}", client.device, torch.get_num_threads()):
             _log.info(line)
         content = work(client, message.content)
@@ -91,8 +93,10 @@ def client_key(context: Context) -> str:
     return f"client-{partition_id:03d}" if isinstance(partition_id, int) else ""
 
 
-def read_client(context: Context) -> Client:
+def read_client(context: Context, given: Sequence[str] = ()) -> Client:
     """Return this client's identity and configuration.
+
+    ``given`` names the settings that the user gave, as the server says: they win over the preset.
 
     A node may have data of its own: ``data-path`` and ``data-source`` in its node
     config stand for ``data.path`` and ``data.source``. Without ``num-partitions`` that
@@ -109,7 +113,7 @@ def read_client(context: Context) -> Client:
     overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
     if "max-seconds" in node:
         overrides["client.max-seconds"] = node["max-seconds"]
-    config = parse_config({**context.run_config, **overrides})
+    config = parse_config({**given_settings(context.run_config, given), **overrides})
     own_data = bool(own) and "num-partitions" not in node
     partition_id = _count(node, "partition-id", 0 if own_data and "client-key" in node else None)
     num_partitions = 1 if own_data else _count(node, "num-partitions", None)
@@ -132,8 +136,7 @@ def read_client(context: Context) -> Client:
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
-    told = records_of(content, ConfigRecord).get(KEYS.config, {})
-    if key_digest(client.key) in told.get(HAVE_KEY, []):
+    if key_digest(client.key) in told_config(content, KEYS).get(HAVE_KEY, []):
         _log.info("client %s has sent its upload before.", client.key)
         return _no_upload(client.key, "kept", "the server has its upload.")
     shard, _ = _load_shard(client, content)
@@ -202,7 +205,7 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
-    told = records_of(content, ConfigRecord).get(KEYS.config, {}).get("class-names")
+    told = told_config(content, KEYS).get("class-names")
     shard = align_labels(shard, tuple(told)) if told else shard
     return hold_out(shard, config.client.holdout, config.seed, client.key)
 

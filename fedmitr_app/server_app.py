@@ -13,7 +13,15 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.exception import AggregationError
 from numpy.typing import NDArray
 
-from fedmitr_app.config import Config, flatten, parse_config, require_same
+from fedmitr_app.config import (
+    Config,
+    as_run_config,
+    differing,
+    flatten,
+    given_settings,
+    parse_config,
+    require_same,
+)
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT
@@ -30,9 +38,10 @@ from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
 from fedmitr_app.results import EVALUATION, Results, measure, write_results
 from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotMethod, OneShotStrategy
-from fedmitr_app.strategies.asking import is_simulation
+from fedmitr_app.strategies.asking import given_keys, is_simulation
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.one_shot_method import CONTROL
+from fedmitr_app.strategies.records import GIVEN_KEY
 from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
@@ -69,11 +78,13 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
         If too few nodes or usable uploads come.
     """
     started = time.monotonic()
-    config = parse_config(run_config)
+    config = parse_config(given_settings(run_config, given_keys(grid)))
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config, device)
     folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
     _log.info("run folder: %s", folder.path)
+    changed = as_run_config(differing(config))
+    _log.info("settings that differ from their defaults: %s", changed or "none")
     try:
         return _work_in(folder, grid, config, setting, device, started)
     finally:
@@ -212,12 +223,14 @@ def fuse_and_measure(
     labels = deal_labels(grid, config, strategy) if dealt else None
     if config.inversion.backend == "ray" and is_simulation(grid):
         await_ray()
+    told = {"class-names": list(setting.class_names), GIVEN_KEY: given_keys(grid)}
     result = strategy.start(
         grid,
         ArrayRecord(setting.model.vit.state_dict()),
         num_rounds=1,
         timeout=config.server.timeout,
-        train_config=ConfigRecord({"class-names": list(setting.class_names)}),
+        train_config=ConfigRecord(told),
+        evaluate_config=ConfigRecord(told),
     )
     fused = control = task = None
     left_out: frozenset[str] = frozenset()

@@ -59,11 +59,17 @@ class Federation:
 
         self.grid = FakeGrid(range(11, 11 + self.clients), answer, self.order)
         self.grid.task_type = self.task_type
+        self.grid.overrides = self.given(**changes)
         server_app.app(self.grid, context(run_config))
         return self.metrics()
 
+    def given(self, **changes: Any) -> dict[str, Any]:
+        """Return what a user would write after ``--run-config``."""
+        return {**TINY, "output.run-dir": str(self.folder), **changes}
+
     def settings(self, **changes: Any) -> dict[str, Any]:
-        return {**default_run_config(), **TINY, "output.run-dir": str(self.folder), **changes}
+        """Return the run config as Flower hands it over, fused with the defaults."""
+        return {**default_run_config(), **self.given(**changes)}
 
     def metrics(self) -> dict[str, Any]:
         return json.loads((self.folder / "metrics.json").read_text())

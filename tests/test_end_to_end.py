@@ -14,12 +14,24 @@ from typing import Any
 
 import pytest
 
+from fedmitr_app.config import parse_config
+from fedmitr_app.partitions import label_matrix
 from tests.deployment import call_flwr, copy_project, end, free_port
 
 CLIENTS = 4
 FEDERATION = f"num-supernodes={CLIENTS} client-resources-num-cpus=1 client-resources-num-gpus=0.0"
-# Smaller than the quick preset: what is tested is the way there.
-BUDGET = "client.epochs=3 inversion.images=32 inversion.iterations=4 distillation.steps=10"
+# Smaller than the quick preset: what is tested is the way there. The preset has 0.5 where the
+# default is 0.1: a value that is given wins, whatever the default.
+SETTINGS = """
+preset = "quick"
+partition.alpha = 0.1
+client.epochs = 3
+[inversion]
+images = 32
+iterations = 4
+[distillation]
+steps = 10
+"""
 RUN_SECONDS = 420  # a run takes half a minute; a busy machine many times that
 IMPOSSIBLE = "distillation.temperature = -1.0 is not allowed: it must be a number above 0"
 
@@ -107,9 +119,16 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
 @pytest.mark.timeout(600)
 def test_a_run_from_the_command_line_to_a_model_that_loads(flower: Flower, tmp_path: Path) -> None:
     folder = tmp_path / "result"
-    run = flower.run(f"preset='quick' {BUDGET} output.run-dir='{folder}'")
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f"{SETTINGS}[output]\nrun-dir = '{folder}'\n")
+    run = flower.run(str(settings))
     assert run["status"] == "finished:completed", run["log"] + flower.told()
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["partition.alpha"] == 0.1
+    asked = parse_config({"preset": "quick", "partition.alpha": 0.1})
+    dealt = label_matrix(asked.data, asked.partition, CLIENTS, asked.seed).sum(1).tolist()
+    uploads = sorted((folder / "uploads").glob("*.json"))
+    assert [json.loads(path.read_text())["num_examples"] for path in uploads] == dealt
     assert metrics["uploads"]["accepted"] == CLIENTS
     assert {"student", "teacher", "fedavg", "control", "clients"} <= set(metrics["accuracy"])
     # Both only where the server finds that Flower simulates the nodes: the fake grid of the

@@ -41,7 +41,7 @@ def shown(monkeypatch):
 
 
 def held(federation) -> dict[str, list[int]]:
-    config = parse_config(federation.settings())
+    config = parse_config(federation.given())
     matrix = label_matrix(config.data, config.partition, CLIENTS, config.seed).tolist()
     return {f"client-{number:03d}": row for number, row in enumerate(matrix)}
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from fedmitr_app import server_app
 from fedmitr_app.config import flatten, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
+from fedmitr_app.partitions import label_matrix
 from fedmitr_app.reporting.verdict import reproduce_command
 from fedmitr_app.results.write import report_data
 from tests.federation import Federation
@@ -72,7 +73,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     assert steps[3]["loss"] == pytest.approx(metrics["distillation"]["loss"])
     assert all(step["loss"] > 0 for step in steps)
     config = json.loads((folder / "config.json").read_text())
-    assert config == flatten(parse_config(federation.settings()))
+    assert config == flatten(parse_config(federation.given()))
 
     # What is asked of metrics.json by name.
     assert metrics["seed"] == 0 and metrics["test_images"] == 60
@@ -100,7 +101,9 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     for counted in (scored, "what the clients know: ", "diversity: 48 images in "):
         assert any(line.startswith(counted) for line in lines), counted
     assert lines[0] == lines[-1] == f"run folder: {folder}"
-    assert lines[1].startswith("server: device cpu, 1 thread")
+    assert lines[1].startswith("settings that differ from their defaults: preset='quick' ")
+    assert " data.source='sklearn-digits'" in lines[1] and " client.epochs=2" in lines[1]
+    assert lines[2].startswith("server: device cpu, 1 thread")
     assert sum("server: device" in line for line in lines) == 1
     assert lines[-2] == f"report: {folder / 'report.html'}"
     table = "\n".join(lines[-16:])
@@ -112,7 +115,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 
 def test_the_saved_model_is_the_student_that_was_measured(federation):
     metrics = federation.run()
-    config = parse_config(federation.settings())
+    config = parse_config(federation.given())
     setting = server_app.prepare(config, torch.device("cpu"))
     start = setting.model.vit.state_dict()
     saved = load_file(federation.folder / "global_model.safetensors")
@@ -125,7 +128,7 @@ def test_the_saved_model_is_the_student_that_was_measured(federation):
 
 
 def test_the_servers_model_is_compiled_if_asked_for_and_where_that_works(federation, monkeypatch):
-    config = parse_config({**federation.settings(), "server.compile": True})
+    config = parse_config(federation.given(**{"server.compile": True}))
     device = torch.device("cpu")
     monkeypatch.setattr(torch, "compile", lambda run: run)
     assert server_app.prepare(config, device).model.compiled
@@ -324,6 +327,22 @@ def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):
         flower.removeHandler(handler)
     assert "ServerApp raised an exception" in shown
     assert any("no sentence of ours" in line for line in shown)
+
+
+def test_a_given_value_that_equals_the_default_wins_on_the_server_and_on_clients(federation):
+    # The preset says 15 epochs and 0.5.
+    given = {"server.method": "fedavg", "client.epochs": 20, "partition.alpha": 0.1}
+    federation.run(**given)
+    config = json.loads((federation.folder / "config.json").read_text())
+    assert config["client.epochs"] == 20 and config["partition.alpha"] == 0.1
+    trained = [line["metrics"] for line in federation.measured() if line["stage"] == "training"]
+    assert [each["epochs"] for each in trained] == [20, 20, 20]
+    asked = parse_config(federation.given(**given))
+    dealt = label_matrix(asked.data, asked.partition, 3, asked.seed).sum(1).tolist()
+    uploads = sorted((federation.folder / "uploads").glob("*.json"))
+    assert [json.loads(path.read_text())["num_examples"] for path in uploads] == dealt
+    for message in federation.grid.sent:
+        assert "client.epochs" in message.content["config"]["given-settings"]
 
 
 def test_the_command_to_reproduce_names_the_preset_and_what_was_changed(federation):

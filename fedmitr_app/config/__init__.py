@@ -1,6 +1,13 @@
 """Configuration: one frozen, typed object, checked once at the door."""
 
-from fedmitr_app.config.parse import default_run_config, flatten, parse_config
+from fedmitr_app.config.parse import (
+    as_run_config,
+    default_run_config,
+    differing,
+    flatten,
+    given_settings,
+    parse_config,
+)
 from fedmitr_app.config.same import decisive, harmless_keys, require_same
 from fedmitr_app.config.schema import (
     NEED_LABEL_COUNTS,
@@ -30,9 +37,12 @@ __all__ = [
     "PartitionConfig",
     "ServerConfig",
     "TeacherConfig",
+    "as_run_config",
     "decisive",
     "default_run_config",
+    "differing",
     "flatten",
+    "given_settings",
     "harmless_keys",
     "parse_config",
     "require_same",

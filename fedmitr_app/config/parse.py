@@ -1,7 +1,8 @@
 """From Flower's flat run config to one frozen, checked :class:`Config`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedmitr_app.config.presets import PRESETS
@@ -12,18 +13,14 @@ from fedmitr_app.errors import ConfigError
 RawValue = bool | int | float | str
 
 
-def parse_config(run_config: Mapping[str, Any], *, given_wins: bool = False) -> Config:
+def parse_config(given: Mapping[str, Any]) -> Config:
     """Return the checked configuration of a run.
 
     Parameters
     ----------
-    run_config : Mapping[str, bool | int | float | str]
-        Flat keys such as ``inversion.batch-size``; a missing key takes its default.
-        A value that differs from the default wins over the preset; one that equals
-        it can't be told from an untouched one, and the preset wins.
-    given_wins : bool
-        Every key that is there was given on purpose and wins over the preset: for callers
-        that, unlike Flower, leave out what was not.
+    given : Mapping[str, bool | int | float | str]
+        Flat keys such as ``inversion.batch-size``, each given on purpose: it wins over the
+        preset. A key that is missing takes the preset's value, else its default.
 
     Raises
     ------
@@ -31,21 +28,45 @@ def parse_config(run_config: Mapping[str, Any], *, given_wins: bool = False) -> 
         For an unknown key, a wrong type or an impossible value, in one sentence.
     """
     defaults = default_run_config()
-    for key in run_config:
+    for key in given:
         if key not in defaults:
             raise ConfigError(_unknown_key(key, defaults))
-    preset = run_config.get("preset", defaults["preset"])
+    preset = given.get("preset", defaults["preset"])
     if not isinstance(preset, str) or preset not in PRESETS:
         known = ", ".join(repr(name) for name in PRESETS)
         raise ConfigError.bad_value("preset", preset, f"one of {known}")
-    changed = {
-        key: value
-        for key, value in run_config.items()
-        if given_wins or _differs(value, defaults[key])
-    }
-    config = _build(Config, {**defaults, **PRESETS[preset], **changed}, prefix="")
+    config = _build(Config, {**defaults, **PRESETS[preset], **given}, prefix="")
     check_together(config)
     return config
+
+
+def given_settings(run_config: Mapping[str, Any], named: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what a user gave of a run config that already holds a default for every key.
+
+    Parameters
+    ----------
+    run_config : Mapping[str, bool | int | float | str]
+        Flat keys, touched or not.
+    named : Iterable[str]
+        Keys that are known to be given, also where their values equal the defaults. Of the
+        others those were given, in the app's ``pyproject.toml``, that differ.
+    """
+    named, defaults = set(named), default_run_config()
+    return {
+        key: value
+        for key, value in run_config.items()
+        if key in named or key not in defaults or _differs(value, defaults[key])
+    }
+
+
+def differing(config: Config) -> dict[str, RawValue]:
+    """Return the settings that are not at their defaults, or not what the preset says."""
+    defaults, preset = default_run_config(), PRESETS[config.preset]
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if value != defaults[key] or value != preset.get(key, value)
+    }
 
 
 def default_run_config() -> dict[str, RawValue]:
@@ -66,6 +87,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, RawValue]:
         else:
             flat[key] = value
     return flat
+
+
+def as_run_config(settings: Mapping[str, RawValue]) -> str:
+    """Return settings as ``flwr run --run-config`` takes them."""
+    return " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+
+
+def _toml(value: RawValue) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A literal string, which TOML takes as it stands, unless it holds the quote itself.
+        return json.dumps(value, ensure_ascii=False) if "'" in value else f"'{value}'"
+    return repr(value)
 
 
 def _settings(cls: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[Any]]]:

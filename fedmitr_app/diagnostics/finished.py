@@ -97,7 +97,7 @@ def _config(folder: Path) -> Config:
     )
     if not plain:
         raise _unfit(path, "it is not a table of settings")
-    return parse_config(table, given_wins=True)
+    return parse_config(table)
 
 
 def _model(folder: Path, config: Config, with_weights: bool) -> PatchViT:

@@ -127,7 +127,7 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
                 "done with the uploads: leave it out."
             )
     _require_one_place(common, overrides, rows, path)
-    own = parse_config(common, given_wins=True).partition
+    own = parse_config(common).partition
     defaults = {"kind": [own.kind], "alpha": [own.alpha], "clients": [5], "seeds": [0, 1, 2]}
     defaults |= {"attack": [NO_ATTACK], "attackers": [1]}
     _only(given["axes"], AXES, f"{path}, axes")
@@ -144,7 +144,7 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
         if federation.alpha is not None:
             dealt["partition.alpha"] = federation.alpha
         for row in rows:
-            config = parse_config({**common, **dealt, **row.settings}, given_wins=True)
+            config = parse_config({**common, **dealt, **row.settings})
             if config.inversion.backend != "local":
                 raise ConfigError(
                     f"{path}: inversion.backend = {config.inversion.backend!r} is for a run, whose "

@@ -1,9 +1,9 @@
 """What the numbers say, in sentences."""
 
-import json
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from fedmitr_app.config import as_run_config
 from fedmitr_app.reporting.data import ReportData
 from fedmitr_app.reporting.table import named_accuracies, percent
 
@@ -123,7 +123,7 @@ def reproduce_command(data: ReportData) -> str:
         if not key.startswith("output.")
         and (key == "seed" or data.defaults.get(key, value) != value)
     }
-    pairs = " ".join(f"{key}={_toml(value)}" for key, value in changed.items())
+    pairs = as_run_config(changed)
     # As README has it: without the variable Flower runs what it installs itself.
     command = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 flwr run . --stream"
     if pairs:
@@ -148,15 +148,6 @@ def what_the_command_lacks(data: ReportData) -> str:
         count = f"{data.asked} nodes" if data.asked else "The nodes"
         nodes = f"{count} of a deployment were asked to train: connect the same ones again."
     return f"In the app's folder. {nodes} What was set or held there is unknown here."
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # A literal string, which TOML takes as it stands, unless it holds the quote itself.
-        return json.dumps(value, ensure_ascii=False) if "'" in value else f"'{value}'"
-    return repr(value)
 
 
 def _shell(text: str) -> str:

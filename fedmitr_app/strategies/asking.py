@@ -17,6 +17,14 @@ def is_simulation(grid: Grid) -> bool:
     return getattr(grid.run, "primary_task_type", "") == "flwr-simulation"
 
 
+def given_keys(grid: Grid) -> list[str]:
+    """Return the keys that the user gave with ``flwr run --run-config``, sorted.
+
+    The run config itself holds every key, given or not: Flower has fused it with the defaults.
+    """
+    return sorted(getattr(grid.run, "override_config", None) or {})
+
+
 def uploads_here(grid: Grid, nodes: Sequence[int], here: Mapping[str, set[int]]) -> dict[int, list]:
     """Say for each node which uploads it needn't send again, by the digests of their keys.
 

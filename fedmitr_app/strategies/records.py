@@ -28,6 +28,8 @@ from fedmitr_app.uploads import (
 
 UPLOAD_KEY = "upload"
 HAVE_KEY = "have-uploads"
+GIVEN_KEY = "given-settings"
+"""Names of the settings that the user gave: Flower hands clients all of them, given or not."""
 MOMENTS_KEY = "class-moments"
 METRICS_KEY = "metrics"
 # timm's name of the classifier: its shape is that of the class moments.
@@ -79,6 +81,11 @@ def status_of(content: RecordDict) -> tuple[str, str, str]:
 def key_digest(client: str) -> str:
     """Return what stands for a client key where other clients can read it."""
     return hashlib.sha256(client.encode()).hexdigest()[:16]
+
+
+def told_config(content: RecordDict, keys: RecordKeys) -> Mapping[str, Any]:
+    """Return the config record that the server sends with a task; empty if it sends none."""
+    return records_of(content, ConfigRecord).get(keys.config, {})
 
 
 def check_reply(

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmitr_app.config import Config, default_run_config, flatten, parse_config
+from fedmitr_app.config import (
+    Config,
+    as_run_config,
+    default_run_config,
+    differing,
+    flatten,
+    given_settings,
+    parse_config,
+)
 from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.config.schema import COMBINATIONS, METHODS, PARTITIONERS, SOURCES
 from fedmitr_app.errors import ConfigError
@@ -82,22 +90,57 @@ def test_presets_name_real_settings_with_valid_values(preset):
         assert PRESETS[preset][key] != default_run_config()[key], f"{key} repeats the default"
 
 
-def test_a_changed_value_wins_over_the_preset():
-    config = parse_config({**default_run_config(), "preset": "quick", "client.epochs": 7})
-    assert config.client.epochs == 7
-    assert config.data.source == "sklearn-digits"
+def test_what_is_given_wins_over_the_preset():
+    config = parse_config({"preset": "quick", "client.epochs": 20, "data.image-size": 8})
+    assert (config.client.epochs, config.data.source) == (20, "sklearn-digits")
 
 
-def test_a_value_left_at_its_default_yields_to_the_preset():
-    # Flower hands over the whole table, touched or not: the two can't be told apart.
-    assert parse_config({**default_run_config(), "preset": "quick"}).data.image_size == 8
+def test_a_table_with_every_default_tells_what_was_given_by_name_or_by_difference():
+    # As Flower hands it over: fused with the defaults, beside the keys of the command line.
+    fused = {**default_run_config(), "preset": "quick", "client.epochs": 20, "seed": 3}
+    assert given_settings(fused) == {"preset": "quick", "seed": 3}
+    named = ["preset", "seed", "client.epochs"]
+    assert given_settings(fused, named) == {"preset": "quick", "client.epochs": 20, "seed": 3}
+    assert parse_config(given_settings(fused)).client.epochs == 15
+    assert parse_config(given_settings(fused, named)).client.epochs == 20
+
+
+def test_given_settings_are_no_filter_for_unknown_keys():
+    refusal(given_settings({**default_run_config(), "data.sorce": "x"}), "data.sorce is not")
+    assert given_settings({"seed": 1}, ["never-heard-of"]) == {"seed": 1}
+
+
+@given(
+    st.sampled_from(sorted(PRESETS)),
+    st.dictionaries(
+        st.sampled_from(["client.epochs", "data.max-train", "inversion.images", "partition.alpha"]),
+        st.integers(1, 50),
+    ),
+)
+def test_every_value_that_is_given_arrives_whatever_the_default_and_the_preset(preset, numbers):
+    given = {"preset": preset, "data.path": "x", **numbers}
+    resolved = flatten(parse_config(given_settings({**default_run_config(), **given}, given)))
+    assert {key: resolved[key] for key in given} == given
+
+
+def test_what_differs_from_the_default_is_a_command_line():
+    config = parse_config({"preset": "quick", "client.epochs": 20, "data.name": "o'clock"})
+    changed = differing(config)
+    assert changed["data.source"] == "sklearn-digits"
+    assert changed["client.epochs"] == 20  # the default, but not the preset's
+    assert parse_config(tomllib_flat(as_run_config(changed))) == config
+
+
+def tomllib_flat(line: str) -> dict:
+    # No value here holds a blank; the keys' dots nest.
+    return flat_toml(tomllib.loads("\n".join(line.split(" "))))
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "deit" in name])
 @pytest.mark.parametrize("source", ["hub", "parquet", "image-folder"])
 def test_presets_of_photographs_read_from_any_source(preset, source):
     given = {"data.source": source, "data.name": "owner/name", "data.path": "x"}
-    config = parse_config({**default_run_config(), "preset": preset, **given})
+    config = parse_config({"preset": preset, **given})
     assert (config.data.source, config.data.path) == (source, "x")
     assert config.data.name == "owner/name"
 
@@ -105,18 +148,17 @@ def test_presets_of_photographs_read_from_any_source(preset, source):
 def test_presets_of_domains_deal_by_them_and_otherwise():
     kinds = {
         "office-home-deit-tiny": "natural",
-        "office-home-deit-tiny-dirichlet": "dirichlet",
         "mini-imagenet-deit-tiny": "dirichlet",
         "cifar10-deit-tiny-224": "dirichlet",
     }
     for preset, kind in kinds.items():
-        # As Flower hands it over: a kind that is asked for, but is the default, can't win.
-        config = parse_config({**default_run_config(), "preset": preset})
+        config = parse_config({"preset": preset})
         assert config.partition.kind == kind
         assert (config.data.source, config.data.image_size) == ("hub", 224)
         assert config.data.max_train == 0
-    one, other = (PRESETS[name] for name in list(kinds)[:2])
-    assert one == {**other, "partition.kind": "natural"}
+    # The default, asked for by name, is what was asked for.
+    asked = parse_config({"preset": "office-home-deit-tiny", "partition.kind": "dirichlet"})
+    assert asked.partition.kind == "dirichlet"
 
 
 def test_an_unknown_preset():

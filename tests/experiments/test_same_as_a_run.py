@@ -14,7 +14,7 @@ def test_a_cell_gives_what_a_run_gives_to_the_last_bit(tmp_path, monkeypatch):
     without_processes(monkeypatch.setattr)
     federation = Federation(tmp_path / "run")
     ran = federation.run()["accuracy"]
-    config = parse_config(federation.settings())
+    config = parse_config(federation.given())
     dealt = Dealt(config.partition.kind, config.partition.alpha, federation.clients, config.seed)
     rows = [Row("ours", "fedmitr", {}), Row("average", "fedavg", {})]
     grid = Grid("both", tuple(Cell(row, dealt, config) for row in rows))

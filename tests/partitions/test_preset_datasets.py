@@ -83,7 +83,8 @@ def test_a_client_of_office_home_is_a_domain(office_home):
 
 
 def test_office_home_dealt_by_dirichlet(office_home):
-    config = config_of("office-home-deit-tiny-dirichlet", *office_home, {"data.image-size": 8})
+    asked = {"data.image-size": 8, "partition.kind": "dirichlet"}
+    config = config_of("office-home-deit-tiny", *office_home, asked)
     assert config.partition.kind == "dirichlet"
     held = label_matrix(config.data, config.partition, 3, config.seed)
     assert held.sum() == len(EVERY) - len(load_test_set(config.data))

@@ -43,6 +43,7 @@ class FakeGrid(Grid):
         self.answered = 0
         self.refuse: set[int] = set()
         self.task_type = "flwr-simulation"
+        self.overrides: dict[str, Any] = {}
 
     def get_node_ids(self) -> list[int]:
         return list(self.nodes)
@@ -94,7 +95,8 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return SimpleNamespace(primary_task_type=self.task_type, run_id=1)
+        told = {"primary_task_type": self.task_type, "override_config": self.overrides}
+        return SimpleNamespace(run_id=1, **told)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError

@@ -12,7 +12,7 @@ from flwr.serverapp.exception import AggregationError
 from PIL import Image
 
 from fedmitr_app.client_app import align_labels, app
-from fedmitr_app.config import default_run_config, parse_config
+from fedmitr_app.config import default_run_config, given_settings, parse_config
 from fedmitr_app.errors import DataError
 from fedmitr_app.models import InputSpec, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, hold_out, load_shard
@@ -37,7 +37,7 @@ def run_config(**changes):
 
 
 def theta0(raw):
-    config = parse_config(raw)
+    config = parse_config(given_settings(raw))
     data = config.data
     spec = InputSpec(data.image_size, data.channels, data.mean, data.std)
     return build_vit(config.model, spec, 10, config.seed)
@@ -74,7 +74,7 @@ def test_clients_train_once_and_are_accepted(tmp_path):
     strategy, result = play(raw, run_dir=tmp_path)
     uploads = strategy.outcome.accepted
     assert [upload.client for upload in uploads] == ["client-000", "client-001", "client-002"]
-    config = parse_config(raw)
+    config = parse_config(given_settings(raw))
     for number, upload in enumerate(uploads):
         shard = load_shard(config.data, config.partition, number, CLIENTS, config.seed)
         assert upload.num_examples == len(shard)
@@ -89,7 +89,7 @@ def test_clients_train_once_and_are_accepted(tmp_path):
 def test_class_moments_travel_if_a_client_shares_them(tmp_path):
     raw = run_config(**{"client.share-moments": True})
     strategy, result = play(raw, run_dir=tmp_path)
-    config = parse_config(raw)
+    config = parse_config(given_settings(raw))
     for number, upload in enumerate(strategy.outcome.accepted):
         shard = load_shard(config.data, config.partition, number, CLIENTS, config.seed)
         # Of θ₀'s features, not of the trained model's, which would not add up.
@@ -211,7 +211,7 @@ def test_a_client_may_hold_images_out_and_score_the_global_model_on_them(monkeyp
     state = theta0(raw).vit.state_dict()
     result = strategy.start(grid, to_array_record(state), timeout=60.0)
     assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy-on-hold-out": 0.5}
-    config = parse_config(raw)
+    config = parse_config(given_settings(raw))
     for number, (rest, held) in enumerate(zip(trained, scored, strict=True)):
         shard = load_shard(config.data, config.partition, number, CLIENTS, config.seed)
         assert len(held) == round(0.25 * len(shard)) and len(rest) + len(held) == len(shard)
