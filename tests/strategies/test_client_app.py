@@ -50,8 +50,11 @@ def node_config(message):
     }
 
 
-def play(raw, node_config=node_config, order=list, train_config=None, **strategy):
+def play(raw, node_config=node_config, order=list, told=None, bias=None, **strategy):
+    """Do a round; ``told`` goes with both messages, ``bias`` is the head's in θ₀."""
     model = theta0(raw)
+    if bias is not None:
+        model.vit.head.bias.data = bias
     strategy = OneShotFedAvg(
         architecture=architecture_of(model),
         input_spec=model.spec,
@@ -65,7 +68,8 @@ def play(raw, node_config=node_config, order=list, train_config=None, **strategy
 
     grid = FakeGrid(range(11, 11 + CLIENTS), answer, order)
     arrays = to_array_record(model.vit.state_dict())
-    result = strategy.start(grid, arrays, timeout=60.0, train_config=train_config)
+    configs = {name: told and ConfigRecord(told) for name in ("train_config", "evaluate_config")}
+    result = strategy.start(grid, arrays, timeout=60.0, **configs)
     return strategy, result
 
 
@@ -244,7 +248,7 @@ def test_a_node_may_bring_its_own_data(tmp_path):
     strategy, _ = play(
         run_config(**{"client.share-label-counts": True}),
         lambda message: own,
-        train_config=ConfigRecord({"class-names": names}),
+        told={"class-names": names},
     )
     assert not strategy.outcome.rejected and strategy.outcome.repeated == 2
     (upload,) = strategy.outcome.accepted
@@ -252,6 +256,12 @@ def test_a_node_may_bring_its_own_data(tmp_path):
     assert upload.num_examples == sum(upload.label_counts) > 4
     # Sorted alone, "seven" would be class 0: the server's numbering counts.
     assert [number for number, count in enumerate(upload.label_counts) if count] == [3, 7]
+    # So it is in the evaluation: the model answers "seven", whatever it sees.
+    seven = 1000.0 * torch.eye(10)[7]
+    told = {"class-names": names}
+    _, result = play(raw, lambda message: own, told=told, bias=seven, federated_evaluation=True)
+    (share,) = result.evaluate_metrics_clientapp[1].values()
+    assert share == 0.5
     mixed, _ = play(raw, one_owns)
     assert [upload.client for upload in mixed.outcome.accepted][-1] == "hospital"
 
