@@ -136,7 +136,7 @@ def test_weights_for_the_small_preset(checkpoint):
 
 def test_a_missing_checkpoint(tmp_path):
     path = tmp_path / "none.safetensors"
-    refusal(ModelConfig(name=TINY, weights=str(path)), COLOUR, str(path), "model.weights", "hub")
+    refusal(ModelConfig(name=TINY, weights=str(path)), COLOUR, "model.weights", "does not exist")
 
 
 def test_a_checkpoint_of_another_kind_of_file(tmp_path):
