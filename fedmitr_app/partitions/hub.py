@@ -75,6 +75,7 @@ def read_hub(data: DataConfig, domains: bool) -> Reading:
     try:
         test = source.load_split(TEST)
     except ValueError:  # no split of that name
+        _require_one_split(name, subset, where)
         return Reading(_rows(train, data, domains, where), notes=tuple(notes))
     tested = _rows(test, data, domains, f"the test images of {where}")
     return Reading(_rows(train, data, domains, where), tested, tuple(notes))
@@ -101,6 +102,27 @@ def _choose(found: DatasetDict, where: str) -> tuple[DatasetDict, list[str]]:
         for kind, names in parts.items()
     }
     return DatasetDict(chosen), [f"splits left out: {some_names(rest)}"] if rest else []
+
+
+def _require_one_split(name: str, subset: str, where: str) -> None:
+    """Refuse files of two splits that the datasets library has pooled: it knows no capitals.
+
+    Where it can't tell the files' names any more (from its cache alone), nothing is checked.
+    """
+    try:
+        builder = datasets.load_dataset_builder(name, subset or None)
+        files = [str(file) for its in builder.config.data_files.values() for file in its]
+    except Exception:  # as many kinds as when the dataset itself is loaded, which has gone well
+        return
+    # Below the local folder, or behind "hf://datasets/owner/name@".
+    below = [file.removeprefix(str(Path(name))).rpartition("@")[2] for file in files]
+    words = {word for file in below for word in Path(file).with_suffix("").parts}
+    found = {split_of(word, where) for word in words} - {""}
+    if len(found) > 1:
+        raise DataError(
+            f"{where} has a single split, made of files that are called like {some_names(sorted(found))}: "
+            "use local files with data.source = 'parquet', or a dataset that tells them apart."
+        )
 
 
 def _called(split: str, split_at: dict[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
 MOST_PIXELS = 89_478_485
-"""Of one image: Pillow's own bound, above which it warns of a bomb. Cameras have 10 to 60 million."""
+"""Of one image (choice): where Pillow warns of a bomb; cameras' photos have 10 to 60 million."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -75,9 +75,10 @@ def choose(
     present = set(splits)
     held = TEST if TEST in present else VALIDATION if VALIDATION in present else ""
     if "" in present and (TRAIN in present or held and not others_train):
+        known = some_names(sorted(present - {""}))
         raise DataError(
-            f"{where} holds parts that are called like splits ({some_names(sorted(present - {''}))}) "
-            f"and parts that are not: are those for training? {_ADVICE.capitalize()}."
+            f"{where} holds parts that are called like splits ({known}) and parts that are not: "
+            f"are those for training? {_ADVICE.capitalize()}."
         )
     if not present & {TRAIN, ""}:
         raise DataError(
