@@ -106,6 +106,8 @@ def _work_in(
         _log.info("Going on with the run that began %s.", folder.started)
     for line in device_lines("server", device, torch.get_num_threads()):
         _log.info(line)
+    if setting.test_set is not None:
+        _log.info("data: %s", setting.test_set.read)
     try:
         folder.write_json("config.json", settings)
         environment = describe_environment()
@@ -161,11 +163,9 @@ def prepare(config: Config, device: torch.device) -> Setting:
         require_compiler(device)
         model.compiled = True
     test_set = load_test_set(data) if server.test_set else None
-    if test_set is not None:
-        _log.info("%s", test_set.read)
-        if test_set.class_names != names:
-            allowed = f"'' or {join_names(test_set.class_names)!r}"
-            raise ConfigError.bad_value("server.classes", server.classes, allowed)
+    if test_set is not None and test_set.class_names != names:
+        allowed = f"'' or {join_names(test_set.class_names)!r}"
+        raise ConfigError.bad_value("server.classes", server.classes, allowed)
     return Setting(model, names, test_set)
 
 

@@ -18,6 +18,10 @@ FEW_CLASSES = 100
 """So many may have a single image each (choice): beyond, they are ids, patients or photos."""
 MOST_CLASSES = 100_000
 """More than any dataset's; every one costs a row of the head in every upload."""
+_NO_CLASSES = (
+    "If folders are laid out as class/patient/image, these are no classes: data.path must hold "
+    "class/image or domain/class/image."
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,14 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     if data.test_split == "validation":
         train, test = _hold_out(train, data.test_share, "validation-split")
         held = "of the training images, data.test-split = 'validation'"
+    lonely = _lonely_classes(reading.train)
+    notes = [*reading.notes, lonely] if lonely else reading.notes
     limited = limit(train, data.max_train, "max-train"), limit(test, data.max_test, "max-test")
     return Source(
         *limited,
         class_names=train.names,
-        read=_line(data, train, test, limited, held, reading.notes),
-        warning=_lonely_classes(reading.train),
+        read=_line(data, train, test, limited, held, notes),
+        warning=lonely and f"{reading.train.where}: {lonely}. {_NO_CLASSES}",
     )
 
 
@@ -126,7 +132,7 @@ def _require_classes(rows: Rows) -> None:
 
 
 def _lonely_classes(rows: Rows) -> str:
-    """Return a warning where a class occurs in one of several domains only."""
+    """Tell which classes occur in one of several domains only, as patients' folders would."""
     if rows.domains is None or len(rows.domain_names) < 2:
         return ""
     pairs = np.unique(np.stack([rows.labels, rows.domains]), axis=1)
@@ -134,11 +140,8 @@ def _lonely_classes(rows: Rows) -> str:
     lonely = [rows.names[label] for label in labels[in_domains == 1]]
     if not lonely:
         return ""
-    return (
-        f"{rows.where}: {len(lonely)} of {len(rows.names)} classes occur in one domain only "
-        f"({some_names(lonely, 5)}). If folders are laid out as class/patient/image, these are no "
-        "classes: data.path must hold domain/class/image or class/image."
-    )
+    names = f"{len(lonely)} of {len(rows.names)} classes are in one domain only"
+    return f"{names} ({some_names(lonely, 5)})"
 
 
 def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows, Rows]:
