@@ -15,7 +15,7 @@ from fedmitr_app.config import Config, given_settings, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, ModelError, UploadError
 from fedmitr_app.evaluation import accuracy
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
-from fedmitr_app.partitions import ImageSet, hold_out, load_shard
+from fedmitr_app.partitions import ImageSet, clean_name, hold_out, join_names, load_shard
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress
@@ -80,7 +80,12 @@ def _reply(
     except FedmitrError as error:
         # A reply, not an exception: the server shows the sentence, not a stack trace.
         _log.error("%s", error)
-        content = _no_upload(client_key(context), "error", str(error))
+        content = _no_upload(client_key(context), "error", error.public)
+    except Exception as error:
+        # Flower would send the exception's text, which may name files or quote data.
+        _log.exception("client %s failed.", client_key(context))
+        reason = f"its ClientApp failed ({type(error).__name__}): its own log says why."
+        content = _no_upload(client_key(context), "error", reason)
     return Message(content, reply_to=message)
 
 
@@ -206,7 +211,8 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
     told = told_config(content, KEYS).get("class-names")
-    shard = align_labels(shard, tuple(told)) if told else shard
+    _log.info("client %s: %s", client.key, shard.read)
+    shard = align_labels(shard, tuple(map(clean_name, told))) if told else shard
     return hold_out(shard, config.client.holdout, config.seed, client.key)
 
 
@@ -226,13 +232,14 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
     unknown = [shard.class_names[label] for label in sorted(present)]
     unknown = [name for name in unknown if name not in names]
     if unknown:
+        theirs = "which the server's model does not know: its classes are " + join_names(names[:10])
         raise DataError(
-            f"This client holds images of {', '.join(unknown[:5])}, which the server's model does "
-            f"not know: its classes are {', '.join(names[:10])}."
+            f"This client holds images of {join_names(unknown[:5])}, {theirs}.",
+            public=f"it holds images of {len(unknown)} class(es) that its own log names, {theirs}.",
         )
     numbers = [names.index(name) if name in names else -1 for name in shard.class_names]
     labels = torch.tensor(numbers, dtype=torch.int64)[shard.labels]
-    return ImageSet(images=shard.images, labels=labels, class_names=names)
+    return dataclasses.replace(shard, labels=labels, class_names=names)
 
 
 def _load_model(client: Client, content: RecordDict) -> PatchViT:

@@ -2,20 +2,49 @@
 
 
 class FedmitrError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Parameters
+    ----------
+    sentence : str
+        For the log of the machine that it happened on.
+    public : str
+        For other machines: without paths, names of files, or anything else that is read from
+        a client's data. Empty: the sentence itself holds no such thing.
+    """
+
+    def __init__(self, sentence: str, *, public: str = "") -> None:
+        super().__init__(sentence)
+        self._public = public
+
+    @property
+    def public(self) -> str:
+        """The sentence that may leave this machine."""
+        return self._public or str(self)
 
 
 class ConfigError(FedmitrError):
     """A setting is unknown, of the wrong type, or impossible."""
 
     @classmethod
-    def bad_value(cls, key: str, value: object, allowed: str) -> "ConfigError":
-        """The sentence for a setting whose value is not allowed."""
-        return cls(f"{key} = {value!r} is not allowed: it must be {allowed}.")
+    def bad_value(
+        cls, key: str, value: object, allowed: str, *, public: str = ""
+    ) -> "ConfigError":
+        """The sentence for a setting whose value is not allowed.
+
+        ``public`` stands for ``allowed`` where that tells what a client's data hold.
+        """
+        start = f"{key} = {value!r} is not allowed: it must be "
+        return cls(f"{start}{allowed}.", public=f"{start}{public}." if public else "")
 
 
 class DataError(FedmitrError):
     """A dataset is missing, unreadable, or lacks what was asked of it."""
+
+    @property
+    def public(self) -> str:
+        """The sentence that may leave this machine; without one of its own it tells nothing."""
+        return self._public or "its data can't be used: its own log says why."
 
 
 class ModelError(FedmitrError):

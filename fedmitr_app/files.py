@@ -14,7 +14,47 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedmitr_app.errors import RunFolderError
+from fedmitr_app.errors import FedmitrError, RunFolderError
+
+
+def local_path(setting: str, text: str, error: type[FedmitrError]) -> Path:
+    """Return the path that a setting means, ``~`` expanded, there or not.
+
+    Raises
+    ------
+    FedmitrError
+        Of the kind given, for the home of a user that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as why:
+        raise error(f"{setting} = {text!r} names a user's home that there is not.") from why
+
+
+def existing_path(setting: str, text: str, error: type[FedmitrError]) -> Path:
+    """Return an existing path, ``~`` expanded.
+
+    Raises
+    ------
+    FedmitrError
+        Of the kind given, if nothing is there or it may not be looked at; names the absolute
+        path, since the working directory of a Flower process is not always where the command was
+        typed.
+    """
+    path = local_path(setting, text, error)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        why = "does not exist on this machine"
+    except (OSError, ValueError) as refused:  # ValueError: a null byte
+        why = f"can't be reached on this machine: {reason_of(refused)}"
+    else:
+        return path
+    raise error(
+        f"{setting} = {text!r} {why} ({path.absolute()}): set it to what does, best as an absolute "
+        "path.",
+        public=f"its {setting} {why.split(':')[0]}.",
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -32,7 +32,14 @@ from fedmitr_app.models import (
     build_vit,
     require_compiler,
 )
-from fedmitr_app.partitions import ImageSet, class_names, label_matrix, load_test_set
+from fedmitr_app.partitions import (
+    ImageSet,
+    class_names,
+    join_names,
+    label_matrix,
+    load_test_set,
+    split_names,
+)
 from fedmitr_app.reporting import COMPLETED, RunFolder, describe_environment, resolve_device
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
@@ -110,6 +117,8 @@ def _work_in(
         _log.info("Going on with the run that began %s.", folder.started)
     for line in device_lines("server", device, torch.get_num_threads()):
         _log.info(line)
+    if setting.test_set is not None:
+        _log.info("data: %s", setting.test_set.read)
     try:
         folder.write_json("config.json", settings)
         environment = describe_environment()
@@ -147,7 +156,7 @@ def prepare(config: Config, device: torch.device) -> Setting:
         If the data or the model can't be had, or can't be compiled for ``device``.
     """
     data, server = config.data, config.server
-    names = names_in(server.classes)
+    names = split_names("server.classes", server.classes)
     if len(set(names)) < len(names):
         raise ConfigError.bad_value("server.classes", server.classes, "names that all differ")
     if not names:
@@ -166,15 +175,9 @@ def prepare(config: Config, device: torch.device) -> Setting:
         model.compiled = True
     test_set = load_test_set(data) if server.test_set else None
     if test_set is not None and test_set.class_names != names:
-        raise ConfigError.bad_value(
-            "server.classes", server.classes, f"'' or {','.join(test_set.class_names)!r}"
-        )
+        allowed = f"'' or {join_names(test_set.class_names)!r}"
+        raise ConfigError.bad_value("server.classes", server.classes, allowed)
     return Setting(model, names, test_set)
-
-
-def names_in(setting: str) -> tuple[str, ...]:
-    """Split a setting that lists names, separated by commas."""
-    return tuple(name.strip() for name in setting.split(",") if name.strip())
 
 
 def build_strategy(
@@ -190,7 +193,7 @@ def build_strategy(
         "run_dir": folder.path,
         "resume": folder.settings is not None,
         "uploads_from": server.uploads_from or None,
-        "exclude_clients": names_in(server.exclude_clients),
+        "exclude_clients": split_names("server.exclude-clients", server.exclude_clients),
         "federated_evaluation": server.federated_evaluation,
     }
     declared = {

@@ -1,5 +1,6 @@
 """The real ServerApp and ClientApp on a fake Grid: a whole run in this process."""
 
+import html
 import json
 import logging
 import random
@@ -111,6 +112,14 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         assert words in table
     page = (folder / "report.html").read_text()
     assert "preset=&#x27;quick&#x27;" in page and "num-supernodes=3" in page
+
+    # What was read, on the server, on each client and in the report.
+    read = metrics["data_read"]
+    assert read.startswith("data.source = 'sklearn-digits': 1797 images of 10 classes, 120 of 1438")
+    assert lines.count(f"data: {read}") == 1 and html.escape(read) in page.replace("\u00a0", " ")
+    for client in range(3):
+        assert any(line.endswith(f"classes are this client's, of {read}") and
+                   line.startswith(f"client client-{client:03d}: ") for line in lines)
 
 
 def test_the_saved_model_is_the_student_that_was_measured(federation):
@@ -275,6 +284,7 @@ def test_too_few_uploads_fail_the_run(federation):
         ({"server.test-set": False}, ConfigError, "server.classes = '' is not allowed"),
         ({"server.classes": "a,b"}, ConfigError, "server.classes = 'a,b' is not allowed"),
         ({"server.classes": "a,a"}, ConfigError, "names that all differ"),
+        ({"server.classes": 'a,"b'}, ConfigError, 'in "double quotes" where they hold one'),
         ({"server.device": "cuda:99"}, ConfigError, "server.device = 'cuda:99' is not allowed"),
     ],
 )

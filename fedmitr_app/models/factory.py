@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
+from fedmitr_app.files import existing_path, local_path
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.randomness import seeded_init
@@ -28,7 +29,8 @@ def build_vit(config: ModelConfig, spec: InputSpec, num_classes: int, seed: int)
     Parameters
     ----------
     config : ModelConfig
-        ``name`` is ``"small"`` (from scratch, sized by the other settings) or a timm name;
+        ``name`` is ``"small"`` (from scratch, sized by the other settings) or a timm name, with
+        or without a tag such as ``vit_tiny_patch16_224.augreg_in21k``;
         ``weights`` is ``""`` (from scratch), ``"hub"``, or a checkpoint's path; ``"small"``
         always starts from scratch.
     spec : InputSpec
@@ -90,21 +92,9 @@ def _small(config: ModelConfig, spec: InputSpec, num_classes: int) -> VisionTran
 
 
 def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
-    if config.name not in timm.list_models("vit_*") + timm.list_models("deit_*"):
-        raise ModelError(
-            f"model.name = {config.name!r} is not a ViT or DeiT that the installed timm "
-            f"{timm.__version__} knows: choose 'small' or one of timm.list_models('vit_*'), "
-            "timm.list_models('deit_*')."
-        )
+    _require_known(config)
+    path = None if config.weights in ("", "hub") else _checkpoint_path(config)
     overlay: dict[str, Any] = {}
-    path = None
-    if config.weights not in ("", "hub"):
-        path = Path(config.weights)
-        if path.suffix not in WEIGHT_SUFFIXES or not path.is_file():
-            raise ModelError(
-                f"model.weights = {config.weights!r} is not a checkpoint: it must be '' (from "
-                f"scratch), 'hub', or the path of a file ending in {', '.join(WEIGHT_SUFFIXES)}."
-            )
     stored: dict[str, Tensor] = {}
     try:
         if path is not None:
@@ -120,7 +110,7 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
             img_size=spec.size,
             in_chans=spec.channels,
         )
-        # A new head makes timm skip every key that it doesn't find: look for them here.
+        # A new head makes timm skip every key that it doesn't find, or has no place for.
         found = vit.state_dict() if path is None else checkpoint_filter_fn(stored, vit)
     except AssertionError as error:
         raise ModelError(
@@ -130,14 +120,53 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
         # timm and the hub client raise many kinds; the user needs one sentence of each.
         raise ModelError(
             f"model.name = {config.name!r} could not be built with model.weights = "
-            f"{config.weights!r} ({type(error).__name__}: {str(error).splitlines()[0]}): check the "
-            "file, or the network if it is 'hub', or set model.weights to a local path."
+            f"{config.weights!r} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): "
+            "check the file, or the network if it is 'hub', or set model.weights to a local path."
         ) from error
-    missing = [key for key in vit.state_dict() if key not in found and not key.startswith("head.")]
-    if missing:
-        raise ModelError(
-            f"model.weights = {config.weights!r} is not a checkpoint of {config.name!r}: it lacks "
-            f"{len(missing)} of the model's tensors, such as {missing[0]!r}; choose the checkpoint "
-            "that belongs to model.name."
-        )
+    _require_same_tensors(config, set(vit.state_dict()), set(found))
     return vit
+
+
+def _require_known(config: ModelConfig) -> None:
+    name, _, tag = config.name.partition(".")  # as timm writes "model.weights-it-was-trained-to"
+    if name not in timm.list_models("vit_*") + timm.list_models("deit_*"):
+        raise ModelError(
+            f"model.name = {config.name!r} is not a ViT or DeiT that the installed timm "
+            f"{timm.__version__} knows: choose 'small' or one of timm.list_models('vit_*'), "
+            "timm.list_models('deit_*')."
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        known = ", ".join(repr(f"{name}.{known}") for known in tags)
+        raise ModelError(
+            f"model.name = {config.name!r} has a tag that the installed timm {timm.__version__} "
+            f"doesn't know: it must be {name!r}{f', or one of {known}' if known else ''}."
+        )
+
+
+def _checkpoint_path(config: ModelConfig) -> Path:
+    path = local_path("model.weights", config.weights, ModelError)
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise ModelError(
+            f"model.weights = {config.weights!r} is not a checkpoint: it must be '' (from "
+            f"scratch), 'hub', or the path of a file ending in {', '.join(WEIGHT_SUFFIXES)}."
+        )
+    existing_path("model.weights", config.weights, ModelError)
+    if not path.is_file():
+        raise ModelError(f"model.weights = {config.weights!r} is a folder: name the file in it.")
+    return path
+
+
+def _require_same_tensors(config: ModelConfig, wanted: set[str], found: set[str]) -> None:
+    """Refuse a checkpoint of another model, but for its head: every part of it would count."""
+    missing = sorted(key for key in wanted - found if not key.startswith("head."))
+    extra = sorted(key for key in found - wanted if not key.startswith("head."))
+    if not missing and not extra:
+        return
+    lacks = f"lacks {len(missing)} of the model's tensors, such as {missing[:1]}"
+    holds = f"holds {len(extra)} that the model has no place for, such as {extra[:1]}"
+    told = " and ".join([lacks] * bool(missing) + [holds] * bool(extra))
+    raise ModelError(
+        f"model.weights = {config.weights!r} is not a checkpoint of {config.name!r}: it {told}; "
+        "choose the checkpoint that belongs to model.name."
+    )

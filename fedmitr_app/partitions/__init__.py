@@ -1,6 +1,7 @@
 """What a client holds: sources of images, and how they are dealt to clients."""
 
 from fedmitr_app.partitions.images import ImageSet
+from fedmitr_app.partitions.names import clean_name, join_names, split_names
 from fedmitr_app.partitions.shards import (
     class_names,
     hold_out,
@@ -9,4 +10,14 @@ from fedmitr_app.partitions.shards import (
     load_test_set,
 )
 
-__all__ = ["ImageSet", "class_names", "hold_out", "label_matrix", "load_shard", "load_test_set"]
+__all__ = [
+    "ImageSet",
+    "class_names",
+    "clean_name",
+    "hold_out",
+    "join_names",
+    "label_matrix",
+    "load_shard",
+    "load_test_set",
+    "split_names",
+]

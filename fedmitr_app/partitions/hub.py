@@ -5,24 +5,35 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, Image
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from flwr_datasets import FederatedDataset
+from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.columns import find_image_column
-from fedmitr_app.partitions.rows import Indices, Rows, make_rows, require_column
-from fedmitr_app.partitions.splits import TEST_SPLITS
+from fedmitr_app.partitions.labels import Indices
+from fedmitr_app.partitions.names import some_names
+from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
+from fedmitr_app.partitions.splits import TEST, TRAIN, choose, split_of
 
 SECONDS_FOR_AN_ANSWER = 10.0
 
 
-def read_hub(data: DataConfig) -> tuple[Rows, Rows | None]:
-    """Return the rows of the ``train`` split, and those of the test split if it has one.
+def read_hub(data: DataConfig, domains: bool) -> Reading:
+    """Return the rows of the training split, and those of the test split if it has one.
 
     ``data.name`` is ``owner/name``, or ``owner/name:subset``. The download is cached by
-    the datasets library as it always is; images stay encoded there.
+    the datasets library as it always is; images stay encoded there. Splits are known by their
+    names (see ``splits.py``); of several of one kind the one that is called plainly so counts,
+    or else all of them.
+
+    Parameters
+    ----------
+    domains : bool
+        Whether to read the domain column, if there is one.
 
     Raises
     ------
@@ -30,24 +41,93 @@ def read_hub(data: DataConfig) -> tuple[Rows, Rows | None]:
         If the hub can't be reached, or lacks the dataset, the split or a column.
     """
     name, _, subset = data.name.partition(":")
+    where = f"data.name = {data.name!r}"
+    notes: list[str] = []
+
+    def choose_splits(found: DatasetDict) -> DatasetDict:
+        chosen, told = _choose(found, where)
+        notes.extend(told)
+        return chosen
+
     # Shuffling is done once, for every source, when the rows are dealt.
     source = FederatedDataset(
-        dataset=name, subset=subset or None, partitioners={}, shuffle=False
+        dataset=name,
+        subset=subset or None,
+        partitioners={},
+        shuffle=False,
+        preprocessor=choose_splits,
     )
-    where = f"data.name = {data.name!r}"
     if not Path(name).is_dir():  # which the datasets library takes for the dataset itself
         _require_hub(where)
     try:
-        train = source.load_split("train")
+        train = source.load_split(TRAIN)
+    except DataError:
+        raise
     except Exception as error:
         # The hub client, its network stack and the builders raise many unrelated kinds.
         raise DataError(
             f"{where} could not be loaded from the Hugging Face hub ({_reason(error)}): check "
             "the name, its subset (owner/name:subset) and the network, or use local files with "
-            "data.source = 'parquet' or 'image-folder'."
+            "data.source = 'parquet' or 'image-folder'.",
+            public="its dataset could not be loaded from the Hugging Face hub: its own log says "
+            "why.",
         ) from error
-    test = _first_split(source)
-    return _rows(train, data, where), None if test is None else _rows(test, data, where)
+    try:
+        test = source.load_split(TEST)
+    except ValueError:  # no split of that name
+        _require_one_split(name, subset, where)
+        return Reading(_rows(train, data, domains, where), notes=tuple(notes))
+    tested = _rows(test, data, domains, f"the test images of {where}")
+    return Reading(_rows(train, data, domains, where), tested, tuple(notes))
+
+
+def _choose(found: DatasetDict, where: str) -> tuple[DatasetDict, list[str]]:
+    """Return what to train and test on under those names, and notes on what is left out."""
+    split_at = {name: split_of(name, where) for name in found}
+    named = [split for split in split_at.values() if split]
+    # Others beside a training split ("extra", "unlabeled") are the publisher's own extras.
+    kinds = named if TRAIN in named else list(split_at.values())
+    if kinds.count("") > 1:
+        raise DataError(
+            f"{where} has no split called 'train', but {some_names(list(found))}: choose a subset "
+            "(owner/name:subset) that has one, or use local files with data.source = 'parquet' or "
+            "'image-folder'."
+        )
+    train, held, _ = choose(kinds, where, others_train=True)
+    wanted = {TRAIN: train, TEST: held} if held else {TRAIN: train}
+    parts = {kind: _called(split, split_at) for kind, split in wanted.items()}
+    rest = [name for name in found if not any(name in names for names in parts.values())]
+    chosen = {
+        kind: concatenate_datasets([found[name] for name in names])
+        for kind, names in parts.items()
+    }
+    return DatasetDict(chosen), [f"splits left out: {some_names(rest)}"] if rest else []
+
+
+def _require_one_split(name: str, subset: str, where: str) -> None:
+    """Refuse files of two splits that the datasets library has pooled: it knows no capitals.
+
+    Where it can't tell the files' names any more (from its cache alone), nothing is checked.
+    """
+    try:
+        builder = datasets.load_dataset_builder(name, subset or None)
+        files = [str(file) for its in builder.config.data_files.values() for file in its]
+    except Exception:  # as many kinds as when the dataset itself is loaded, which has gone well
+        return
+    # Below the local folder, or behind "hf://datasets/owner/name@".
+    below = [file.removeprefix(str(Path(name))).rpartition("@")[2] for file in files]
+    words = {word for file in below for word in Path(file).with_suffix("").parts}
+    found = {split_of(word, where) for word in words} - {""}
+    if len(found) > 1:
+        raise DataError(
+            f"{where} has a single split, made of files that are called like {some_names(sorted(found))}: "
+            "use local files with data.source = 'parquet', or a dataset that tells them apart."
+        )
+
+
+def _called(split: str, split_at: dict[str, str]) -> list[str]:
+    names = [name for name, its in split_at.items() if its == split]
+    return [split] if split in names else names
 
 
 def _require_hub(where: str) -> None:
@@ -72,19 +152,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _first_split(source: FederatedDataset) -> Dataset | None:
-    for name in TEST_SPLITS:
-        try:
-            return source.load_split(name)
-        except ValueError:  # no split of that name
-            continue
-    return None
-
-
-def _rows(split: Dataset, data: DataConfig, where: str) -> Rows:
+def _rows(split: Dataset, data: DataConfig, domains: bool, where: str) -> Rows:
     features = split.features
-    label = require_column("data.label-column", data.label_column, list(features), where)
-    image = find_image_column(features, data.image_column, where)
+    columns = list(features)
+    label = require_column("data.label-column", data.label_column, columns, where)
+    typed = [name for name, kind in features.items() if isinstance(kind, Image)]
+    image = find_image_column(columns, typed, data.image_column, where)
     images = split.select_columns([image])
     if isinstance(features[image], Image):
         images = images.cast_column(image, Image(decode=False))
@@ -92,11 +165,22 @@ def _rows(split: Dataset, data: DataConfig, where: str) -> Rows:
     def cells(rows: Indices) -> Iterator[Any]:
         return (row[image] for row in images.select(rows))
 
+    def column(name: str) -> pa.ChunkedArray:
+        return split.select_columns([name]).with_format("arrow")[:].column(name)
+
     kind = features[label]
     return make_rows(
-        split[label][:],
+        column(label),
         cells,
         where,
         names=kind.names if isinstance(kind, ClassLabel) else None,
-        domains=split[data.domain_column][:] if data.domain_column in features else None,
+        domains=column(data.domain_column) if domains and data.domain_column in features else None,
+        roots=_roots(data.name),
     )
+
+
+def _roots(name: str) -> tuple[Path, ...]:
+    """Return where the datasets library keeps what it has downloaded, and a local dataset."""
+    caches = (datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    local = Path(name.partition(":")[0])
+    return (*([local] if local.is_dir() else ()), *map(Path, caches))

@@ -1,4 +1,7 @@
-"""Local parquet files, read without a copy on disk: label columns whole, images by row group."""
+"""Local parquet files, read without a copy on disk: the label column whole, images by row group.
+
+Other columns than those two (and the domains', where they are wanted) are never touched.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,89 +11,130 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
-from fedmitr_app.partitions.columns import find_image_column
-from fedmitr_app.partitions.paths import existing_path
-from fedmitr_app.partitions.rows import Indices, Rows, make_rows, require_column
-from fedmitr_app.partitions.splits import split_files
+from fedmitr_app.files import reason_of
+from fedmitr_app.partitions.columns import (
+    class_names_of,
+    declared_features,
+    find_image_column,
+    is_image,
+)
+from fedmitr_app.partitions.labels import Indices, is_words, require_kind
+from fedmitr_app.partitions.parting import Part, part
+from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
+from fedmitr_app.partitions.splits import split_of
+from fedmitr_app.partitions.tree import Tree
+
+SUFFIXES = frozenset((".parquet",))
+MOST_ROWS = 50_000_000
+"""Of a dataset: a file of a few kilobytes may claim any number, and each takes 40 bytes here."""
 
 
-def read_parquet(data: DataConfig) -> tuple[Rows, Rows | None]:
+def read_parquet(data: DataConfig, domains: bool) -> Reading:
     """Return the training rows, and the test rows where there are any.
 
-    ``data.path`` is a file, or a folder: there, files whose names start with ``test``, or
-    where there are none with ``validation`` or ``val``, are the test split; all others that
-    don't start so are for training. ``data.test_path`` goes before that.
+    ``data.path`` is a file, or a folder: there, files that are called like a split, or stand in a
+    folder that is (see ``splits.py``), are that split; where none is called like the training
+    split, all others are. ``data.test_path`` goes before that.
+
+    Parameters
+    ----------
+    domains : bool
+        Whether to read the domain column, if there is one.
 
     Raises
     ------
     DataError, ConfigError
         For a missing path, a file that isn't parquet, or a missing column.
     """
-    train, test = _files("data.path", data.path)
-    if data.test_path:
-        test = sum(_files("data.test-path", data.test_path), start=[])
-        if not test:
-            raise DataError(
-                f"data.test-path = {data.test_path!r} holds no *.parquet files: it must be a "
-                "parquet file or a folder of them."
-            )
-    if not train:
+    train, test, notes = part(
+        data, SUFFIXES, _splits, wanted="*.parquet files", others_train=True
+    )
+    tested = _rows(test, data, domains) if test else None
+    return Reading(_rows(train, data, domains), tested, notes)
+
+
+def _splits(tree: Tree) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for path in tree.files:
+        *folders, _ = tree.parts(path)
+        found = (split_of(name, tree.where) for name in (path.stem, *reversed(folders)))
+        splits.setdefault(next(filter(None, found), ""), []).append(path)
+    return splits
+
+
+def _rows(files: Part, data: DataConfig, domains: bool) -> Rows:
+    where = files.where
+    schemas = [_schema(path, where) for path in files.files]
+    declared = [declared_features(schema) for schema in schemas]
+    columns = schemas[0].names
+    label = require_column("data.label-column", data.label_column, columns, where)
+    typed = [field.name for field in schemas[0] if is_image(field, declared[0])]
+    image = find_image_column(columns, typed, data.image_column, where)
+    names = [class_names_of(features.get(label)) for features in declared]
+    if len(set(names)) > 1:
+        odd = next(path for path, its in zip(files.files, names) if its != names[0])
         raise DataError(
-            f"data.path = {data.path!r} holds no training files: it must be a parquet file, or a "
-            "folder with *.parquet files of which not all start with 'test' or 'validation'."
+            f"{where}: {odd} and {files.files[0]} number their classes differently: read them one "
+            "at a time, or write labels as words."
         )
-    where = f"data.path = {data.path!r}"
-    test_where = f"data.test-path = {data.test_path!r}" if data.test_path else where
-    return _rows(train, data, where), _rows(test, data, test_where) if test else None
-
-
-def _files(setting: str, text: str) -> tuple[list[Path], list[Path]]:
-    path = existing_path(setting, text)
-    if path.is_file():
-        return [path], []
-    return split_files(sorted(path.glob("*.parquet")))
-
-
-def _rows(files: list[Path], data: DataConfig, where: str) -> Rows:
-    features = _features(files[0], where)
-    label = require_column("data.label-column", data.label_column, list(features), where)
-    image = find_image_column(features, data.image_column, where)
-    has_domains = data.domain_column in features
-    kind = features[label]
+    has_domains = domains and data.domain_column in columns
     return make_rows(
-        _values(files, label, where),
-        ParquetImages(tuple(files), image),
+        _values(files, label, "data.label-column"),
+        ParquetImages(tuple(files.files), image, where),
         where,
-        names=kind.names if isinstance(kind, ClassLabel) else None,
-        domains=_values(files, data.domain_column, where) if has_domains else None,
+        names=names[0],
+        domains=_values(files, data.domain_column, "data.domain-column") if has_domains else None,
+        roots=(files.tree.root,),
     )
 
 
-def _features(file: Path, where: str) -> Features:
+def _schema(file: Path, where: str) -> pa.Schema:
     try:
-        return Features.from_arrow_schema(pq.read_schema(file))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(_unreadable(file, where, error)) from error
+        schema = pq.read_schema(file)
+        declared_features(schema)
+        return schema
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, where, error) from error
 
 
-def _values(files: list[Path], column: str, where: str) -> list[Any]:
-    values: list[Any] = []
-    for path in files:
+def _values(files: Part, column: str, setting: str) -> pa.ChunkedArray:
+    """Return a column of all files; words as indices into the different ones."""
+    chunks: list[pa.Array] = []
+    rows = 0
+    for path in files.files:
         try:
-            with pq.ParquetFile(path) as file:
-                values += file.read(columns=[column]).column(column).to_pylist()
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
-            raise DataError(_unreadable(path, where, error)) from error
-    return values
+            kind = pq.read_schema(path).field(column).type
+            require_kind(kind, f"{files.where}: {setting}")  # before it is read
+            words = [column] if is_words(kind) else None
+            with pq.ParquetFile(path, read_dictionary=words) as file:
+                rows += file.metadata.num_rows
+                if rows > MOST_ROWS:
+                    raise DataError(
+                        f"{files.where} claims to hold {rows} rows and more: {MOST_ROWS} at most "
+                        "can be read; give a part of it."
+                    )
+                chunks += file.read(columns=[column]).column(column).chunks
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _unreadable(path, files.where, error) from error
+    try:
+        return pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.int64())
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{files.where}: {column!r} is of one type in some files and of another in others: "
+            "write them alike."
+        ) from error
 
 
-def _unreadable(file: Path, where: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"{where}: {file} can't be read as a parquet file with the others' columns ({reason})."
+def _unreadable(file: Path, where: str, error: Exception) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{where}: {file} does not exist any more; put it back.")
+    reason = " ".join(reason_of(error).split())
+    return DataError(
+        f"{where}: {file} can't be read as a parquet file with the others' columns ({reason})."
+    )
 
 
 @dataclass(frozen=True)
@@ -99,16 +143,20 @@ class ParquetImages:
 
     files: tuple[Path, ...]
     column: str
+    where: str
 
     def __call__(self, rows: Indices) -> Iterator[Any]:
         """Yield the cells of ascending row numbers, skipping row groups without any."""
         start = 0
         for path in self.files:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    stop = start + file.metadata.row_group(group).num_rows
-                    first, last = np.searchsorted(rows, [start, stop])
-                    if first < last:
-                        cells = file.read_row_group(group, columns=[self.column]).column(0)
-                        yield from cells.take(pa.array(rows[first:last] - start)).to_pylist()
-                    start = stop
+            try:
+                with pq.ParquetFile(path) as file:
+                    for group in range(file.num_row_groups):
+                        stop = start + file.metadata.row_group(group).num_rows
+                        first, last = np.searchsorted(rows, [start, stop])
+                        if first < last:
+                            cells = file.read_row_group(group, columns=[self.column]).column(0)
+                            yield from cells.take(pa.array(rows[first:last] - start)).to_pylist()
+                        start = stop
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(path, self.where, error) from error

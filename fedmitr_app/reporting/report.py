@@ -119,6 +119,9 @@ def _header(folder: RunFolder, data: ReportData) -> str:
         kind += f", accuracy on {data.test_images} held-out test images after the last step"
     parts = [
         html.paragraph(kind, "kind"),
+        html.paragraph(str(data.metrics["data_read"]), "note")
+        if data.metrics.get("data_read")
+        else "",
         f"<h1>{html.sentence(headline_sentence(data))}</h1>",
         html.paragraph(earned.sentence, "earned" if earned.worth else "warning") if earned else "",
         *(html.paragraph(words, "warning") for words in warnings(data)),

@@ -57,6 +57,8 @@ class Results:
     simulated: bool = False
     """Whether Flower simulated the clients' nodes."""
     total_seconds: float = 0.0
+    data_read: str = ""
+    """What the server read of the dataset, in one line."""
 
 
 def measure(
@@ -94,6 +96,7 @@ def measure(
         class_names=names,
         accuracy={},
         test_images=0 if test_set is None else len(test_set),
+        data_read="" if test_set is None else test_set.read,
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
         trust=task.trust,

@@ -60,6 +60,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
         "seed": seed,
         "accuracy": dict(results.accuracy),
         "test_images": results.test_images,
+        "data_read": results.data_read,
         "uploads": {
             "asked": outcome.asked,
             "accepted": len(outcome.accepted),

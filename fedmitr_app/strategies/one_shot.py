@@ -100,7 +100,7 @@ class OneShotStrategy(Strategy):
         self.wait_for_nodes, self.patience, self.absence = wait_for_nodes, patience, absence
         self.expected_nodes = expected_nodes
         self.run_dir = None if run_dir is None else Path(run_dir)
-        earlier = None if uploads_from is None else Path(uploads_from)
+        earlier = None if uploads_from is None else Path(uploads_from).expanduser()
         self.round = RoundFolder(self.run_dir, resume, earlier, exclude_clients)
         self.expected = Expected(architecture, input_spec, num_classes)
         self.federated_evaluation = federated_evaluation

@@ -136,7 +136,45 @@ def test_weights_for_the_small_preset(checkpoint):
 
 def test_a_missing_checkpoint(tmp_path):
     path = tmp_path / "none.safetensors"
-    refusal(ModelConfig(name=TINY, weights=str(path)), COLOUR, str(path), "model.weights", "hub")
+    refusal(ModelConfig(name=TINY, weights=str(path)), COLOUR, "model.weights", "does not exist")
+
+
+def test_a_checkpoint_at_home(checkpoint, monkeypatch):
+    path, state = checkpoint
+    monkeypatch.setenv("HOME", str(path.parent))
+    config = ModelConfig(name=TINY, weights=f"~/{path.name}")
+    vit = build_vit(config, COLOUR, 7, seed=0).vit
+    assert torch.equal(vit.head.weight, state["head.weight"])
+    refusal(ModelConfig(name=TINY, weights="~/no.pth"), COLOUR, "'~/no.pth'", "does not exist")
+    refusal(ModelConfig(name=TINY, weights="~nobody-here/no.pth"), COLOUR, "user's home")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    (tmp_path / "x.pth").mkdir()
+    refusal(ModelConfig(name=TINY, weights=str(tmp_path / "x.pth")), COLOUR, "is a folder")
+
+
+TAGGED = "vit_tiny_patch16_224.augreg_in21k"
+
+
+def test_a_name_may_have_a_tag(checkpoint):
+    path, state = checkpoint
+    model = build_vit(ModelConfig(name=TAGGED, weights=str(path)), COLOUR, 7, seed=0)
+    assert torch.equal(model.vit.head.weight, state["head.weight"])
+    # Both sides tell the architecture alone: the weights that it started from are θ₀'s affair.
+    plain = build_vit(ModelConfig(name=TAGGED.split(".")[0]), COLOUR, 7, seed=0)
+    assert architecture_of(model) == architecture_of(plain)
+
+
+def test_a_tag_that_there_is_not():
+    refusal(ModelConfig(name="vit_tiny_patch16_224.mine"), COLOUR, "model.name", "tag", TAGGED)
+
+
+@pytest.mark.parametrize("extra", ["dist_token", "head_dist.weight", "blocks.0.ls1.gamma", "x"])
+def test_a_checkpoint_with_tensors_that_the_model_has_no_place_for(tmp_path, checkpoint, extra):
+    path = tmp_path / "more.safetensors"
+    save_file({**checkpoint[1], extra: torch.zeros(192)}, path)
+    refusal(ModelConfig(name=TINY, weights=str(path)), COLOUR, "no place for", repr(extra))
 
 
 def test_a_checkpoint_of_another_kind_of_file(tmp_path):

@@ -32,7 +32,7 @@ def test_every_kind_of_cell_gives_the_same_pixels(kind, tmp_path):
         "array": COLOUR,
         "list": COLOUR.tolist(),
     }[kind]
-    assert (to_pixels(cell, 4, 3) == COLOUR.transpose(2, 0, 1)).all()
+    assert (to_pixels(cell, 4, 3, (tmp_path,)) == COLOUR.transpose(2, 0, 1)).all()
 
 
 @pytest.mark.parametrize("array", [GREY, GREY[..., None], GREY[None]])

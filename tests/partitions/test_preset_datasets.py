@@ -13,7 +13,6 @@ from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions import class_names, label_matrix, load_shard, load_test_set
 from fedmitr_app.partitions.sources import load_source
-from fedmitr_app.partitions.splits import split_files, split_folders
 from fedmitr_app.training import fit
 
 from .small_sets import CLASSES, DOMAINS, photos, shade_of, write_folders, write_table
@@ -208,28 +207,3 @@ def test_a_client_trains_on_images_that_are_held_small(tmp_path):
     model = build_vit(tiny, spec, len(CLASSES), 0)
     done = fit(model, shard, client, generator=torch.Generator().manual_seed(0), device="cpu")
     assert np.isfinite(done["train_loss"])
-
-
-# --- names of splits
-
-
-def test_files_by_how_their_names_start():
-    def split(*names: str) -> tuple[list[str], list[str]]:
-        train, test = split_files([Path(f"{name}.parquet") for name in names])
-        return [file.stem for file in train], [file.stem for file in test]
-
-    assert split("test-0", "train-0", "train-1") == (["train-0", "train-1"], ["test-0"])
-    assert split("a", "testing", "Validation-0") == (["a"], ["testing"])
-    assert split("a", "validation-0", "validation-1") == (["a"], ["validation-0", "validation-1"])
-    assert split("valley", "0000", "val_0") == (["valley", "0000"], ["val_0"])
-    assert split("test") == ([], ["test"])
-
-
-def test_folders_are_splits_only_in_pairs(tmp_path):
-    (tmp_path / "train").mkdir()
-    # A class may be called so.
-    assert split_folders(tmp_path) == (tmp_path, None)
-    (tmp_path / "val").mkdir()
-    assert split_folders(tmp_path) == (tmp_path / "train", tmp_path / "val")
-    (tmp_path / "test").mkdir()
-    assert split_folders(tmp_path) == (tmp_path / "train", tmp_path / "test")

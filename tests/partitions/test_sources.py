@@ -158,7 +158,8 @@ def test_parquet_test_path(tmp_path, parquet):
 )
 def test_labels_may_be_any_numbers_or_words(tmp_path, labels, names, expected):
     path = write_parquet(tmp_path / "a.parquet", labels)
-    source = load_source(of_parquet(path, test_path=str(path)))
+    test = write_parquet(tmp_path / "b.parquet", labels)
+    source = load_source(of_parquet(path, test_path=str(test)))
     assert source.class_names == names and source.train.labels.tolist() == expected
 
 
@@ -191,11 +192,11 @@ def test_parquet_mishaps(tmp_path, parquet):
     )
     refusal(
         lambda: load_source(of_parquet(parquet, label_column="img")),
-        "data.label-column", "dict",
+        "data.label-column", "struct",
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    refusal(lambda: load_source(of_parquet(empty)), "data.path", "no training files")
+    refusal(lambda: load_source(of_parquet(empty)), "data.path", "no *.parquet files")
     (empty / "a.parquet").write_bytes(b"no parquet")
     refusal(lambda: load_source(of_parquet(empty)), "data.path", "a.parquet", "parquet file")
 

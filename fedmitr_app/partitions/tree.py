@@ -1,0 +1,118 @@
+"""What images lie below a folder: links followed, nothing dropped without a word."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedmitr_app.errors import DataError
+from fedmitr_app.files import reason_of
+from fedmitr_app.partitions.names import some_names
+
+# What NAS boxes, macOS, Windows and Python leave in folders, beside all that starts with a dot.
+_NO_FOLDERS = frozenset(
+    ("@eaDir", "@tmp", "@Recycle", "#recycle", "#snapshot", "__pycache__", "__MACOSX")
+    + ("$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+_NO_FILES = frozenset(("Thumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"))
+DEEPEST = 5
+"""Levels that are looked at: a level more than split/domain/class/image."""
+
+
+@dataclass
+class Tree:
+    """The files of some kinds below ``root``.
+
+    Attributes
+    ----------
+    files : list[Path]
+        In the order of their names.
+    folders : list[Path]
+        All that were entered.
+    skipped : Counter[str]
+        How many other files there are, by their suffix.
+    single : bool
+        Whether there is one file and no folder: ``root`` is where it stands.
+    """
+
+    root: Path
+    where: str
+    files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    single: bool = False
+
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """Return a path's names below the root."""
+        return path.parts[len(self.root.parts) :]
+
+    def notes(self) -> list[str]:
+        """Tell what has no files, and what was skipped."""
+        full = {parent for path in self.files for parent in path.parents}
+        empty = [at for at in self.folders if at not in full and at.parent in full | {self.root}]
+        names = sorted("/".join(self.parts(at)) for at in empty)
+        told = [f"nothing in {some_names(names)}"] if names else []
+        kinds = [f"{count} {suffix}" for suffix, count in self.skipped.most_common(10)]
+        return [*told, f"skipped {', '.join(kinds)}"] if kinds else told
+
+
+def walk(root: Path, suffixes: frozenset[str], where: str) -> Tree:
+    """Look for files with one of the suffixes, whatever their case, below a folder.
+
+    A file instead of a folder is all that there is, whatever its suffix. Links to folders and
+    files are followed, also out of ``root``: whoever lays it out may keep a class on another disk.
+
+    Raises
+    ------
+    DataError
+        For a folder that can't be listed, a link to nothing, or one to a folder that it lies in.
+    """
+    if root.is_file():
+        return Tree(root.parent, where, [root], single=True)
+    tree = Tree(root, where)
+    try:
+        _enter(tree, root, suffixes, ())
+    except OSError as error:
+        raise DataError(
+            f"{where} can't be read: {reason_of(error)} ({error.filename}).",
+            public="its data can't be read: its own log says why.",
+        ) from error
+    tree.files.sort()
+    return tree
+
+
+def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> None:
+    at = _identity(folder)
+    if at in above:
+        raise DataError(
+            f"{tree.where}: {folder} is a link to a folder that it lies in: take it out."
+        )
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith(".") or entry.name in _NO_FOLDERS | _NO_FILES:
+                continue
+            if entry.is_symlink() and not os.path.exists(path):
+                raise DataError(
+                    f"{tree.where}: {path} is a link to nothing: get what it stands for, or take "
+                    "it out."
+                )
+            if entry.is_dir():
+                tree.folders.append(path)
+                if len(tree.parts(path)) < DEEPEST:
+                    _enter(tree, path, suffixes, (*above, at))
+            elif path.suffix.lower() in suffixes and entry.is_file():
+                tree.files.append(path)
+            else:
+                tree.skipped[path.suffix.lower() or "without a suffix"] += 1
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def without(files: list[Path], others: list[Path]) -> list[Path]:
+    """Return the files that are not among the others, under whatever path or link."""
+    known = set(map(_identity, others))
+    return [path for path in files if _identity(path) not in known]

@@ -1,0 +1,167 @@
+"""Image folders as people lay them out: links, leftovers, drawings, other files."""
+
+import os
+
+import pytest
+
+from fedmitr_app.errors import DataError
+from fedmitr_app.partitions import load_shard, load_test_set
+from fedmitr_app.partitions.images import SUFFIXES
+from fedmitr_app.partitions.sources import load_source
+
+from .conftest import picture, write_parquet
+from .test_sources import IID, of_folder, of_parquet, refusal
+
+
+def read(folder) -> str:
+    return load_source(of_folder(folder)).read
+
+
+# --- one line says what was read
+
+
+def test_one_line_says_what_was_read(folder):
+    (folder / "cat").mkdir()
+    (folder / "dog" / "old").mkdir(parents=True)
+    (folder / "ant" / "scan.dcm").write_bytes(b"x")
+    (folder / "ant" / "notes.txt").write_text("x")
+    (folder / "ant" / "more.TXT").write_text("x")
+    (folder / "README").write_text("x")
+    assert read(folder) == (
+        "data.source = 'image-folder': 8 images of 2 classes, 6 for training, 2 for testing "
+        "(held out, data.test-share = 0.2); nothing in 'cat', 'dog'; skipped 2 .txt, 1 .dcm, "
+        "1 without a suffix"
+    )
+    test = load_test_set(of_folder(folder))
+    assert test.read == read(folder)
+    shard = load_shard(of_folder(folder), IID, 0, 2, 0)
+    assert shard.read.startswith(f"{len(shard)} images of ")
+    assert shard.read.endswith(f"classes are this client's, of {test.read}")
+    assert shard.take(shard.labels[:0]).read == shard.read
+
+
+def test_the_line_tells_domains_and_limits(tmp_path):
+    for name in ("art/a", "art/b", "photo/a", "photo/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for row in range(5):
+            picture(row).save(tmp_path / name / f"{row}.png")
+    line = load_source(of_folder(tmp_path, max_train=4, test_share=0.5)).read
+    assert "20 images of 2 classes in 2 domains, 4 of 10 (data.max-train) for training" in line
+    write_parquet(tmp_path / "x_train.parquet", [0, 1])
+    write_parquet(tmp_path / "x_test.parquet", [0])
+    write_parquet(tmp_path / "x_val.parquet", [0])
+    line = load_source(of_parquet(tmp_path)).read
+    assert "2 for training, 1 for testing (its own test images); the validation split left" in line
+    assert "skipped 20 .png" in line
+
+
+# --- links
+
+
+def test_a_class_that_is_a_link_is_followed(folder, tmp_path):
+    (folder / "bee").rename(tmp_path / "elsewhere")
+    (folder / "bee").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "image.png").write_bytes((folder / "ant" / "0.png").read_bytes())
+    (folder / "ant" / "linked.png").symlink_to(tmp_path / "image.png")
+    source = load_source(of_folder(folder))
+    assert source.class_names == ("ant", "bee") and len(source.train) + len(source.test) == 9
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_folder_that_it_lies_in_is_refused(folder, target):
+    (folder / "ant" / "loop").symlink_to(target)
+    refusal(lambda: load_source(of_folder(folder)), "data.path", "loop", "that it lies in")
+
+
+@pytest.mark.parametrize("name", ["cat", "ant/gone.png"])
+def test_a_link_to_nothing_is_refused(folder, name):
+    (folder / name).symlink_to("nowhere")
+    refusal(lambda: load_source(of_folder(folder)), "data.path", name, "a link to nothing")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "ant":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refusal(lambda: load_source(of_folder(folder)), "data.path", "ant", "permission denied")
+
+
+# --- what is no class, and no image
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "__pycache__", "__MACOSX", ".thumbnails", "#recycle", "ant/@eaDir"]
+)
+def test_leftovers_are_no_classes(folder, name):
+    before = read(folder)
+    (folder / name).mkdir(exist_ok=True)
+    picture(0).save(folder / name / "x.png")
+    (folder / "ant" / "Thumbs.db").write_bytes(b"x")
+    assert read(folder) == before
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".h5", ".dcm", ".eps", ".ps", ".fits", ".mpg", ".psd"])
+def test_formats_beyond_the_closed_list_are_no_images(folder, suffix):
+    assert suffix not in SUFFIXES
+    (folder / "ant" / f"x{suffix}").write_bytes(b"x")
+    assert f"skipped 1 {suffix}" in read(folder)
+
+
+def test_suffixes_in_capitals_count(folder):
+    picture(0).save(folder / "ant" / "photo.JPG")
+    assert "9 images" in read(folder)
+
+
+def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "scan.dcm").write_bytes(b"x")
+    refusal(
+        lambda: load_source(of_folder(tmp_path)), "holds no images (PNG, JPEG", "skipped 1 .dcm"
+    )
+
+
+def test_an_archive_is_no_folder(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    refusal(lambda: load_source(of_folder(tmp_path / "images.zip")), "data.path", "a folder")
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    picture(0).save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", folder + b"/x.png")
+    refusal(lambda: load_source(of_folder(tmp_path)), "is not UTF-8", "rename it")
+
+
+# --- class/patient/image
+
+
+def test_a_class_that_only_one_domain_has_is_warned_of(tmp_path, caplog):
+    for name in ("benign/anna", "benign/ben", "malign/carl"):
+        (tmp_path / name).mkdir(parents=True)
+        for row in range(4):
+            picture(row).save(tmp_path / name / f"{row}.png")
+    test = load_test_set(of_folder(tmp_path))
+    words = "3 of 3 classes are in one domain only ('anna', 'ben', 'carl')"
+    assert words in test.read
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING" and words in caplog.text
+    assert "class/patient/image, these are no classes: data.path must" in caplog.text
+    caplog.clear()
+    for name in ("malign/anna", "malign/ben", "benign/carl"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(0).save(tmp_path / name / "0.png")
+    load_test_set(of_folder(tmp_path))
+    assert not caplog.records
+
+
+def test_a_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert "8 images" in read(f"~/{folder.name}")
+    with pytest.raises(DataError, match="data.path = '~nobody-here/x' names a user's home"):
+        read("~nobody-here/x")
