@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedmitr_app.config import Config, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, ModelError, UploadError
-from fedmitr_app.evaluation import accuracy
+from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, hold_out, load_shard
 from fedmitr_app.randomness import generator
@@ -37,8 +37,6 @@ from fedmitr_app.uploads.claims import check_client_key
 _log = logging.getLogger(__name__)
 
 KEYS = RecordKeys()
-# Named for what they are: the second is no measure of how the model does on other images.
-HELD_OUT, TRAINED_ON = "accuracy-on-hold-out", "accuracy-on-training-shard"
 
 app = ClientApp()
 

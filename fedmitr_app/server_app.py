@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.exception import AggregationError
 from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, flatten, parse_config, require_same
@@ -48,13 +47,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the one round and leave the run folder behind."""
-    join_flower_log()
-    try:
-        run(grid, context.run_config)
-    except (FedmitrError, AggregationError) as error:
-        # What the user can mend is a sentence; only an error that goes on makes the run fail.
-        _log.error("%s", error)
-        raise
+    join_flower_log()  # which shows what the user can mend as a sentence
+    run(grid, context.run_config)
 
 
 def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:

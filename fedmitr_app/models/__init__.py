@@ -2,6 +2,7 @@
 
 from fedmitr_app.models.compiled import require_compiler
 from fedmitr_app.models.factory import architecture_of, build_vit
+from fedmitr_app.models.given import take_model
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.stacked import StackedViT
@@ -16,4 +17,5 @@ __all__ = [
     "architecture_of",
     "build_vit",
     "require_compiler",
+    "take_model",
 ]
