@@ -12,8 +12,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from fedmitr_app.config import Config, flatten, parse_config, require_same
+from fedmitr_app.config import Config, check_source, flatten, parse_config, require_same
 from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import (
@@ -64,6 +65,8 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     """
     started = time.monotonic()
     config = parse_config(run_config)
+    if is_simulation(grid):  # all clients read what is set here, also if the server doesn't
+        check_source(config)
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config, device)
     folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
@@ -175,6 +178,8 @@ def build_strategy(
         "uploads_from": server.uploads_from or None,
         "exclude_clients": names_in(server.exclude_clients),
         "federated_evaluation": server.federated_evaluation,
+        "send_model": server.send_model,
+        "evaluation_metrics": (HELD_OUT, TRAINED_ON),
     }
     declared = {
         "architecture": architecture_of(model),
@@ -212,6 +217,7 @@ def fuse_and_measure(
         num_rounds=1,
         timeout=config.server.timeout,
         train_config=ConfigRecord({"class-names": list(setting.class_names)}),
+        evaluate_config=ConfigRecord({"class-names": list(setting.class_names)}),
     )
     fused = control = task = None
     left_out: frozenset[str] = frozenset()
@@ -228,7 +234,7 @@ def fuse_and_measure(
         names=setting.class_names,
         test_set=setting.test_set,
         labels=labels,
-        on_shards=dict(result.evaluate_metrics_clientapp.get(1, {})),
+        on_shards=strategy.scores,
         left_out=left_out,
         config=config,
         folder=folder,

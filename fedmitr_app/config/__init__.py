@@ -16,6 +16,7 @@ from fedmitr_app.config.schema import (
     ServerConfig,
     TeacherConfig,
 )
+from fedmitr_app.config.together import check_source
 
 __all__ = [
     "NEED_LABEL_COUNTS",
@@ -30,6 +31,7 @@ __all__ = [
     "PartitionConfig",
     "ServerConfig",
     "TeacherConfig",
+    "check_source",
     "decisive",
     "default_run_config",
     "flatten",

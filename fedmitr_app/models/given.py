@@ -140,6 +140,12 @@ def _require_answers(model: PatchViT) -> None:
             "number(s) for an image: both must be the number of classes, at least 2, as "
             "timm.create_model(..., num_classes=10) or model.reset_classifier(10) makes them."
         )
+    if not isinstance(vit.head, nn.Linear) or vit.head.bias is None:
+        raise ModelError(
+            "The model's head must be one nn.Linear with a bias, as timm's is, and it is "
+            f"{type(vit.head).__name__}(bias={getattr(vit.head, 'bias', None) is not None}): "
+            "call model.reset_classifier(num_classes)."
+        )
     if not own.isfinite().all():
         raise ModelError("The model's answers to noise aren't finite: load its weights anew.")
     # Half-width products round by design.

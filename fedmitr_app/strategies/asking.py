@@ -8,8 +8,6 @@ from flwr.serverapp import Grid
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.strategies.records import HAVE_KEY, key_digest
 
-SCORE_KEY = "score"
-"""Whether a node that is sent the global model is to evaluate it, too."""
 MARGIN = 3600.0
 """Seconds that a message lives beyond what its reply is waited for: Flower's own 12 hours would
 end a longer round."""

@@ -12,15 +12,12 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.strategies.collecting import failure_sentence
 from fedmitr_app.strategies.naming import called
-from fedmitr_app.strategies.records import RecordKeys, metrics_of, status_of
+from fedmitr_app.strategies.records import RECEIVED, RecordKeys, metrics_of, status_of
 from fedmitr_app.strategies.streaming_grid import ReplyStream
 from fedmitr_app.uploads import check_num_examples, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import finite_metrics
 
 _log = logging.getLogger(__name__)
-
-RECEIVED = "received"
-"""The status of a reply by which a node takes the model without scoring it."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,8 @@ def _read(
         return _Reply(who, None)
     if status != "ok":
         raise UploadError(reason or f"its status is {status[:40]!r}.")
+    if reason:  # of what went wrong beside the evaluation
+        _log.warning("%s: %s", who, _on_one_line(reason))
     metrics = metrics_of(reply.content, keys)
     count = metrics.pop(keys.weighted_by, None)
     try:

@@ -18,11 +18,16 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.strategies.asking import SCORE_KEY, messages, needs_models, uploads_here
+from fedmitr_app.strategies.asking import messages, needs_models, uploads_here
 from fedmitr_app.strategies.collecting import Collector, require_enough
 from fedmitr_app.strategies.evaluating import collect_scores
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
+from fedmitr_app.strategies.records import (
+    SCORE_KEY,
+    RecordKeys,
+    reference_of_record,
+    to_array_record,
+)
 from fedmitr_app.strategies.streaming_grid import ReplyStream, StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
 from fedmitr_app.uploads import (

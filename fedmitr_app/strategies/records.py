@@ -28,6 +28,10 @@ from fedmitr_app.uploads import (
 
 UPLOAD_KEY = "upload"
 HAVE_KEY = "have-uploads"
+SCORE_KEY = "score"
+"""Whether a node that is sent the global model is to evaluate it, too."""
+RECEIVED = "received"
+"""The status of a reply by which a node takes the model without evaluating it."""
 MOMENTS_KEY = "class-moments"
 METRICS_KEY = "metrics"
 # timm's name of the classifier: its shape is that of the class moments.

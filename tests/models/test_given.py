@@ -85,6 +85,14 @@ REFUSED = {
     "no head": (lambda: vit(num_classes=0), "num_classes = 0"),
     "a single class": (lambda: vit(num_classes=1), "at least 2"),
     "a head that doesn't fit": (lambda: with_head(torch.nn.Linear(7, 5)), "can't answer images"),
+    "a head without a bias": (
+        lambda: with_head(torch.nn.Linear(24, 1000, bias=False)),
+        "it is Linear(bias=False): call model.reset_classifier",
+    ),
+    "a head of several layers": (
+        lambda: with_head(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(24, 1000))),
+        "it is Sequential(bias=False)",
+    ),
     "a hook": (hooked, "a hook, or a forward of its own"),
     "dropout": (lambda: vit(drop_rate=0.1), "head_drop drops a share of 0.1 at random"),
     "dropout of positions": (lambda: vit(pos_drop_rate=0.1), "pos_drop"),
