@@ -31,7 +31,8 @@ def test_who_sent_nothing_usable_is_called_by_name(caplog):
     grid.refuse = {14}
     grid.turns = dict.fromkeys(NAMES, 0)
     strategy.start(grid, record(theta0()), timeout=0.1)
-    assert [each.client for each in strategy.outcome.rejected] == ["hospital-b (node 12)", "node-14"]
+    refused = [each.client for each in strategy.outcome.rejected]
+    assert refused == ["hospital-b (node 12)", "node-14"]
     assert [each.client for each in strategy.outcome.missing] == ["hospital-c (node 13)"]
     assert "The evaluation of hospital-a (node 11) is left out: its ClientApp failed" in caplog.text
 
