@@ -1,30 +1,31 @@
 """The client: train once on its own shard, upload the weights once."""
 
-import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmitr_app.config import Config, given_settings, parse_config
-from fedmitr_app.errors import ConfigError, DataError, FedmitrError, ModelError, UploadError
-from fedmitr_app.evaluation import accuracy
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
+from fedmitr_app.errors import DataError, FedmitrError
+from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
+from fedmitr_app.keeping import keep_model
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of, model_with
 from fedmitr_app.partitions import ImageSet, clean_name, hold_out, join_names, load_shard
 from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.environment import device_lines, resolve_device
+from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.strategies.client import Client, client_key, read_client
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
     GIVEN_KEY,
     HAVE_KEY,
     METRICS_KEY,
     MOMENTS_KEY,
+    RECEIVED,
+    SCORE_KEY,
     UPLOAD_KEY,
     RecordKeys,
     key_digest,
@@ -34,26 +35,12 @@ from fedmitr_app.strategies.records import (
     told_config,
 )
 from fedmitr_app.training import class_moments, fit
-from fedmitr_app.uploads.claims import check_client_key
 
 _log = logging.getLogger(__name__)
 
 KEYS = RecordKeys()
-# Named for what they are: the second is no measure of how the model does on other images.
-HELD_OUT, TRAINED_ON = "accuracy-on-hold-out", "accuracy-on-training-shard"
 
 app = ClientApp()
-
-
-@dataclass(frozen=True)
-class Client:
-    """Who this client is, and what it was told."""
-
-    key: str
-    partition_id: int
-    num_partitions: int
-    config: Config
-    device: torch.device
 
 
 @app.train()
@@ -64,7 +51,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the received model on this client's own images: its hold-out, if it has one."""
+    """Keep the received model, if wanted; measure it on own images, a hold-out if there is one."""
     return _reply(message, context, _evaluate)
 
 
@@ -87,57 +74,6 @@ def _reply(
         reason = f"its ClientApp failed ({type(error).__name__}): its own log says why."
         content = _no_upload(client_key(context), "error", reason)
     return Message(content, reply_to=message)
-
-
-def client_key(context: Context) -> str:
-    """Return this client's stable key: ``client-key`` of its node config, or its partition."""
-    node = context.node_config
-    if "client-key" in node:
-        return str(node["client-key"])
-    partition_id = node.get("partition-id")
-    return f"client-{partition_id:03d}" if isinstance(partition_id, int) else ""
-
-
-def read_client(context: Context, given: Sequence[str] = ()) -> Client:
-    """Return this client's identity and configuration.
-
-    ``given`` names the settings that the user gave, as the server says: they win over the preset.
-
-    A node may have data of its own: ``data-path`` and ``data-source`` in its node
-    config stand for ``data.path`` and ``data.source``. Without ``num-partitions`` that
-    data isn't dealt out, all of it is the node's. ``max-seconds`` stands for
-    ``client.max-seconds``.
-
-    Raises
-    ------
-    ConfigError
-        For an impossible run or node config.
-    """
-    node = context.node_config
-    own = [name for name in ("path", "source") if f"data-{name}" in node]
-    overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
-    if "max-seconds" in node:
-        overrides["client.max-seconds"] = node["max-seconds"]
-    config = parse_config({**given_settings(context.run_config, given), **overrides})
-    own_data = bool(own) and "num-partitions" not in node
-    partition_id = _count(node, "partition-id", 0 if own_data and "client-key" in node else None)
-    num_partitions = 1 if own_data else _count(node, "num-partitions", None)
-    try:
-        key = check_client_key(client_key(context))
-    except UploadError as error:  # now, and not after its training
-        raise ConfigError(f"The node config's {error}") from error
-    if own_data:
-        all_of_it = dataclasses.replace(config.partition, kind="iid", min_samples=0)
-        # The server's test set is not here, and none is held out: client.holdout is for that.
-        data = dataclasses.replace(config.data, test_path="", test_share=0.0)
-        config = dataclasses.replace(config, partition=all_of_it, data=data)
-    return Client(
-        key=key,
-        partition_id=0 if own_data else partition_id,
-        num_partitions=num_partitions,
-        config=config,
-        device=resolve_device(config.client.device, "client.device"),
-    )
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
@@ -187,11 +123,22 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
 
 
 def _evaluate(client: Client, content: RecordDict) -> RecordDict:
+    told = records_of(content, ConfigRecord).get(KEYS.config, {})
+    model, problem = _load_model(client, content), ""
+    if client.model_dir is not None:
+        try:
+            kept = keep_model(client.model_dir, client.run_id, model, told.get("class-names", []))
+            _log.info("The global model is in %s.", kept)
+        except FedmitrError as error:
+            _log.error("%s", error)
+            problem = "it could not keep the global model: its log says why."
+    if not told.get(SCORE_KEY, True):
+        return _no_upload(client.key, "error" if problem else RECEIVED, problem)
     trained_on, held = _load_shard(client, content)
     shard, name = (held, HELD_OUT) if len(held) else (trained_on, TRAINED_ON)
     if len(shard) == 0:
         return _no_upload(client.key, "no-data", "its shard is empty.")
-    model = _load_model(client, content).to(client.device).eval()
+    model = model.to(client.device).eval()
     share = accuracy(
         lambda images: model(images).logits,
         shard.images,
@@ -201,7 +148,8 @@ def _evaluate(client: Client, content: RecordDict) -> RecordDict:
         batch_size=client.config.server.eval_batch_size,
     )
     metrics = {name: share, KEYS.weighted_by: len(shard)}
-    return RecordDict({METRICS_KEY: MetricRecord(metrics)})
+    upload = {"client-key": client.key, "status": "ok", "reason": problem}
+    return RecordDict({METRICS_KEY: MetricRecord(metrics), UPLOAD_KEY: ConfigRecord(upload)})
 
 
 def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet]:
@@ -243,28 +191,9 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
 
 
 def _load_model(client: Client, content: RecordDict) -> PatchViT:
-    arrays = records_of(content, ArrayRecord)[KEYS.arrays]
-    data = client.config.data
-    spec = InputSpec.of(data)
-    # θ₀ comes with the message: a client needs no checkpoint of its own.
-    from_scratch = dataclasses.replace(client.config.model, weights="")
-    model = build_vit(from_scratch, spec, _num_classes(arrays), client.config.seed)
-    try:
-        model.vit.load_state_dict(arrays.to_torch_state_dict())
-    except RuntimeError as error:
-        name = client.config.model.name
-        raise ModelError(
-            f"The server's weights don't fit this client's model.name = {name!r}"
-            f" ({str(error).splitlines()[-1].strip()}): give both the same model.* and data.* "
-            "settings."
-        ) from error
-    return model
-
-
-def _num_classes(arrays: ArrayRecord) -> int:
-    if "head.weight" not in arrays:
-        raise ModelError("The server's weights have no 'head.weight': it must send a timm ViT's.")
-    return int(arrays["head.weight"].shape[0])
+    state = records_of(content, ArrayRecord)[KEYS.arrays].to_torch_state_dict()
+    config = client.config
+    return model_with(state, config.model, InputSpec.of(config.data), config.seed)
 
 
 def _no_upload(key: str, status: str, reason: str) -> RecordDict:
@@ -277,13 +206,3 @@ def _no_upload(key: str, status: str, reason: str) -> RecordDict:
             UPLOAD_KEY: ConfigRecord(upload),
         }
     )
-
-
-def _count(node: dict[str, object], key: str, default: int | None) -> int:
-    value = node.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(
-            f"node-config {key} = {value!r} is not allowed: it must be a whole number of at least "
-            f"0, as in --node-config 'partition-id=0 num-partitions=5'."
-        )
-    return value

@@ -1,6 +1,7 @@
-"""Accuracy on a held-out set."""
+"""Accuracy on a held-out set, and what nodes say of theirs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,28 @@ from torch import Tensor
 from fedmitr_app.models import InputSpec
 
 Predict = Callable[[Tensor], Tensor]
+
+# Named for what they are: the second is no measure of how the model does on other images.
+HELD_OUT, TRAINED_ON = "accuracy-on-hold-out", "accuracy-on-training-shard"
+
+
+@dataclass(frozen=True)
+class FederatedScore:
+    """The mean of what nodes measured on images of their own.
+
+    Parameters
+    ----------
+    value : float
+        A share in [0, 1], or what else the clients' metric is.
+    nodes : int
+        How many it is the mean of.
+    images : int | None
+        How many those nodes say that it rests on; None if one said what can't be.
+    """
+
+    value: float
+    nodes: int
+    images: int | None
 
 
 @torch.no_grad()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.exception import AggregationError
 from numpy.typing import NDArray
 
 from fedmitr_app.config import (
     Config,
     as_run_config,
+    check_source,
     differing,
     flatten,
     given_settings,
@@ -23,6 +23,7 @@ from fedmitr_app.config import (
     require_same,
 )
 from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import (
@@ -64,13 +65,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the one round and leave the run folder behind."""
-    join_flower_log()
-    try:
-        run(grid, context.run_config)
-    except (FedmitrError, AggregationError) as error:
-        # What the user can mend is a sentence; only an error that goes on makes the run fail.
-        _log.error("%s", error)
-        raise
+    join_flower_log()  # which shows what the user can mend as a sentence
+    run(grid, context.run_config)
 
 
 def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
@@ -86,6 +82,8 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     """
     started = time.monotonic()
     config = parse_config(given_settings(run_config, given_keys(grid)))
+    if is_simulation(grid):  # all clients read what is set here, also if the server doesn't
+        check_source(config)
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config, device)
     folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
@@ -195,6 +193,8 @@ def build_strategy(
         "uploads_from": server.uploads_from or None,
         "exclude_clients": split_names("server.exclude-clients", server.exclude_clients),
         "federated_evaluation": server.federated_evaluation,
+        "send_model": server.send_model,
+        "evaluation_metrics": (HELD_OUT, TRAINED_ON),
     }
     declared = {
         "architecture": architecture_of(model),
@@ -250,7 +250,7 @@ def fuse_and_measure(
         names=setting.class_names,
         test_set=setting.test_set,
         labels=labels,
-        on_shards=dict(result.evaluate_metrics_clientapp.get(1, {})),
+        on_shards=strategy.scores,
         left_out=left_out,
         config=config,
         folder=folder,

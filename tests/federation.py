@@ -38,13 +38,14 @@ TINY = {
 
 @dataclass
 class Federation:
-    """Three clients; ``spoil`` may change a client's reply."""
+    """Three clients; ``spoil`` may change a client's reply, ``node`` its node config."""
 
     folder: Path
     spoil: Callable[[int, Message, Message], Message] | None = None
     order: Callable[[list[int]], list[int]] = list
     clients: int = CLIENTS
     task_type: str = "flwr-simulation"
+    node: Callable[[int], dict[str, Any]] | None = None
     grid: FakeGrid | None = field(default=None, init=False)
 
     def run(self, **changes: Any) -> dict[str, Any]:
@@ -54,6 +55,7 @@ class Federation:
         def answer(message: Message) -> Message:
             number = message.metadata.dst_node_id - 11
             node = {"partition-id": number, "num-partitions": self.clients}
+            node = self.node(number) if self.node else node
             reply = client_app(message, context(run_config, node))
             return self.spoil(number, message, reply) if self.spoil else reply
 

@@ -62,7 +62,7 @@ def test_two_of_three_nodes_make_a_model_and_the_report_says_who_is_missing(
     table = (folder / "clients.csv").read_text()
     assert "hospital-a" in table and "hospital-b" in table
     lost = [line for line in table.splitlines() if "rejected" in line or "no reply" in line]
-    assert len(lost) == 1 and lost[0].startswith("node-")
+    assert len(lost) == 1 and lost[0].startswith("hospital-c (node ")
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert lost[0].split(",")[0] in report
     # Its images stay where they are: nothing but weights and numbers came.

@@ -335,7 +335,7 @@ def test_a_foreseen_error_is_a_sentence_in_flowers_own_log(federation):
         flower.error("surprise", exc_info=ValueError("no sentence of ours"))
     finally:
         flower.removeHandler(handler)
-    assert "ServerApp raised an exception" in shown
+    assert f"ServerApp raised an exception: {raised.value}" in shown
     assert any("no sentence of ours" in line for line in shown)
 
 

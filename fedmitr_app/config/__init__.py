@@ -23,6 +23,7 @@ from fedmitr_app.config.schema import (
     ServerConfig,
     TeacherConfig,
 )
+from fedmitr_app.config.together import check_source
 
 __all__ = [
     "NEED_LABEL_COUNTS",
@@ -38,6 +39,7 @@ __all__ = [
     "ServerConfig",
     "TeacherConfig",
     "as_run_config",
+    "check_source",
     "decisive",
     "default_run_config",
     "differing",

@@ -144,6 +144,7 @@ class ServerConfig:
     control: bool = flag(True)
     eval_batch_size: int = harmless(whole(256, low=1))
     federated_evaluation: bool = flag(False)
+    send_model: bool = harmless(flag(False))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ def check_together(config: Config) -> None:
         In one sentence that names the key, its value and what is allowed.
     """
     _check_data(config)
+    if config.server.test_set:  # else the server reads none, and each node has its own
+        check_source(config)
     _check_model(config)
     _check_inversion(config)
     if config.output.resume and not config.output.run_dir:
@@ -47,6 +49,17 @@ def _check_data(config: Config) -> None:
             data.stored_size,
             f"0, or at most data.image-size = {data.image_size}, which images are enlarged to",
         )
+
+
+def check_source(config: Config) -> None:
+    """Refuse settings of a data source that cannot work, for whoever is to read it.
+
+    Raises
+    ------
+    ConfigError
+        In one sentence that names the key, its value and what is allowed.
+    """
+    data = config.data
     if data.source == "hub" and not data.name:
         raise ConfigError.bad_value(
             "data.name", "", "a dataset's name on the hub, because data.source = 'hub'"

@@ -2,7 +2,9 @@
 
 from fedmitr_app.models.compiled import require_compiler
 from fedmitr_app.models.factory import architecture_of, build_vit
+from fedmitr_app.models.given import take_model
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
+from fedmitr_app.models.received import model_with
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.stacked import StackedViT
 from fedmitr_app.models.visiting import VisitingViT
@@ -15,5 +17,7 @@ __all__ = [
     "VisitingViT",
     "architecture_of",
     "build_vit",
+    "model_with",
     "require_compiler",
+    "take_model",
 ]

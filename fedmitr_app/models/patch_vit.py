@@ -219,6 +219,10 @@ def _require_plain(vit: nn.Module) -> None:
         problem = "its images aren't square"
     elif any(type(block) is not Block or type(block.attn) is not Attention for block in vit.blocks):
         problem = "its blocks aren't timm's plain ones"
+    elif not len(vit.blocks):
+        problem = "it has no blocks"
+    elif any(not hasattr(block.mlp, "fc1") for block in vit.blocks):
+        problem = "its blocks' MLPs aren't timm's plain ones"
     elif any(type(block.attn.qkv) is not nn.Linear for block in vit.blocks):
         problem = "its queries, keys and values aren't one linear map"
     if problem:

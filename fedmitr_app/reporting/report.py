@@ -15,6 +15,7 @@ from fedmitr_app.reporting.run_folder import RunFolder
 from fedmitr_app.reporting.table import (
     RESULT_NAMES,
     client_cells,
+    federated_results,
     in_order,
     named_accuracies,
     percent,
@@ -113,10 +114,14 @@ def _header(folder: RunFolder, data: ReportData) -> str:
     earned = inversion_worth(data)
     method = data.config.get("server.method", "one-shot")
     kind = f"{method}, seed {folder.seed}"
-    if data.config.get("data.source"):
+    # A deployment's server without a test set read no data, whatever is set.
+    if data.config.get("data.source") and (data.simulated or data.test_images):
         kind += f", {data.config['data.source']}"
     if data.test_images:
         kind += f", accuracy on {data.test_images} held-out test images after the last step"
+    tiles = [(percent(share), RESULT_NAMES[key], key) for key, share in known.items()]
+    for what, value, basis in federated_results(data.metrics):
+        tiles.append((percent(value), f"{what}, as they say ({basis})", "student"))
     parts = [
         html.paragraph(kind, "kind"),
         html.paragraph(str(data.metrics["data_read"]), "note")
@@ -125,7 +130,7 @@ def _header(folder: RunFolder, data: ReportData) -> str:
         f"<h1>{html.sentence(headline_sentence(data))}</h1>",
         html.paragraph(earned.sentence, "earned" if earned.worth else "warning") if earned else "",
         *(html.paragraph(words, "warning") for words in warnings(data)),
-        html.tiles([(percent(share), RESULT_NAMES[key], key) for key, share in known.items()]),
+        html.tiles(tiles),
     ]
     return "<header>" + "\n".join(parts) + "</header>"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.files import write_text
 from fedmitr_app.reporting.data import ClientRow
 
@@ -18,6 +19,10 @@ RESULT_NAMES = {
     "fedavg": "one-round FedAvg",
     "control": "procedural, not inverted (control)",
     "best client": "best single client",
+}
+FEDERATED_NAMES = {
+    HELD_OUT: "on images that clients held out",
+    TRAINED_ON: "on images that clients trained on",
 }
 _MOST_LINES = 20
 _WIDEST = 40
@@ -55,18 +60,44 @@ def client_table(rows: Sequence[ClientRow], most: int = _MOST_LINES) -> str:
 
 
 def result_table(metrics: Mapping[str, Any]) -> str:
-    """Return the accuracies of ``metrics["accuracy"]`` as aligned text, the student first."""
+    """Return the accuracies of ``metrics["accuracy"]`` as aligned text, the student first.
+
+    Below them, or instead where there is no test set, what the clients measured.
+    """
     accuracy = metrics.get("accuracy") or {}
     student = accuracy.get("student")
     lines = []
     for key, value in named_accuracies(accuracy).items():
         gap = "" if student is None or key == "student" else f"{100 * (student - value):+.1f}"
         lines.append([RESULT_NAMES[key], percent(value), gap])
-    if not lines:
-        return "no test set: nothing was evaluated"
+    header = ["model", "test accuracy", "student's lead"]
     if student is None:
-        return aligned(["model", "test accuracy"], [line[:2] for line in lines], left=(0,))
-    return aligned(["model", "test accuracy", "student's lead"], lines, left=(0,))
+        header, lines = header[:2], [line[:2] for line in lines]
+    blocks = [aligned(header, lines, left=(0,))] if lines else []
+    if federated := federated_results(metrics):
+        shown = [[what, percent(value), basis] for what, value, basis in federated]
+        header = ["global model, as clients say", "accuracy", "rests on"]
+        blocks.append(aligned(header, shown, left=(0, 2)))
+    return "\n\n".join(blocks) or "no test set: nothing was evaluated"
+
+
+def federated_results(metrics: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Return what clients measured of the global model: on what, the accuracy, what it rests on."""
+    known = metrics.get("federated_evaluation") or {}
+    basis = metrics.get("federated_evaluation_basis") or {}
+    return [
+        (words, float(known[name]), _basis(basis.get(name) or {}))
+        for name, words in FEDERATED_NAMES.items()
+        if known.get(name) is not None
+    ]
+
+
+def _basis(facts: Mapping[str, Any]) -> str:
+    nodes, images = facts.get("nodes"), facts.get("images")
+    of_nodes = f"{nodes} node{'s' * (nodes != 1)}" if nodes else "nodes"
+    if images is None:
+        return f"{of_nodes}, all counted alike"
+    return f"{images} image{'s' * (images != 1)} of {of_nodes}"
 
 
 def final_lines(rows: Sequence[ClientRow], metrics: Mapping[str, Any], folder: Path) -> list[str]:

@@ -1,33 +1,45 @@
 """What the numbers say, in sentences."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from fedmitr_app.config import as_run_config
 from fedmitr_app.reporting.data import ReportData
-from fedmitr_app.reporting.table import named_accuracies, percent
+from fedmitr_app.reporting.table import federated_results, named_accuracies, percent
 
 
 def headline_sentence(data: ReportData) -> str:
-    """Return the sentence that a reader takes away."""
+    """Return what a reader takes away: what the server measured, then what the clients say."""
     known = named_accuracies(data.accuracy)
     used = sum(row.taught for row in data.clients)
     source = f" with one upload from each of {used} clients" if used > 1 else ""
+    told = [
+        f"{percent(value)} {what} ({basis})"
+        for what, value, basis in federated_results(data.metrics)
+    ]
+    measured = " and ".join(told)
+    if not known and told:
+        return f"By the clients' own measure the global model reaches {measured}{source}."
+    if not known:
+        return f"The global model was made{source}, and nothing was evaluated: no test set."
+    tail = f" By the clients' own measure it reaches {measured}." if told else ""
     if "student" not in known:
-        if not known:
-            return f"The global model was made{source}, and nothing was evaluated: no test set."
         shown = ", ".join(f"{name} {percent(value)}" for name, value in known.items())
-        return f"Test accuracy{source}: {shown}."
-    student = known["student"]
-    compared = []
+        return f"Test accuracy{source}: {shown}.{tail}"
+    return f"The student reaches {percent(known['student'])}{source}{_compared(known)}.{tail}"
+
+
+def _compared(known: Mapping[str, float]) -> str:
+    """Say how the student stands beside its teacher and FedAvg, of those that are known."""
+    student, compared = known["student"], []
     if known.get("teacher"):
         share = percent(student / known["teacher"])
         compared.append(f"{share} of its teacher's {percent(known['teacher'])}")
     if known.get("fedavg"):
         times = f"{student / known['fedavg']:.1f} times"
         compared.append(f"{times} one-round FedAvg's {percent(known['fedavg'])}")
-    tail = ": " + " and ".join(compared) if compared else ""
-    return f"The student reaches {percent(student)}{source}{tail}."
+    return ": " + " and ".join(compared) if compared else ""
 
 
 class Worth(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config
+from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.methods import Fused, MethodSettings, Task
@@ -40,8 +41,8 @@ class Results:
     test_images: int
     labels: Mapping[str, Sequence[int]]
     """Client key to its images of each class, of those clients where the server knows it."""
-    on_shards: Mapping[str, float]
-    """The clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
+    on_shards: Mapping[str, FederatedScore]
+    """By name, the clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
     trust: Sequence[Trust] = ()
     """Of each accepted upload."""
     left_out: Set[str] = frozenset()
@@ -72,7 +73,7 @@ def measure(
     names: tuple[str, ...],
     test_set: ImageSet | None,
     labels: NDArray[Any] | None,
-    on_shards: Mapping[str, float],
+    on_shards: Mapping[str, FederatedScore],
     left_out: Set[str],
     config: Config,
     folder: RunFolder,

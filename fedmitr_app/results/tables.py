@@ -71,7 +71,11 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
         },
     }
     if results.on_shards:
-        metrics["federated_evaluation"] = dict(results.on_shards)
+        scores = results.on_shards
+        metrics["federated_evaluation"] = {name: score.value for name, score in scores.items()}
+        metrics["federated_evaluation_basis"] = {
+            name: {"nodes": score.nodes, "images": score.images} for name, score in scores.items()
+        }
     seconds: dict[str, float] = {"training": outcome.collect_seconds}
     throughput: dict[str, float] = {}
     if fused is not None:

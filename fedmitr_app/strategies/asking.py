@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.strategies.records import HAVE_KEY, key_digest
 
 MARGIN = 3600.0
@@ -61,3 +62,12 @@ def messages(
             own = RecordDict({**content, config_key: config})
         made.append(Message(own, node, message_type, ttl=timeout + MARGIN))
     return made
+
+
+def needs_models(strategy: object, what: str) -> ConfigError:
+    """Return the sentence for what hides the individual models from a strategy."""
+    name = type(strategy).__name__
+    return ConfigError(
+        f"{name} fuses each client's model as it was sent, and {what} not hand them over so: "
+        f"call {name}.start itself, and for differential privacy train with it on the clients."
+    )

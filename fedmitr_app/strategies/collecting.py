@@ -9,11 +9,11 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import UploadError
+from fedmitr_app.strategies.naming import called
 from fedmitr_app.strategies.records import (
     CheckedReply,
     RecordKeys,
     check_reply,
-    metrics_of,
     status_of,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream
@@ -22,10 +22,9 @@ from fedmitr_app.uploads import (
     Expected,
     Rejection,
     Spool,
-    check_num_examples,
 )
-from fedmitr_app.uploads.claims import check_client_key, finite_metrics
-from fedmitr_app.uploads.outcome import RoundOutcome, weighted_metrics
+from fedmitr_app.uploads.claims import check_client_key
+from fedmitr_app.uploads.outcome import RoundOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ class Collector:
     ) -> None:
         self._enough, self._patience = enough, patience
         self._hurried = False
+        self._name: Callable[[int], str] = called
         self._spool = spool
         self._keys = keys
         self._reference = reference
@@ -78,6 +78,7 @@ class Collector:
         started = time.monotonic()
         stream = replies if isinstance(replies, ReplyStream) else None
         node_of = stream.node_of if stream else _sender
+        self._name = stream.name if stream else called
         self._hurry_if_enough(stream)
         for reply in replies:
             self._take(reply, node_of, len(stream.nodes) if stream else 0)
@@ -110,9 +111,9 @@ class Collector:
             return
         self._answered.add(question)
         node = node_of(reply)
-        who = f"node-{node}"
+        who = self._name(node)
         if reply.has_error():
-            self._reject(who, _failure(reply.error))
+            self._reject(who, failure_sentence(reply.error))
             return
         try:
             status, client, reason = status_of(reply.content)
@@ -155,15 +156,15 @@ class Collector:
 
     def _note_silent_nodes(self, stream: ReplyStream) -> list[Rejection]:
         for node in stream.undelivered:
-            self._reject(f"node-{node}", "the message could not be sent to it.")
+            self._reject(self._name(node), "the message could not be sent to it.")
         for node, reason in stream.unreadable.items():
             why = f"its reply could not be received ({_first_line(reason)})."
-            self._reject(f"node-{node}", why)
+            self._reject(self._name(node), why)
         # None are pending without a time limit: then every reply was waited for.
         why = f"no reply within {stream.timeout:g} s (server.timeout)."
         if self._hurried:
             why = f"no reply {self._patience:g} s after {self._enough} upload(s) (server.patience)."
-        missing = [Rejection(f"node-{node}", why) for node in stream.pending.values()]
+        missing = [Rejection(self._name(node), why) for node in stream.pending.values()]
         for node in missing:
             _log.warning("%s: %s", node.client, node.reason)
         return missing
@@ -185,25 +186,12 @@ def require_enough(outcome: RoundOutcome, min_clients: int) -> None:
     )
 
 
-def collect_evaluation(replies: Iterable[Message], keys: RecordKeys) -> dict[str, float]:
-    """Return the mean of each metric weighted by examples; bad replies are left out."""
-    pairs = []
-    for reply in replies:
-        try:
-            metrics = metrics_of(reply.content, keys)
-            examples = check_num_examples(metrics.pop(keys.weighted_by, None))
-        except (UploadError, ValueError) as error:  # ValueError: the reply has no content
-            _log.warning("An evaluation reply is left out: %s", error)
-            continue
-        pairs.append((examples, finite_metrics(metrics)))
-    return weighted_metrics(pairs)
-
-
 def _sender(reply: Message) -> int:
     return reply.metadata.src_node_id
 
 
-def _failure(error: Error) -> str:
+def failure_sentence(error: Error) -> str:
+    """Say why there is an error instead of a node's reply."""
     reason = error.reason
     if error.code == ErrorCode.NODE_UNAVAILABLE:
         return "it was out of reach for longer than server.absence."

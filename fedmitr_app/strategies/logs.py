@@ -10,10 +10,10 @@ from fedmitr_app.errors import FedmitrError
 def join_flower_log() -> None:
     """Give the ``fedmitr_app`` logger Flower's handlers, unless it has its own.
 
-    Flower's own logger then shows an error that was raised on purpose without its stack.
+    Flower's own logger then shows an error that was raised on purpose as its sentence.
     """
     ours, flower = logging.getLogger("fedmitr_app"), logging.getLogger("flwr")
-    flower.addFilter(_without_stack)  # adding it again changes nothing
+    flower.addFilter(_as_sentence)  # adding it again changes nothing
     if ours.handlers:
         return
     for handler in flower.handlers:
@@ -22,9 +22,11 @@ def join_flower_log() -> None:
         ours.setLevel(logging.INFO)
 
 
-def _without_stack(record: logging.LogRecord) -> bool:
-    """Take the stack trace from a record of a foreseen error: its sentence says everything."""
+def _as_sentence(record: logging.LogRecord) -> bool:
+    """Put a foreseen error's sentence, and its notes, where its stack trace would stand."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if isinstance(error, (FedmitrError, AggregationError)):
+        told = " ".join([str(error), *getattr(error, "__notes__", [])])
+        record.msg, record.args = f"{record.getMessage()}: {told}", None
         record.exc_info = None
     return True

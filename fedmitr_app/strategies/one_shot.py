@@ -15,12 +15,19 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.strategies.asking import messages, uploads_here
-from fedmitr_app.strategies.collecting import Collector, collect_evaluation, require_enough
+from fedmitr_app.strategies.asking import messages, needs_models, uploads_here
+from fedmitr_app.strategies.collecting import Collector, require_enough
+from fedmitr_app.strategies.evaluating import collect_scores
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.records import RecordKeys, reference_of_record, to_array_record
+from fedmitr_app.strategies.records import (
+    SCORE_KEY,
+    RecordKeys,
+    reference_of_record,
+    to_array_record,
+)
 from fedmitr_app.strategies.streaming_grid import ReplyStream, StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
 from fedmitr_app.uploads import (
@@ -54,7 +61,8 @@ class OneShotStrategy(Strategy):
         How many nodes there should be; None waits until their number is steady.
     run_dir : Path | None
         Uploads go to its ``uploads/``, reasons to ``rejected/``, what each stage measures
-        to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`.
+        to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`,
+        unless that fails: then it stays, and the error says where.
     architecture, input_spec : Mapping[str, Any] | None, InputSpec | None
         Refuse uploads that declare another one (see ``models.architecture_of``).
     num_classes : int | None
@@ -62,14 +70,18 @@ class OneShotStrategy(Strategy):
     resume, uploads_from, exclude_clients : bool, Path | str | None, Sequence[str]
         Go on where a process was stopped; fuse another run's uploads; leave clients out: see
         :class:`~fedmitr_app.uploads.RoundFolder`.
-    federated_evaluation : bool
-        Have all nodes evaluate the fused model.
+    federated_evaluation, send_model : bool
+        Have all nodes evaluate the fused model; send it to them also without, so that those of
+        this package's clients that want to can keep it.
+    evaluation_metrics : Sequence[str] | None
+        What nodes' evaluation may be called, each a share from 0 to 1; None takes any numbers.
     arrayrecord_key, configrecord_key, weighted_by_key : str
         As in Flower's FedAvg.
     settle_seconds, poll_seconds : float
         How long a steady number of nodes counts as all; pause between looks.
 
-    ``outcome`` is what became of the replies, also after an error.
+    ``outcome`` is what became of the replies, also after an error; ``scores`` what nodes
+    measured of the fused model, by the metric's name.
     """
 
     def __init__(
@@ -88,6 +100,8 @@ class OneShotStrategy(Strategy):
         input_spec: InputSpec | None = None,
         num_classes: int | None = None,
         federated_evaluation: bool = False,
+        send_model: bool = False,
+        evaluation_metrics: Sequence[str] | None = None,
         arrayrecord_key: str = "arrays",
         configrecord_key: str = "config",
         weighted_by_key: str = "num-examples",
@@ -103,12 +117,14 @@ class OneShotStrategy(Strategy):
         earlier = None if uploads_from is None else Path(uploads_from).expanduser()
         self.round = RoundFolder(self.run_dir, resume, earlier, exclude_clients)
         self.expected = Expected(architecture, input_spec, num_classes)
-        self.federated_evaluation = federated_evaluation
+        self.federated_evaluation, self.send_model = federated_evaluation, send_model
+        self.evaluation_metrics = evaluation_metrics
         self.keys = RecordKeys(arrayrecord_key, configrecord_key, weighted_by_key)
         self.settle_seconds = settle_seconds
         self.poll_seconds = poll_seconds
         self.metrics_log = MetricsLog(self.run_dir)
         self.outcome = RoundOutcome()
+        self.scores: dict[str, FederatedScore] = {}
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
         self._started, self._timeout = False, 0.0
@@ -172,28 +188,26 @@ class OneShotStrategy(Strategy):
                 f"1, because {type(self).__name__} is a one-shot method: every client uploads "
                 "once, and a second round would not train on the first one's result",
             )
+        self.check_initial(initial_arrays)
         self._started, self._timeout = True, timeout
+        streaming = StreamingGrid(grid, self.poll_seconds, self.absence)
+        how = num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         try:
-            return super().start(
-                StreamingGrid(grid, self.poll_seconds, self.absence),
-                initial_arrays,
-                num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-            )
+            with self.round:
+                return super().start(streaming, initial_arrays, *how)
         finally:
             self._started = False
             self._spool = None
-            self.round.close()
+
+    def check_initial(self, arrays: ArrayRecord) -> None:
+        """Refuse arrays to start from that the method can't use: a subclass may know its model."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every connected node to train from the initial arrays."""
         if not self._started:
-            raise self._needs_models("a strategy that wraps it, as for differential privacy, does")
+            raise needs_models(self, "a strategy that wraps it, as for differential privacy, does")
         self.reference = reference_of_record(arrays)
         if (earlier := self.round.earlier()) is not None:
             self.outcome = earlier
@@ -207,7 +221,9 @@ class OneShotStrategy(Strategy):
         nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
         _log.info("Asking %d node(s) to train.", len(nodes))
         whose = uploads_here(grid, nodes, here)
-        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN, whose)
+        content = self._content(server_round, arrays, config)
+        kind = MessageType.TRAIN
+        return messages(content, self.keys.config, nodes, kind, self._timeout, whose)
 
     def await_nodes(self, grid: Grid, at_least: int | None = None) -> list[int]:
         """Wait for the clients' nodes: at least ``min_clients``, or as many as are said."""
@@ -259,41 +275,28 @@ class OneShotStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every connected node to evaluate the fused model, if that is wanted."""
-        if not self.federated_evaluation:
+        """Send every connected node the fused model, to evaluate or to keep, if that is wanted."""
+        if not (self.federated_evaluation or self.send_model):
             return []
-        nodes = sorted(grid.get_node_ids())
-        return self._messages(server_round, arrays, config, nodes, MessageType.EVALUATE)
+        config[SCORE_KEY], nodes = self.federated_evaluation, sorted(grid.get_node_ids())
+        content = self._content(server_round, arrays, config)
+        kind = MessageType.EVALUATE
+        return messages(content, self.keys.config, nodes, kind, self._timeout)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return each metric's mean by examples, without bad replies and those past patience."""
+        """Return each metric's mean, without bad replies and those that come past patience."""
         if self.patience and isinstance(replies, ReplyStream):
             replies.hurry(self.patience)
-        metrics = collect_evaluation(replies, self.keys)
-        return MetricRecord(metrics) if metrics else None
+        self.scores = collect_scores(replies, self.keys, self.evaluation_metrics)
+        means = {name: score.value for name, score in self.scores.items()}
+        return MetricRecord(means) if means else None
 
     def initialize_parameters(self, *_: Any, **__: Any) -> None:
         """Refuse Flower's workflows, which begin with this: secure aggregation is one."""
-        raise self._needs_models("a workflow, as for secure aggregation, does")
+        raise needs_models(self, "a workflow, as for secure aggregation, does")
 
-    def _needs_models(self, what: str) -> ConfigError:
-        name = type(self).__name__
-        return ConfigError(
-            f"{name} fuses each client's model as it was sent, and {what} not hand them over so: "
-            f"call {name}.start itself, and for differential privacy train with it on the clients."
-        )
-
-    def _messages(
-        self,
-        server_round: int,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        nodes: Sequence[int],
-        message_type: str,
-        have: Mapping[int, list[str]] | None = None,
-    ) -> list[Message]:
-        config["server-round"], keys = server_round, self.keys
-        content = RecordDict({keys.arrays: arrays, keys.config: config})
-        return messages(content, keys.config, nodes, message_type, self._timeout, have)
+    def _content(self, number: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+        config["server-round"] = number
+        return RecordDict({self.keys.arrays: arrays, self.keys.config: config})

@@ -1,16 +1,17 @@
 """Any one-shot method of this package as a Flower strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from flwr.app import ArrayRecord
 from flwr.serverapp.exception import AggregationError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.config.schema import METHODS as SERVER_METHODS
-from fedmitr_app.errors import ConfigError, ModelError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import require_recordable
 from fedmitr_app.methods import (
     METHODS,
@@ -20,7 +21,13 @@ from fedmitr_app.methods import (
     beside,
     without_inversion,
 )
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of, require_compiler
+from fedmitr_app.models import (
+    InputSpec,
+    PatchViT,
+    architecture_of,
+    require_compiler,
+    take_model,
+)
 from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.uploads import Upload
@@ -68,12 +75,13 @@ class OneShotMethod(OneShotStrategy):
     Raises
     ------
     ModelError
-        If ``model`` is no plain ViT or DeiT, or takes other images than ``input_spec`` says.
+        If ``model`` is of no use, see :func:`~fedmitr_app.models.take_model`.
     ConfigError
         If there is no such method, ``device`` isn't there, or the model is to be compiled, or
         steps are to be recorded, where that can't be.
 
-    :meth:`start` raises ``AggregationError`` also if too few of the uploads can be trusted.
+    :meth:`start` raises ``ConfigError`` also if the initial arrays aren't the model's weights,
+    ``AggregationError`` also if too few of the uploads can be trusted.
     """
 
     def __init__(
@@ -91,7 +99,7 @@ class OneShotMethod(OneShotStrategy):
         if method not in single:
             raise ConfigError.bad_value("method", method, f"one of {', '.join(map(repr, single))}")
         self.method = method
-        self.model = _wrap(model, input_spec)
+        self.model = take_model(model, input_spec)
         super().__init__(
             architecture=architecture_of(self.model),
             input_spec=self.model.spec,
@@ -123,6 +131,21 @@ class OneShotMethod(OneShotStrategy):
             words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
             lines.append(f"{type(part).__name__}: {words}")
         return lines + self._device_lines
+
+    def check_initial(self, arrays: ArrayRecord) -> None:
+        """Refuse arrays that aren't the model's own weights, θ₀, before anybody trains from them.
+
+        Raises
+        ------
+        ConfigError
+            With the first difference.
+        """
+        given = arrays.to_torch_state_dict()
+        if difference := _difference(given, self.model.vit.state_dict()):
+            raise ConfigError(
+                f"initial_arrays are not the weights of the model that {type(self).__name__} was "
+                f"made with ({difference[:200]}): pass ArrayRecord(model.state_dict()) of it."
+            )
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the global model's state dict."""
@@ -159,20 +182,18 @@ class OneShotMethod(OneShotStrategy):
             )
 
 
-def _wrap(vit: PatchViT | VisionTransformer, input_spec: InputSpec | None) -> PatchViT:
-    if isinstance(vit, PatchViT):
-        if input_spec not in (None, vit.spec):
-            raise ModelError(
-                f"input_spec = {input_spec} is not what the PatchViT takes ({vit.spec}): leave it "
-                "out, or pass the timm model."
-            )
-        return vit
-    if not isinstance(vit, VisionTransformer):
-        raise ModelError(
-            f"FedMITR inverts Vision Transformers, not a {type(vit).__name__}: pass a plain timm "
-            "ViT or DeiT."
-        )
-    if input_spec is None:
-        size, channels = vit.patch_embed.img_size[0], vit.patch_embed.proj.in_channels
-        input_spec = InputSpec(size, channels, (0.5,), (0.5,))
-    return PatchViT(vit, input_spec)
+def _difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Say what the first difference between two state dicts is; nothing if they are the same."""
+    for name in (*own, *given):
+        if name not in given:
+            return f"they lack {name!r}"
+        if name not in own:
+            return f"they hold {name!r}, which it has not"
+        shapes = tuple(given[name].shape), tuple(own[name].shape)
+        if shapes[0] != shapes[1]:
+            return f"{name} has shape {shapes[0]}, not {shapes[1]}"
+        if given[name].dtype != own[name].dtype:
+            return f"{name} is {given[name].dtype}, not {own[name].dtype}"
+        if not torch.equal(given[name], own[name].cpu()):
+            return f"{name} has other values"
+    return ""

@@ -12,6 +12,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedmitr_app.strategies.naming import called, node_names
+
 _log = logging.getLogger(__name__)
 
 MAX_PULL_FAILURES, FAILING_POLLS = 3, 60
@@ -64,6 +66,7 @@ class ReplyStream(Iterable[Message]):
         self._deadline = None if timeout is None else self._started + timeout
         self._failures: dict[str, list[float]] = {}
         messages = list(messages)
+        self._names = node_names(grid) if messages else {}
         ids = list(grid.push_messages(messages)) if messages else []
         self.nodes = _nodes_by_id(messages, ids)
         reached = set(self.nodes.values())
@@ -81,6 +84,10 @@ class ReplyStream(Iterable[Message]):
         """Return the node that was asked; an error reply may name the SuperLink instead."""
         asked = reply.metadata.reply_to_message_id
         return self.nodes.get(asked, reply.metadata.src_node_id)
+
+    def name(self, node: int) -> str:
+        """Return what a node is called in lists, logs and reports."""
+        return self._names.get(node) or called(node)
 
     def __iter__(self) -> Iterator[Message]:
         last_line = self._started
@@ -113,7 +120,7 @@ class ReplyStream(Iterable[Message]):
             if node in here:
                 self._away_since.pop(node, None)
             elif self._away_since.setdefault(node, now) == now:
-                _log.warning("node-%d is out of reach.", node)
+                _log.warning("%s is out of reach.", self.name(node))
         return {node for node, since in self._away_since.items() if now - since < self._absence}
 
     def _pull(self, message_id: str) -> Iterator[Message]:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -19,6 +20,16 @@ CAP = 3
 On validation images (digits, 10 clients, Dirichlet 0.1, seeds 100 to 102) it cost an honest round
 nothing, and one of 10 that boasts left the teacher 50 % in place of 35 with ``leave-one-out``.
 """
+
+
+class Counted(Protocol):
+    """What says of itself how many examples it rests on: an upload, or a node's evaluation."""
+
+    @property
+    def client(self) -> str: ...
+
+    @property
+    def num_examples(self) -> int | None: ...
 
 
 def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[str, Tensor]:
@@ -66,7 +77,7 @@ def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> l
     return [count / sum(counts) for count in counts]
 
 
-def example_counts(uploads: Sequence[Upload], weights: str = "num-examples") -> list[int]:
+def example_counts(uploads: Sequence[Counted], weights: str = "num-examples") -> list[int]:
     """Return each upload's number of examples; 1 for all if one of them can't be right.
 
     As ``capped-examples`` nobody's is more than ``CAP`` times the (lower) median: nothing
@@ -81,7 +92,7 @@ def example_counts(uploads: Sequence[Upload], weights: str = "num-examples") -> 
     return counts
 
 
-def doubtful_counts(uploads: Sequence[Upload]) -> list[str]:
+def doubtful_counts(uploads: Sequence[Counted]) -> list[str]:
     """Name the clients whose number of examples can't be right.
 
     That is one which was refused as it came, or one ``MOST_EXAMPLES`` times the (lower) median:

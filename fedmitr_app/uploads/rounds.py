@@ -33,7 +33,8 @@ class RoundFolder:
     ----------
     run_dir : Path | None
         The uploads are in its ``uploads/``, reasons in ``rejected/``, and once the round is
-        over its record in ``round.json``; None uses a temporary folder until :meth:`close`.
+        over its record in ``round.json``; None uses a temporary folder while it is worked
+        in (``with``), which outlives errors and a process that is killed.
     resume : bool
         Go on with what a process that was stopped left in ``run_dir``.
     uploads_from : Path | None
@@ -53,7 +54,8 @@ class RoundFolder:
             raise ConfigError("resume = True needs a run_dir: the one where the round was stopped.")
         self.run_dir, self.resume = run_dir, resume
         self.uploads_from, self.exclude = uploads_from, tuple(exclude)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Path | None = None
+        self._begun = self._over = False
 
     @property
     def path(self) -> Path:
@@ -61,14 +63,48 @@ class RoundFolder:
         if self.run_dir is not None:
             return self.run_dir
         if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="fedmitr-")
-        return Path(self._temporary.name)
+            # Not a TemporaryDirectory, which goes with the process, however that ends.
+            self._temporary = Path(tempfile.mkdtemp(prefix="fedmitr-"))
+        return self._temporary
 
-    def close(self) -> None:
-        """Remove the temporary folder, if there is one."""
+    def __enter__(self) -> "RoundFolder":
+        """Begin the work in it."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Remove the temporary folder, if there is one; keep the uploads if there was an error.
+
+        Whatever the error is, nobody's training may be lost by it: a note on it says where the
+        uploads are.
+        """
+        if error is not None and (told := self._keep()):
+            error.add_note(told)
+            if not isinstance(error, Exception):
+                _log.error(told)  # whoever shows those that are shows their notes
         if self._temporary is not None:
-            self._temporary.cleanup()
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary = None
+        self._begun = self._over = False
+
+    def _keep(self) -> str:
+        """Say where the uploads stay, and how to go on from there; nothing if none came."""
+        if not (self._begun or self._over) or not any((self.path / UPLOADS).glob("*.json")):
+            return ""
+        where, tail = self.path, ""
+        if self._temporary is not None and self.uploads_from is not None and self._over:
+            where = self.uploads_from  # whose uploads are in the temporary folder as links
+        elif self._temporary is not None:
+            tail = " It is a temporary folder: move it to where it lasts."
             self._temporary = None
+        place = repr(str(where.resolve()))
+        how = (
+            f"server.uploads-from={place} (in code: uploads_from={place}) fuses them again with no "
+            "new training."
+            if self._over
+            else f"output.run-dir={place} output.resume=true (in code: run_dir={place}, "
+            "resume=True) goes on with the round."
+        )
+        return f"The uploads are kept in {place}: {how}{tail}"
 
     def earlier(self) -> RoundOutcome | None:
         """Return the round if it is over already; None if clients must train.
@@ -85,11 +121,14 @@ class RoundFolder:
         if found is None and self.uploads_from is not None:
             _take_over(self.uploads_from, self.path)
             found = read_round(self.path)
+        self._over = found is not None
         return None if found is None else leave_out(found, self.exclude)
 
     def spool(self) -> Spool:
         """Return where to write uploads as they come."""
-        return Spool(self.path / UPLOADS, self.path / REJECTED, self.resume)
+        spool = Spool(self.path / UPLOADS, self.path / REJECTED, self.resume)
+        self._begun = True
+        return spool
 
     def finish(self, outcome: RoundOutcome) -> None:
         """Note that the round is over, and what became of its replies.
@@ -102,6 +141,7 @@ class RoundFolder:
         facts = dataclasses.asdict(replace(outcome, accepted=(), excluded=()))
         facts["accepted"] = {upload.client: upload.digest for upload in outcome.accepted}
         write_json(self.path / ROUND, facts)
+        self._over = True
 
     def without_excluded(self, outcome: RoundOutcome) -> RoundOutcome:
         """Leave out the excluded clients of a round just over; who sent nothing is warned of."""

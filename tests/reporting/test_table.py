@@ -47,6 +47,22 @@ def test_the_result_table_without_a_student_or_a_test_set() -> None:
     assert result_table({"accuracy": {"student": None}}).startswith("no test set")
 
 
+def test_what_clients_measured_stands_below_or_instead() -> None:
+    score = {
+        "federated_evaluation": {"accuracy-on-hold-out": 0.83},
+        "federated_evaluation_basis": {"accuracy-on-hold-out": {"nodes": 3, "images": 60}},
+    }
+    assert result_table(score).splitlines() == [
+        "global model, as clients say     accuracy  rests on",
+        "-------------------------------  --------  --------------------",
+        "on images that clients held out    83.0 %  60 images of 3 nodes",
+    ]
+    both = result_table({**make_data().metrics, **score})
+    assert both.startswith(result_table(make_data().metrics)) and both.endswith(result_table(score))
+    lines = final_lines([], score, Path("/runs/one"))
+    assert "60 images of 3 nodes" in lines[2] and lines[-1] == "run folder: /runs/one"
+
+
 def test_the_last_lines_are_the_table_and_the_path() -> None:
     data = make_data()
     lines = final_lines(data.clients, data.metrics, Path("/runs/one"))

@@ -45,6 +45,35 @@ def test_the_headline_without_some_or_all_numbers() -> None:
     assert "no test set" in headline_sentence(ReportData())
 
 
+def evaluated(accuracy: dict[str, float], **scores: tuple[float, int, int | None]) -> ReportData:
+    names = {"held": "accuracy-on-hold-out", "trained": "accuracy-on-training-shard"}
+    metrics = {
+        "accuracy": accuracy,
+        "federated_evaluation": {names[key]: score[0] for key, score in scores.items()},
+        "federated_evaluation_basis": {
+            names[key]: {"nodes": nodes, "images": images}
+            for key, (_, nodes, images) in scores.items()
+        },
+    }
+    return ReportData(metrics=metrics, clients=[ClientRow("a"), ClientRow("b")])
+
+
+def test_the_headline_says_what_clients_measured_and_on_what() -> None:
+    blind = evaluated({}, held=(0.83, 3, 60))
+    assert headline_sentence(blind) == (
+        "By the clients' own measure the global model reaches 83.0 % on images that clients held "
+        "out (60 images of 3 nodes) with one upload from each of 2 clients."
+    )
+    both = evaluated({"student": 0.5}, trained=(0.9, 1, None), held=(0.8, 2, 1))
+    assert headline_sentence(both) == (
+        "The student reaches 50.0 % with one upload from each of 2 clients. By the clients' own "
+        "measure it reaches 80.0 % on images that clients held out (1 image of 2 nodes) and "
+        "90.0 % on images that clients trained on (1 node, all counted alike)."
+    )
+    odd = ReportData(metrics={"federated_evaluation": {"accuracy-on-hold-out": 0.5}})
+    assert "50.0 % on images that clients held out (nodes, all counted" in headline_sentence(odd)
+
+
 @pytest.mark.parametrize(
     ("student", "control", "worth", "words"),
     [

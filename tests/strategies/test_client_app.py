@@ -165,7 +165,11 @@ def test_a_clients_mistake_reaches_the_server_as_one_sentence():
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        ({}, "partition-id = None"),
+        ({}, "This node has no images: its node config must name its own"),
+        ({"client-key": "hospital-a"}, "This node has no images"),
+        ({"client-key": "a", "partition-id": "x"}, "partition-id = 'x'"),
+        ({"client-key": "a", "data-path": "/x"}, "data-path = '/x' needs data-source = 'image-f"),
+        ({"partition-id": 0, "num-partitions": 3, "model-dir": 5}, "model-dir = 5"),
         ({"partition-id": 0}, "num-partitions = None"),
         ({"partition-id": "0", "num-partitions": 2}, "partition-id = '0'"),
         ({"partition-id": 5, "num-partitions": 2}, "partition-id = 5"),
