@@ -111,6 +111,7 @@ class OneShotStrategy(Strategy):
         self.outcome = RoundOutcome()
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
+        self._told: Mapping[int, list[str]] = {}
         self._started, self._timeout = False, 0.0
 
     @abstractmethod
@@ -201,13 +202,13 @@ class OneShotStrategy(Strategy):
             _log.info("The uploads are there already: nobody is asked to train.")
             return []
         # Opened first: a folder that can't be used must show before anyone trains.
-        self._spool = self.round.spool()
+        self._spool = self.round.spool(self.reference, self.expected)
         if here := self._spool.here:
             _log.info("Uploads that are there already: %s.", ", ".join(sorted(here)))
         nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
         _log.info("Asking %d node(s) to train.", len(nodes))
-        whose = uploads_here(grid, nodes, here)
-        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN, whose)
+        self._told = uploads_here(grid, nodes, here)
+        return self._messages(server_round, arrays, config, nodes, MessageType.TRAIN, self._told)
 
     def await_nodes(self, grid: Grid, at_least: int | None = None) -> list[int]:
         """Wait for the clients' nodes: at least ``min_clients``, or as many as are said."""
@@ -226,7 +227,7 @@ class OneShotStrategy(Strategy):
         """Spool the replies as they arrive, then fuse what was accepted."""
         if self._spool is not None:
             how = self.keys, self.reference, self.expected, self.min_clients, self.patience
-            outcome = Collector(self._spool, *how).collect(replies)
+            outcome = Collector(self._spool, *how, self._told).collect(replies)
             self.outcome = self.round.without_excluded(outcome)
         _log.info("%s.", self.outcome.sentence())
         require_enough(self.outcome, self.min_clients)
