@@ -1,6 +1,5 @@
 """The server: θ₀, one round, fusion, evaluation, and the run folder."""
 
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.exception import AggregationError
+from flwr.supercore.exit import add_exit_handler
 from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, flatten, parse_config, require_same
@@ -72,10 +72,15 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     config = parse_config(run_config)
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config, device)
-    folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
+    run_id = getattr(grid.run, "run_id", 0)
+    folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume, run_id)
+    add_exit_handler(folder.stop)  # a simulation's ServerApp, in a thread, hears of no signal
     _log.info("run folder: %s", folder.path)
     try:
         return _work_in(folder, grid, config, setting, device, started)
+    except BaseException as error:
+        folder.end_by(error)
+        raise
     finally:
         folder.close()
 
@@ -99,19 +104,14 @@ def _work_in(
         _log.info("Going on with the run that began %s.", folder.started)
     for line in device_lines("server", device, torch.get_num_threads()):
         _log.info(line)
-    try:
-        folder.write_json("config.json", settings)
-        environment = describe_environment()
-        folder.write_json("environment.json", environment)
-        results = fuse_and_measure(grid, config, setting, folder, device)
-        seconds = time.monotonic() - started
-        results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
-        rows, metrics = write_results(folder, results, config, environment)
-        folder.finish(COMPLETED)
-    except BaseException as error:
-        with contextlib.suppress(FedmitrError, OSError):  # the first error is the one to tell
-            folder.finish("failed", str(error) or type(error).__name__)
-        raise
+    folder.write_json("config.json", settings)
+    environment = describe_environment()
+    folder.write_json("environment.json", environment)
+    results = fuse_and_measure(grid, config, setting, folder, device)
+    seconds = time.monotonic() - started
+    results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
+    rows, metrics = write_results(folder, results, config, environment)
+    folder.finish(COMPLETED)
     folder.drop(*UNFINISHED)
     for line in final_lines(rows, metrics, folder.path):
         _log.info(line)

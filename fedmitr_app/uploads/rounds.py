@@ -17,6 +17,7 @@ from fedmitr_app.reading import (
     require_folder,
     require_ordinary,
 )
+from fedmitr_app.reporting.status import how_it_stands, settle_status
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims
 from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
@@ -239,6 +240,7 @@ def _take_over(source: Path, run_dir: Path) -> None:
 
     What is copied is looked into where it then stands, out of others' reach.
     """
+    stands = how_it_stands(settle_status(source))
     try:
         require_ordinary(source / ROUND)
         require_folder(source / UPLOADS)
@@ -246,9 +248,7 @@ def _take_over(source: Path, run_dir: Path) -> None:
         for path in files:
             require_ordinary(path)
     except OSError as error:
-        told = f"in {source} {error.filename} can't be used: {reason_of(error)}"
-        if isinstance(error, FileNotFoundError):
-            told = f"{source} holds no finished round"
+        told = f"{error.filename} can't be used: {reason_of(error)}; {stands}"
         raise ConfigError.bad_value(
             "server.uploads-from", str(source), f"the folder of a run whose round is over ({told})"
         ) from error
