@@ -1,5 +1,6 @@
 """The client: train once on its own shard, upload the weights once."""
 
+import dataclasses
 import json
 import logging
 import math

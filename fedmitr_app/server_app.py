@@ -1,6 +1,5 @@
 """The server: θ₀, one round, fusion, evaluation, and the run folder."""
 
-import contextlib
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.exit import add_exit_handler
 from numpy.typing import NDArray
 
 from fedmitr_app.config import (
@@ -22,7 +22,7 @@ from fedmitr_app.config import (
     parse_config,
     require_same,
 )
-from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT
@@ -86,12 +86,17 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
         check_source(config)
     device = resolve_device(config.server.device, "server.device")
     setting = prepare(config, device)
-    folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume)
+    run_id = getattr(grid.run, "run_id", 0)
+    folder = RunFolder.create(config.output.run_dir, config.seed, config.output.resume, run_id)
+    add_exit_handler(folder.stop)  # a simulation's ServerApp, in a thread, hears of no signal
     _log.info("run folder: %s", folder.path)
     changed = as_run_config(differing(config))
     _log.info("settings that differ from their defaults: %s", changed or "none")
     try:
         return _work_in(folder, grid, config, setting, device, started)
+    except BaseException as error:
+        folder.end_by(error)
+        raise
     finally:
         folder.close()
 
@@ -117,19 +122,14 @@ def _work_in(
         _log.info(line)
     if setting.test_set is not None:
         _log.info("data: %s", setting.test_set.read)
-    try:
-        folder.write_json("config.json", settings)
-        environment = describe_environment()
-        folder.write_json("environment.json", environment)
-        results = fuse_and_measure(grid, config, setting, folder, device)
-        seconds = time.monotonic() - started
-        results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
-        rows, metrics = write_results(folder, results, config, environment)
-        folder.finish(COMPLETED)
-    except BaseException as error:
-        with contextlib.suppress(FedmitrError, OSError):  # the first error is the one to tell
-            folder.finish("failed", str(error) or type(error).__name__)
-        raise
+    folder.write_json("config.json", settings)
+    environment = describe_environment()
+    folder.write_json("environment.json", environment)
+    results = fuse_and_measure(grid, config, setting, folder, device)
+    seconds = time.monotonic() - started
+    results = replace(results, simulated=is_simulation(grid), total_seconds=seconds)
+    rows, metrics = write_results(folder, results, config, environment)
+    folder.finish(COMPLETED)
     folder.drop(*UNFINISHED)
     for line in final_lines(rows, metrics, folder.path):
         _log.info(line)

@@ -190,7 +190,7 @@ def test_a_refused_resume_leaves_the_reason_in_place(federation):
 def test_a_run_that_was_stopped_at_its_first_line_can_be_gone_on_with(federation):
     federation.folder.mkdir()
     (federation.folder / ".lock").touch()
-    (federation.folder / ".status.json.4711.tmp").touch()
+    (federation.folder / ".status.json.x.tmp").mkdir()
     federation.run(**RESUME)
     assert federation.status()["state"] == "completed"
 
@@ -219,8 +219,9 @@ def test_half_written_files_are_removed(federation, monkeypatch):
         stop_at(patch, fedmitr_module.StudentTraining, "finish")
         with pytest.raises(Stopped):
             federation.run()
-    half = federation.folder / "pool" / ".pool-00000-00009.safetensors.17.tmp"
-    half.write_bytes(b"half")
+    half = federation.folder / "pool" / ".pool-00000-00009.safetensors.x.tmp"
+    half.mkdir()
+    (half / "pool-00000-00009.safetensors").write_bytes(b"half")
     federation.run(**RESUME)
     assert not half.exists()
 

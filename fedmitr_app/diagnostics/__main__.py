@@ -1,7 +1,6 @@
 """``python -m fedmitr_app.diagnostics RUN_DIR``: the theory's claims on a finished run."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,11 @@ from fedmitr_app.diagnostics.diagnose import Sizes, diagnose, distil_dense
 from fedmitr_app.diagnostics.finished import read_run
 from fedmitr_app.errors import ConfigError, FedmitrError, RunFolderError
 from fedmitr_app.files import plain, reason_of, write_json
+from fedmitr_app.reading import read_table
 from fedmitr_app.reporting.diagnosis import add_to_report, diagnosis_tables
 from fedmitr_app.reporting.table import aligned
+
+MAX_METRICS_BYTES = 2**24
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +48,8 @@ def _keep(folder: Path, found: Mapping[str, Any]) -> None:
     write_json(folder / "diagnosis.json", found)
     path = folder / "metrics.json"
     try:
-        metrics = {**json.loads(path.read_text(encoding="utf-8")), "diagnosis": found}
-    except (OSError, ValueError, TypeError) as error:
+        metrics = {**read_table(path, MAX_METRICS_BYTES), "diagnosis": found}
+    except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{path} cannot be read: {reason_of(error)}; the diagnosis is in diagnosis.json only."
         ) from error

@@ -1,15 +1,13 @@
 """A finished run, read back from its folder for measuring."""
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmitr_app.config import Config, parse_config
@@ -20,8 +18,10 @@ from fedmitr_app.inversion import Pool, PoolData
 from fedmitr_app.methods.task import MethodSettings, Task
 from fedmitr_app.models import InputSpec, PatchViT, build_vit
 from fedmitr_app.partitions import load_test_set
-from fedmitr_app.reporting import resolve_device
+from fedmitr_app.reading import open_tensors, read_table
+from fedmitr_app.reporting import COMPLETED, resolve_device
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME
+from fedmitr_app.reporting.status import how_it_stands, settle_status
 from fedmitr_app.uploads import read_spool
 
 _UNREADABLE = (
@@ -90,12 +90,14 @@ def read_run(folder: Path, device: str, dense: bool) -> FinishedRun:
 def _config(folder: Path) -> Config:
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a folder: name the folder of a completed run.")
+    if (status := settle_status(folder)).get("state") not in (None, COMPLETED):
+        raise RunFolderError(
+            f"{folder} can't be diagnosed, {how_it_stands(status)}: name the folder of a completed "
+            "run."
+        )
     path = folder / "config.json"
-    table: Any = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
-    plain = isinstance(table, dict) and all(
-        isinstance(value, (bool, int, float, str)) for value in table.values()
-    )
-    if not plain:
+    table = _read(path, lambda: read_table(path))
+    if not all(isinstance(value, (bool, int, float, str)) for value in table.values()):
         raise _unfit(path, "it is not a table of settings")
     return parse_config(table)
 
@@ -103,7 +105,7 @@ def _config(folder: Path) -> Config:
 def _model(folder: Path, config: Config, with_weights: bool) -> PatchViT:
     """Build θ₀, of random weights if nobody asks for its own."""
     path = folder / DESCRIPTION_NAME
-    count = _read(path, lambda: len(json.loads(path.read_text(encoding="utf-8"))["class_names"]))
+    count = _read(path, lambda: len(read_table(path)["class_names"]))
     data, model = config.data, config.model
     spec = InputSpec.of(data)
     chosen = model if with_weights else replace(model, weights="")
@@ -121,7 +123,8 @@ def _pool(folder: Path, model: PatchViT, device: torch.device) -> PoolData:
 
 def _student(folder: Path, task: Task, device: torch.device) -> PatchViT:
     student = copy.deepcopy(task.model)
-    student.vit.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    with open_tensors(folder / WEIGHTS_NAME, "pt") as file:
+        student.vit.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
     return student.to(device).eval()
 
 

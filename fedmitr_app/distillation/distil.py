@@ -216,6 +216,21 @@ class Distiller:
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
         resume_schedule(self.scheduler, steps)
 
+    def takes(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Say whether a distiller like this gives such a :meth:`state`, with finite values."""
+        state = {n: v for n, v in self.state().items() if not n.startswith("optimiser.")}
+        for number, parameter in enumerate(self.parameters):
+            kinds = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.tensor(0.0)}
+            moments = {f"optimiser.{number}.{key}": value for key, value in kinds.items()}
+            if moments.keys() & tensors.keys():  # a parameter without a gradient has none
+                state |= moments
+        return state.keys() == tensors.keys() and all(
+            value.shape == state[name].shape
+            and value.dtype == state[name].dtype
+            and bool(value.isfinite().all())
+            for name, value in tensors.items()
+        )
+
     @property
     def still(self) -> bool:
         """Whether a batch's features never change: there is nothing but the head to train."""

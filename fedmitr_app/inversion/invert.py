@@ -20,7 +20,6 @@ from fedmitr_app.inversion.schedule import Schedule
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
 
-
 CURVES = ("loss", "confidence", "alive", "moving")
 
 

@@ -86,7 +86,7 @@ def make_pool(
     missing, taken = [], 0.0
     for job in jobs(request.count, config.batch_size):
         found = pool.find(_provenance(maker, request, job), Place(request.round, job.batch))
-        if found is None:
+        if found is None or not _fits(found[0], teacher.models[0], job):
             missing.append(job)
         else:
             made[job], seconds = found
@@ -125,6 +125,13 @@ def _run(
         yield from make_on_ray(maker, missing, on_step)
     else:
         yield from (maker.make(job, on_step) for job in missing)
+
+
+def _fits(batch: Inverted, model: PatchViT, job: Job) -> bool:
+    """Say whether a shard that is there holds images and targets of a model."""
+    image = (model.spec.channels, model.spec.size, model.spec.size)
+    shape = (tuple(batch.images.shape[1:]), batch.targets.shape[1])
+    return shape == (image, model.num_classes) and len(batch.targets) <= job.count
 
 
 def _provenance(maker: ShardMaker, request: PoolRequest, job: Job) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The pool of synthetic images on disk: safetensors shards, written as they are produced."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,17 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import load_tensors, plain, save_tensors
+from fedmitr_app.files import Stored, load_tensors, plain, save_tensors
 from fedmitr_app.inversion.invert import Inverted
 
 _log = logging.getLogger(__name__)
+
+_KINDS = {
+    "images": (torch.float16, 4),
+    "targets": (torch.float32, 2),
+    "keep_idx": (torch.int32, 2),
+}
+"""Each tensor's type and number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Pool:
     def __init__(self, folder: Path, num_patches: int) -> None:
         self.folder = folder
         self.num_patches = num_patches
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def add(
         self, batch: Inverted, provenance: Mapping[str, Any], place: Place, seconds: float = 0.0
@@ -81,7 +89,8 @@ class Pool:
             "keep_idx": batch.keep_idx.int(),
         }
         facts = {"provenance": provenance, "curves": batch.curves, "seconds": seconds}
-        save_tensors(self._path(place), tensors, facts)
+        # Like images that clients trained on, if all goes well.
+        save_tensors(self._path(place), tensors, facts, private=True)
 
     def find(self, provenance: Mapping[str, Any], place: Place) -> tuple[Inverted, float] | None:
         """Return the shard at a place, without its images, and the seconds that it took.
@@ -91,7 +100,7 @@ class Pool:
         if not self._path(place).exists():
             return None
         try:
-            found = load_tensors(self._path(place))
+            found = self._read(self._path(place))
         except RunFolderError as error:
             _log.warning("%s It is made again.", error)
             return None
@@ -100,7 +109,11 @@ class Pool:
         kept = found.tensors["keep_idx"].long()
         # A clone: an empty slice would keep the whole shard in memory.
         empty = found.tensors["images"][:0].clone()
-        curves = found.facts["curves"]
+        # JSON has no NaN: a step without a loss has null.
+        curves = {
+            name: [math.nan if point is None else point for point in curve]
+            for name, curve in found.facts["curves"].items()
+        }
         return Inverted(empty, found.tensors["targets"], kept, curves), found.facts["seconds"]
 
     def clear(self) -> None:
@@ -113,7 +126,7 @@ class Pool:
         found = []
         for path in self.shards():
             try:
-                found.append(load_tensors(path).digest)
+                found.append(self._read(path).digest)
             except RunFolderError:
                 found.append("")
         return found
@@ -124,7 +137,7 @@ class Pool:
 
     def provenance(self) -> list[dict[str, Any]]:
         """Return what :meth:`add` was told, shard by shard."""
-        return [load_tensors(path).facts["provenance"] for path in self.shards()]
+        return [self._read(path).facts["provenance"] for path in self.shards()]
 
     def load(self, device: torch.device | str = "cpu", rounds: int | None = None) -> PoolData:
         """Read all shards, or those of the first ``rounds``: a run that was stopped left more.
@@ -139,14 +152,52 @@ class Pool:
         for path in self.shards():
             if beyond and path >= beyond:
                 break
-            shard = load_tensors(path, device)
+            shard = self._read(path, device)
             images.append(shard.tensors["images"].float())
             targets.append(shard.tensors["targets"])
+            if _each(images[0], targets[0]) != _each(images[-1], targets[-1]):
+                first = self.shards()[0]
+                raise RunFolderError(f"{path} holds other images or classes than {first}.")
             keep_idx = shard.tensors["keep_idx"].long()
             mask = torch.zeros(len(keep_idx), self.num_patches, dtype=torch.bool, device=device)
             masks.append(mask.scatter_(1, keep_idx, True))
             digests.append(shard.digest)
         return PoolData(torch.cat(images), torch.cat(targets), torch.cat(masks), tuple(digests))
 
+    def _read(self, path: Path, device: torch.device | str = "cpu") -> Stored:
+        """Read a shard, if it is what :meth:`add` writes."""
+        found = load_tensors(path, device)
+        if (why := _wrong_with(found, self.num_patches)) is not None:
+            raise RunFolderError(f"{path} is no shard of a pool: {why}.")
+        return found
+
     def _path(self, place: Place) -> Path:
         return self.folder / f"pool-{place.round:05d}-{place.batch:05d}.safetensors"
+
+
+def _each(images: Tensor, targets: Tensor) -> tuple[torch.Size, int]:
+    return images.shape[1:], targets.shape[1]
+
+
+def _wrong_with(shard: Stored, num_patches: int) -> str | None:
+    """Say what no shard has; None for one that can be used. A digest only says that it is whole."""
+    kinds = {name: (value.dtype, value.dim()) for name, value in shard.tensors.items()}
+    if kinds != _KINDS:
+        return "its tensors are others"
+    images, targets, keep_idx = (shard.tensors[name] for name in _KINDS)
+    if len({len(images), len(targets), len(keep_idx)}) > 1:
+        return "its tensors are of different numbers of images"
+    if not (images.isfinite().all() and targets.isfinite().all() and (targets >= 0).all()):
+        return "it has values that are not finite, or targets below zero"
+    if keep_idx.numel() and not (0 <= keep_idx.min() and keep_idx.max() < num_patches):
+        return f"it keeps patches beyond {num_patches}"
+    facts = shard.facts
+    curves = facts.get("curves")
+    numbers = [facts.get("seconds")]
+    if not isinstance(facts.get("provenance"), dict) or not isinstance(curves, dict):
+        return "what is said of it are no tables"
+    for curve in curves.values():
+        numbers += [point or 0.0 for point in curve] if isinstance(curve, list) else [None]
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        return "its curves or seconds are no numbers"
+    return None

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmitr_app.distillation import Distiller, initial_student
+from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import Stored, load_tensors, save_tensors
 from fedmitr_app.inversion import PoolData
@@ -29,6 +31,7 @@ CHOOSING_IMAGES = 256
 # enough that nobody notices.
 CHECKPOINT_SECONDS = 30.0
 _DRAWS = "draws"
+_FACTS = {"origin", "pool", "turn", "done", "falls", "losses", "seconds"}
 
 
 class StudentTraining:
@@ -64,7 +67,7 @@ class StudentTraining:
         self._rng = generator(task.settings.seed, "distillation")
         self._distiller = Distiller(first.to(task.device), task.teacher, config, self._rng)
         self._checkpoint = checkpoint
-        self._left = _left_behind(checkpoint, task.origin, shards)
+        self._left = self._left_behind(shards)
         self._turn = 0
         self.losses: list[float] = []
         self.seconds = 0.0
@@ -141,23 +144,56 @@ class StudentTraining:
         headline(f"{self._task.label}distillation: goes on after {len(self.losses)} steps")
         return done
 
+    def _left_behind(self, shards: Sequence[str]) -> Stored | None:
+        """Read what a run that was stopped left; None if that is nothing, or of no use."""
+        checkpoint = self._checkpoint
+        if checkpoint is None or not checkpoint.exists():
+            return None
+        try:
+            left = load_tensors(checkpoint)
+            state = {name: value for name, value in left.tensors.items() if name != _DRAWS}
+            settings = self._task.settings
+            steps, turns = settings.distillation.steps, settings.inversion.rounds
+            wrong = _wrong_with(left.facts, steps, turns)
+            if wrong or not _is_state(left.tensors.get(_DRAWS)):
+                raise RunFolderError(f"{checkpoint} is no checkpoint of a distillation.")
+            if not self._distiller.takes(state):
+                raise RunFolderError(f"{checkpoint} is a checkpoint of another student.")
+        except RunFolderError as error:
+            _log.warning("%s The distillation is begun anew.", error)
+            return None
+        trained_on = left.facts["pool"]
+        fits = trained_on == list(shards[: len(trained_on)])
+        return left if fits and left.facts["origin"] == self._task.origin else None
+
     def finish(self) -> PatchViT:
         """Return the student, ready to use."""
         return self.model.requires_grad_(True).eval()
 
 
-def _left_behind(checkpoint: Path | None, origin: str, shards: Sequence[str]) -> Stored | None:
-    """Read what a run that was stopped left; None if that is nothing, or of no use."""
-    if checkpoint is None or not checkpoint.exists():
-        return None
+def _wrong_with(facts: dict[str, Any], steps: int, turns: int) -> bool:
+    """Say whether facts can't be a checkpoint's: it may be damaged, or somebody else's."""
+    if facts.keys() != _FACTS:
+        return True
+    losses, pool, seconds = facts["losses"], facts["pool"], facts["seconds"]
+    if not isinstance(losses, list) or not isinstance(pool, list):
+        return True
+    limits = {"turn": turns - 1, "done": len(losses), "falls": MAX_FALLS}
+    return not (
+        len(losses) <= steps
+        and all(isinstance(facts[name], int) for name in limits)
+        and all(0 <= facts[name] <= most for name, most in limits.items())
+        and all(loss is None or isinstance(loss, (int, float)) for loss in losses)
+        and isinstance(seconds, (int, float))
+    )
+
+
+def _is_state(draws: Tensor | None) -> bool:
     try:
-        left = load_tensors(checkpoint)
-    except RunFolderError as error:
-        _log.warning("%s The distillation is begun anew.", error)
-        return None
-    trained_on = left.facts["pool"]
-    fits = left.facts["origin"] == origin and trained_on == list(shards[: len(trained_on)])
-    return left if fits else None
+        torch.Generator().set_state(draws)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def share(total: int, turn: int, turns: int) -> int:

@@ -17,7 +17,6 @@ from fedmitr_app.models.blocks import class_attention
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 
-
 _PLAIN = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|head|"
     r"blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)"

@@ -13,7 +13,6 @@ from fedmitr_app.partitions.names import some_names
 from fedmitr_app.partitions.parquet import read_parquet
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
 
-
 FEW_CLASSES = 100
 """So many may have a single image each (choice): beyond, they are ids, patients or photos."""
 MOST_CLASSES = 100_000

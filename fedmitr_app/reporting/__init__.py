@@ -3,7 +3,8 @@
 from fedmitr_app.reporting.data import ClientRow, Curves, PoolSample, ReportData
 from fedmitr_app.reporting.environment import describe_environment, device_lines, resolve_device
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.reporting.run_folder import COMPLETED, RunFolder
+from fedmitr_app.reporting.run_folder import RunFolder
+from fedmitr_app.reporting.status import COMPLETED
 
 __all__ = [
     "COMPLETED",

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedmitr_app.files import write_atomically
+from fedmitr_app.text import harmless
 
 INK = "#1f2937"
 MUTED = "#6b7280"
@@ -65,9 +66,7 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 def label(text: object, longest: int = 18) -> str:
     """Return text that any font can draw on one line of a figure."""
-    clean = " ".join(str(text).encode("utf-8", "replace").decode().split())
-    clean = "".join(character if character.isprintable() else "?" for character in clean)
-    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
+    return harmless(text, longest)
 
 
 def some_ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:

@@ -14,7 +14,9 @@ class ClientRow:
     Attributes
     ----------
     client : str
-        Its stable key.
+        Its stable key, as it says; what its node is called if it said nothing.
+    node : int
+        Flower's id of the node that the row is about, which nobody can make up; 0 if unknown.
     num_examples : int | None
         Size of its shard, as it says.
     train_loss, train_accuracy : float | None
@@ -41,6 +43,7 @@ class ClientRow:
     agreement: float | None = None
     status: str = "ok"
     reason: str = ""
+    node: int = 0
 
     @property
     def taught(self) -> bool:

@@ -6,8 +6,11 @@ from typing import Any
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import reason_of, write_text
+from fedmitr_app.reading import read_text
 from fedmitr_app.reporting import html
 
+MAX_PAGE_BYTES = 2**28
+"""Its figures are in it."""
 START, END = "<!-- diagnosis -->", "<!-- end of diagnosis -->"
 _NOTE = (
     "Figures of this one run, without error bars: another seed may say otherwise. "
@@ -91,7 +94,7 @@ def add_to_report(report: Path, metrics: Mapping[str, Any]) -> None:
         When the page can't be read or written.
     """
     try:
-        page = report.read_text(encoding="utf-8")
+        page = read_text(report, MAX_PAGE_BYTES)
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{report} cannot be read: {reason_of(error)}; run the diagnosis on a whole run folder."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import json_line, unwritable
+from fedmitr_app.files import append_text, json_line
 
 FILE_NAME = "metrics.jsonl"
 
@@ -67,12 +67,7 @@ class MetricsLog:
                 return
             text = "".join(json_line(line) + "\n" for line in self._waiting)
             self._waiting.clear()
-            try:
-                # One write of whole lines, so that a killed run leaves whole lines.
-                with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                    file.write(text)
-            except OSError as error:
-                raise unwritable(self.path, error) from error
+            append_text(self.path, text)  # whole lines, so that a killed run leaves whole lines
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -1,13 +1,10 @@
 """The folder that a run leaves behind, and the only way to write into it."""
 
 import contextlib
-import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,32 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import reason_of, write_json
+from fedmitr_app.files import TEMPORARY, write_json
+from fedmitr_app.reading import read_table
+from fedmitr_app.reporting.claiming import (
+    HINT,
+    left_behind,
+    made,
+    new_default,
+    require_ours,
+    require_plain,
+    unusable,
+)
 from fedmitr_app.reporting.global_model import save_global_model
+from fedmitr_app.reporting.status import (
+    FAILED,
+    RUNNING,
+    STATUS,
+    STOPPED,
+    lock_of,
+    now,
+    read_status,
+    stop_hint,
+)
+from fedmitr_app.text import harmless
 
-STATUS, CONFIG, LOCK = "status.json", "config.json", ".lock"
-COMPLETED = "completed"
-
-_HINT = "set output.run-dir to a new or empty folder"
+_LONGEST_REASON = 2000
+_STOPPED = "it was stopped (flwr stop, Ctrl+C or a signal), or Flower ended around it"
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class RunFolder:
         What the run began with, if this process goes on with it; None if it is new.
     completed : bool
         Whether there is nothing left to do.
+    flwr_run_id : int
+        What Flower calls the run, as in ``flwr stop``; 0 if it doesn't know of it.
     """
 
     path: Path
@@ -51,9 +69,12 @@ class RunFolder:
     lock: FileLock = field(repr=False, compare=False)
     settings: Mapping[str, Any] | None = None
     completed: bool = False
+    flwr_run_id: int = 0
 
     @classmethod
-    def create(cls, path: str, seed: int, resume: bool = False) -> "RunFolder":
+    def create(
+        cls, path: str, seed: int, resume: bool = False, flwr_run_id: int = 0
+    ) -> "RunFolder":
         """Make a new run folder and claim it.
 
         Parameters
@@ -65,31 +86,37 @@ class RunFolder:
             The run's seed.
         resume : bool
             Take over the run that was stopped in the folder, if one was.
+        flwr_run_id : int
+            See above.
 
         Raises
         ------
         RunFolderError
-            When the folder holds anything else, cannot be made or written, or is being worked
-            in by another process.
+            When the folder holds anything else, or what is neither file nor folder; cannot be
+            made or written; or is being worked in by another process.
         """
-        target = _new_default(seed) if path == "" else _made(path)
-        _require_ours(target, resume)
-        lock = FileLock(target / LOCK, blocking=False)
+        target = new_default(seed) if path == "" else made(path)
+        require_ours(target, resume)
         try:
-            lock.acquire()  # which the system lets go of however this process ends
-            _require_ours(target, resume)  # another process may have been sooner
-            folder = cls(target, uuid.uuid4().hex, seed, _now(), lock)
-            if (found := _left_behind(target)) is not None:
+            lock = lock_of(target)
+            lock.acquire()
+            require_ours(target, resume)  # another process may have been sooner
+            require_plain(target)
+            folder = cls(target, uuid.uuid4().hex, seed, now(), lock, flwr_run_id=flwr_run_id)
+            if (found := left_behind(target)) is not None:
                 folder = replace(folder, **found)
             if folder.settings is None:
                 folder.begin()
         except Timeout as error:
             raise RunFolderError(
                 f"output.run-dir = {str(target)!r} is not allowed: another process is working in "
-                f"it, {_HINT}."
+                f"it{stop_hint(read_status(target))}, {HINT}."
             ) from error
+        except RunFolderError:
+            lock.release()
+            raise
         except OSError as error:
-            raise _unusable(target, error) from error
+            raise unusable(target, error) from error
         return folder
 
     def begin(self) -> None:
@@ -101,13 +128,14 @@ class RunFolder:
             When the folder cannot be written.
         """
         try:
-            for half_written in self.path.rglob(".*.tmp"):
-                half_written.unlink(missing_ok=True)  # whoever wrote it may be ending only now
-            self._write_state("running")
+            for half_written in self.path.rglob(f".*{TEMPORARY}"):
+                # Whoever wrote it may be ending only now.
+                shutil.rmtree(half_written, ignore_errors=True)
+            self._write_state(RUNNING)
             for sub in self._subfolders():
-                sub.mkdir(exist_ok=True)
+                sub.mkdir(mode=0o777 if sub == self.figures else 0o700, exist_ok=True)
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
 
     def close(self) -> None:
         """Let other processes work in the folder."""
@@ -159,8 +187,8 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Return what :meth:`write_json` wrote; nothing if it is not there or damaged."""
         try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return read_table(self.path / name)
+        except (OSError, ValueError):
             return {}
 
     def save_model(
@@ -181,100 +209,41 @@ class RunFolder:
                 (self.path / name).unlink()
 
     def finish(self, state: str, reason: str = "") -> None:
-        """Record how the run ended (``COMPLETED``, "failed") and why; drop empty folders."""
+        """Record how the run ended (``COMPLETED``, ``FAILED``) and why; drop empty folders."""
         for sub in self._subfolders():
             if sub.is_dir() and not any(sub.iterdir()):
                 sub.rmdir()
         self._write_state(state, reason)
+
+    def end_by(self, error: BaseException) -> None:
+        """Record that an error ended the run, unless how it ended is on record already."""
+        if not isinstance(error, Exception):  # Ctrl+C, exit, or Flower's own: nothing went wrong
+            self.stop()
+        elif self._goes_on():
+            with contextlib.suppress(RunFolderError, OSError):  # the first error is the one to tell
+                self.finish(FAILED, harmless(str(error) or type(error).__name__, _LONGEST_REASON))
+
+    def stop(self) -> None:
+        """Record that the run was stopped, if this process is still at work in it.
+
+        May be called in any thread, and when a process ends.
+        """
+        if self._goes_on():
+            with contextlib.suppress(RunFolderError, OSError):
+                self._write_state(STOPPED, _STOPPED)
+
+    def _goes_on(self) -> bool:
+        return self.lock.is_locked and read_status(self.path).get("state", RUNNING) == RUNNING
 
     def _subfolders(self) -> tuple[Path, ...]:
         return self.uploads, self.rejected, self.pool, self.figures
 
     def _write_state(self, state: str, reason: str = "") -> None:
         record = {"id": self.run_id, "state": state, "seed": self.seed, "started": self.started}
+        if self.flwr_run_id:
+            record["flwr_run_id"] = self.flwr_run_id
         if reason:
             record["reason"] = reason
-        if state != "running":
-            record["ended"] = _now()
+        if state != RUNNING:
+            record["ended"] = now()
         write_json(self.path / STATUS, record)
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _require_ours(target: Path, resume: bool) -> None:
-    """Refuse a folder that holds anything, unless it is a run's that is to be gone on with."""
-    if resume and (target / STATUS).exists():
-        return
-    for path in target.iterdir():
-        # A first status that was never finished is nobody's.
-        if path.name != LOCK and not (path.name.startswith(f".{STATUS}.") and resume):
-            raise _taken(target)
-
-
-def _left_behind(target: Path) -> dict[str, Any] | None:
-    """Return the fields of the run that was stopped here; None if none came as far as settings."""
-    status, settings = target / STATUS, target / CONFIG
-    if not (status.exists() and settings.exists()):
-        return None
-    try:
-        found = json.loads(status.read_text(encoding="utf-8"))
-        return {
-            "run_id": found["id"],
-            "started": found["started"],
-            "completed": found["state"] == COMPLETED,
-            "settings": dict(json.loads(settings.read_text(encoding="utf-8"))),
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunFolderError(
-            f"output.run-dir = {str(target)!r} cannot be gone on with: {STATUS} or {CONFIG} in it "
-            f"is damaged ({error}), {_HINT}."
-        ) from error
-
-
-def _new_default(seed: int) -> Path:
-    """Make a folder named after the moment; runs of the same second get a number."""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-seed{seed}"
-    parent = Path.cwd() / "fedmitr-runs"
-    for attempt in range(1, 1000):
-        target = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            target.mkdir(parents=True)
-        except FileExistsError:
-            if not parent.is_dir():
-                break
-        except OSError as error:
-            raise _unusable(target, error) from error
-        else:
-            return target
-    raise _taken(target)
-
-
-def _made(path: str) -> Path:
-    """Make the folder that the user named, unless it is there."""
-    try:
-        # expanduser raises RuntimeError for an unknown ~user; a null byte ValueError.
-        target = Path(os.path.abspath(Path(path).expanduser()))
-        target.mkdir(parents=True, exist_ok=True)
-        return target
-    except FileExistsError as error:
-        raise RunFolderError(
-            f"output.run-dir = {path!r} is not allowed: a file stands there, {_HINT}."
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unusable(path, error) from error
-
-
-def _taken(target: Path) -> RunFolderError:
-    what = "another run" if (target / STATUS).exists() else "other files"
-    return RunFolderError(
-        f"output.run-dir = {str(target)!r} is not allowed: it already holds {what}, {_HINT}."
-    )
-
-
-def _unusable(target: Path | str, error: BaseException) -> RunFolderError:
-    return RunFolderError(
-        f"output.run-dir = {str(target)!r} cannot be used: {reason_of(error)}, "
-        "set it to a folder that this process may write."
-    )

@@ -12,6 +12,7 @@ import pandas as pd
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.files import write_text
 from fedmitr_app.reporting.data import ClientRow
+from fedmitr_app.text import harmless, no_formula
 
 RESULT_NAMES = {
     "student": "student (global model)",
@@ -31,6 +32,8 @@ _WIDEST = 40
 def write_clients_csv(rows: Sequence[ClientRow], path: Path) -> Path:
     """Write one line per client, sorted by key; unknown numbers are empty.
 
+    Text that a spreadsheet would take for a formula has an apostrophe before it.
+
     Raises
     ------
     RunFolderError
@@ -39,6 +42,9 @@ def write_clients_csv(rows: Sequence[ClientRow], path: Path) -> Path:
     names = [field.name for field in fields(ClientRow)]
     frame = pd.DataFrame([asdict(row) for row in in_order(rows)], columns=names)
     frame["num_examples"] = frame["num_examples"].astype("Int64")
+    frame["node"] = frame["node"].astype("UInt64").where(frame["node"] != 0)
+    for name in ("client", "status", "reason"):
+        frame[name] = [no_formula(harmless(text)) for text in frame[name]]
     text = io.StringIO()
     frame.to_csv(text, index=False, lineterminator="\n")
     write_text(path, text.getvalue())
@@ -51,9 +57,9 @@ def client_table(rows: Sequence[ClientRow], most: int = _MOST_LINES) -> str:
     if len(shown) > most:
         # A client that failed matters more than one more that didn't.
         shown = in_order(sorted(shown, key=lambda row: row.status == "ok")[:most])
-    lines = [[_short(cell) for cell in client_cells(row)] for row in shown]
-    header = ["client", "examples", "train loss", "test accuracy", "status"]
-    text = aligned(header, lines, left=(0, 4))
+    lines = [[harmless(cell, _WIDEST) for cell in client_cells(row)] for row in shown]
+    header = ["client", "node", "examples", "train loss", "test accuracy", "status"]
+    text = aligned(header, lines, left=(0, 5))
     if len(rows) > most:
         text += f"\n... and {len(rows) - most} more in clients.csv"
     return text
@@ -129,25 +135,20 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def client_cells(row: ClientRow) -> list[str]:
-    """Return a client's cells: key, examples, train loss, test accuracy, status."""
+    """Return a client's cells: key, node, examples, train loss, test accuracy, status."""
     return [
-        row.client,
+        harmless(row.client),
+        str(row.node) if row.node else "-",
         "-" if row.num_examples is None else str(row.num_examples),
         "-" if row.train_loss is None else f"{row.train_loss:.3f}",
         "-" if row.accuracy is None else percent(row.accuracy),
-        f"{row.status}: {row.reason}" if row.reason else row.status,
+        harmless(f"{row.status}: {row.reason}" if row.reason else row.status),
     ]
 
 
 def percent(share: float) -> str:
     """Return a share in [0, 1] as "84.7 %"."""
     return f"{100 * share:.1f} %"
-
-
-def _short(cell: str) -> str:
-    # Names come from clients: a line break in one would break the table.
-    clean = " ".join(cell.split())
-    return clean if len(clean) <= _WIDEST else clean[: _WIDEST - 1] + "…"
 
 
 def aligned(header: list[str], lines: list[list[str]], left: Sequence[int]) -> str:

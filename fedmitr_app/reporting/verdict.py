@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedmitr_app.config import as_run_config
 from fedmitr_app.reporting.data import ReportData

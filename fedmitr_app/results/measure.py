@@ -18,6 +18,7 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
 from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.reporting.table import RESULT_NAMES
 from fedmitr_app.teacher import Teacher, Trust
 from fedmitr_app.uploads import RoundOutcome
 
@@ -124,7 +125,8 @@ def measure(
     other = None if control is None else control.model
     scored = len(task.clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
     key = {"of": task.origin, "images": len(test_set)}
-    if (known := folder.read_json(EVALUATION)).pop("key", None) == key:
+    known = folder.read_json(EVALUATION)
+    if known.pop("key", None) == key and _are_scores(known):
         return replace(results, accuracy=known)
     with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
@@ -133,6 +135,17 @@ def measure(
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
     folder.write_json(EVALUATION, {"key": key, **accuracy})
     return replace(results, accuracy=accuracy)
+
+
+def _are_scores(known: Mapping[str, Any]) -> bool:
+    """Say whether a file that somebody may have changed holds accuracies, and nothing else."""
+    clients = known.get("clients")
+    if not isinstance(clients, dict):
+        return False
+    scores = [*clients.values(), *(value for name, value in known.items() if name != "clients")]
+    return known.keys() <= {*RESULT_NAMES, "clients"} and all(
+        score is None or (isinstance(score, (int, float)) and 0 <= score <= 1) for score in scores
+    )
 
 
 def _known_labels(

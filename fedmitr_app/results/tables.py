@@ -16,6 +16,7 @@ def client_rows(results: Results) -> list[ClientRow]:
     rows = [
         ClientRow(
             client=upload.client,
+            node=upload.node,
             num_examples=upload.num_examples,
             train_loss=upload.metrics.get("train-loss"),
             train_accuracy=upload.metrics.get("train-accuracy"),
@@ -28,22 +29,22 @@ def client_rows(results: Results) -> list[ClientRow]:
         )
         for upload, trust in zip(outcome.accepted, results.trust, strict=True)
     ]
-    rows += [
-        ClientRow(client=refused.client, status="rejected", reason=refused.reason)
-        for refused in outcome.rejected
-    ]
-    rows += [
-        ClientRow(client=node.client, status="no reply", reason=node.reason)
-        for node in outcome.missing
-    ]
-    rows += [
-        ClientRow(client=key, num_examples=0, status="no data", reason="its shard is empty")
-        for key in outcome.no_data
-    ]
-    rows += [
-        ClientRow(client=key, status="excluded", reason="server.exclude-clients names it")
-        for key in outcome.excluded
-    ]
+    for status, replies in (
+        ("rejected", outcome.rejected),
+        ("no reply", outcome.missing),
+        ("no data", outcome.no_data),
+        ("excluded", outcome.excluded),
+    ):
+        rows += [
+            ClientRow(
+                client=each.client,
+                node=each.node,
+                num_examples=0 if status == "no data" else None,
+                status=status,
+                reason=each.reason,
+            )
+            for each in replies
+        ]
     return rows
 
 

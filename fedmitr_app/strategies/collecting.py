@@ -2,7 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
@@ -14,14 +17,17 @@ from fedmitr_app.strategies.records import (
     CheckedReply,
     RecordKeys,
     check_reply,
+    key_digest,
     status_of,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream
+from fedmitr_app.text import harmless
 from fedmitr_app.uploads import (
     ArraySpec,
     Expected,
     Rejection,
     Spool,
+    Upload,
 )
 from fedmitr_app.uploads.claims import check_client_key
 from fedmitr_app.uploads.outcome import RoundOutcome
@@ -29,6 +35,7 @@ from fedmitr_app.uploads.outcome import RoundOutcome
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 2.0
+_SHOWN_NODES = 3
 
 
 class Collector:
@@ -49,6 +56,9 @@ class Collector:
     enough, patience : int, float
         Once so many uploads are there, wait for the others at most so many seconds; 0 waits as
         long as the timeout allows.
+    told : Mapping[int, Collection[str]]
+        Node to the digests of the keys whose uploads it was told are here: no other node can
+        say that it need not send one.
     """
 
     def __init__(
@@ -59,7 +69,9 @@ class Collector:
         expected: Expected,
         enough: int = 1,
         patience: float = 0.0,
+        told: Mapping[int, Collection[str]] = MappingProxyType({}),
     ) -> None:
+        self._told = told
         self._enough, self._patience = enough, patience
         self._hurried = False
         self._name: Callable[[int], str] = called
@@ -67,7 +79,7 @@ class Collector:
         self._keys = keys
         self._reference = reference
         self._expected = expected
-        self._no_data: set[str] = set()
+        self._no_data: list[Rejection] = []
         self._answered: set[str] = set()
         self._repeated = 0
         self._received = 0
@@ -87,12 +99,13 @@ class Collector:
         missing = self._note_silent_nodes(stream) if stream else []
         accepted = self._spool.settle()
         asked = len(stream.nodes) + len(stream.undelivered) if stream else len(self._answered)
+        rejected, no_data = tell_claims(accepted, self._spool.rejections, self._no_data)
         return RoundOutcome(
             accepted=tuple(accepted),
-            rejected=tuple(sorted(self._spool.rejections, key=lambda r: (r.client, r.reason))),
-            no_data=tuple(sorted(self._no_data)),
+            rejected=rejected,
+            no_data=no_data,
             asked=asked,
-            missing=tuple(sorted(missing, key=lambda m: m.client)),
+            missing=in_order(missing),
             repeated=self._repeated + self._spool.repeated,
             collect_seconds=time.monotonic() - started,
         )
@@ -113,17 +126,17 @@ class Collector:
         node = node_of(reply)
         who = self._name(node)
         if reply.has_error():
-            self._reject(who, failure_sentence(reply.error))
+            self._reject(who, failure_sentence(reply.error), node)
             return
         try:
             status, client, reason = status_of(reply.content)
             who = check_client_key(client) if client else who
             if status == "no-data":
-                self._no_data.add(who)
+                self._no_data.append(Rejection(who, "its shard is empty", node))
                 _log.info("%s holds no data.", who)
                 return
             if status == "kept":
-                if client not in self._spool.here:
+                if key_digest(client) not in self._told.get(node, ()):
                     raise UploadError("it says that its upload is here, which it is not.")
                 _log.info("%s has sent its upload before.", who)
                 return
@@ -131,11 +144,11 @@ class Collector:
                 raise UploadError(reason or f"its status is {status[:40]!r}.")
             checked = check_reply(reply.content, self._keys, self._reference, self._expected)
         except UploadError as error:
-            self._reject(who, str(error))
+            self._reject(who, str(error), node)
             return
         except Exception as error:  # a reply nobody foresaw must not cost the others
-            _log.debug("Unreadable reply of %s", who, exc_info=True)
-            self._reject(who, f"it could not be read ({type(error).__name__}: {error}).")
+            _log.debug("Unreadable reply of %s: %s", who, harmless(traceback.format_exc(), 5000))
+            self._reject(who, f"it could not be read ({type(error).__name__}: {error}).", node)
             return
         self._keep(checked, node, asked)
 
@@ -144,9 +157,9 @@ class Collector:
         key = self._spool.add(checked.arrays, checked.claims, checked.moments, node)
         self._received += 1
         for note in checked.notes:
-            _log.info("%s: %s", key, note)
+            _log.info("%s: %s", key, harmless(note))
         for reason in checked.left_out:
-            _log.warning("%s: %s", key, reason)
+            _log.warning("%s: %s", key, harmless(reason))
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked:
             self._last_line = now
@@ -156,21 +169,54 @@ class Collector:
 
     def _note_silent_nodes(self, stream: ReplyStream) -> list[Rejection]:
         for node in stream.undelivered:
-            self._reject(self._name(node), "the message could not be sent to it.")
+            self._reject(self._name(node), "the message could not be sent to it.", node)
         for node, reason in stream.unreadable.items():
             why = f"its reply could not be received ({_first_line(reason)})."
-            self._reject(self._name(node), why)
+            self._reject(self._name(node), why, node)
         # None are pending without a time limit: then every reply was waited for.
         why = f"no reply within {stream.timeout:g} s (server.timeout)."
         if self._hurried:
             why = f"no reply {self._patience:g} s after {self._enough} upload(s) (server.patience)."
-        missing = [Rejection(self._name(node), why) for node in stream.pending.values()]
+        missing = [Rejection(self._name(node), why, node) for node in stream.pending.values()]
         for node in missing:
             _log.warning("%s: %s", node.client, node.reason)
         return missing
 
-    def _reject(self, who: str, reason: str) -> None:
-        self._spool.reject(who, " ".join(reason.split())[:500])  # on one line of the log
+    def _reject(self, who: str, reason: str, node: int) -> None:
+        self._spool.reject(Rejection(who, reason, node))
+
+
+def tell_claims(
+    accepted: Iterable[Upload], rejected: Iterable[Rejection], no_data: Iterable[Rejection]
+) -> tuple[tuple[Rejection, ...], tuple[Rejection, ...]]:
+    """Return the rejected and those without data, each with who else gives the same key.
+
+    A key is what a client says: who is refused, or says that there is no data, under another's
+    key must not look like that other.
+    """
+    rejected, no_data = tuple(rejected), tuple(no_data)
+    givers: dict[str, set[int]] = {}
+    for each in (*accepted, *rejected, *no_data):
+        givers.setdefault(each.client.partition("#")[0], set()).add(each.node)
+    for client, nodes in givers.items():
+        nodes.discard(0)  # nobody knows whose it is
+        if len(nodes) > 1:
+            names = ", ".join(f"node-{node}" for node in sorted(nodes))
+            _log.warning("Several nodes give the client key %r: %s.", client, names)
+
+    def told(each: Rejection) -> Rejection:
+        others = givers[each.client.partition("#")[0]] - {each.node}
+        if not others:
+            return each
+        names = ", ".join(f"node-{node}" for node in sorted(others)[:_SHOWN_NODES])
+        return replace(each, reason=f"{each.reason.rstrip('.')} ({names} gives this key too).")
+
+    return in_order(map(told, rejected)), in_order(map(told, no_data))
+
+
+def in_order(replies: Iterable[Rejection]) -> tuple[Rejection, ...]:
+    """Return replies in an order that doesn't depend on when they came."""
+    return tuple(sorted(replies, key=lambda each: (each.client, each.node, each.reason)))
 
 
 def require_enough(outcome: RoundOutcome, min_clients: int) -> None:

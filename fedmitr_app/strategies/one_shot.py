@@ -127,6 +127,7 @@ class OneShotStrategy(Strategy):
         self.scores: dict[str, FederatedScore] = {}
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
+        self._told: Mapping[int, list[str]] = {}
         self._started, self._timeout = False, 0.0
 
     @abstractmethod
@@ -146,10 +147,9 @@ class OneShotStrategy(Strategy):
 
     def summary(self) -> None:
         """Log the settings."""
-        *lines, last = self.summary_lines()
-        for line in lines:
-            _log.info("\t├──> %s", line)
-        _log.info("\t└──> %s", last)
+        lines = self.summary_lines()
+        for mark, line in zip("├" * (len(lines) - 1) + "└", lines, strict=True):
+            _log.info("\t%s──> %s", mark, line)
 
     def summary_lines(self) -> list[str]:
         """Return what :meth:`summary` logs."""
@@ -215,15 +215,14 @@ class OneShotStrategy(Strategy):
             _log.info("The uploads are there already: nobody is asked to train.")
             return []
         # Opened first: a folder that can't be used must show before anyone trains.
-        self._spool = self.round.spool()
+        self._spool = self.round.spool(self.reference, self.expected)
         if here := self._spool.here:
             _log.info("Uploads that are there already: %s.", ", ".join(sorted(here)))
         nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
         _log.info("Asking %d node(s) to train.", len(nodes))
-        whose = uploads_here(grid, nodes, here)
-        content = self._content(server_round, arrays, config)
-        kind = MessageType.TRAIN
-        return messages(content, self.keys.config, nodes, kind, self._timeout, whose)
+        self._told = uploads_here(grid, nodes, here)
+        how = self.keys.config, nodes, MessageType.TRAIN, self._timeout, self._told
+        return messages(self._content(server_round, arrays, config), *how)
 
     def await_nodes(self, grid: Grid, at_least: int | None = None) -> list[int]:
         """Wait for the clients' nodes: at least ``min_clients``, or as many as are said."""
@@ -242,7 +241,7 @@ class OneShotStrategy(Strategy):
         """Spool the replies as they arrive, then fuse what was accepted."""
         if self._spool is not None:
             how = self.keys, self.reference, self.expected, self.min_clients, self.patience
-            outcome = Collector(self._spool, *how).collect(replies)
+            outcome = Collector(self._spool, *how, self._told).collect(replies)
             self.outcome = self.round.without_excluded(outcome)
         _log.info("%s.", self.outcome.sentence())
         require_enough(self.outcome, self.min_clients)
@@ -279,9 +278,8 @@ class OneShotStrategy(Strategy):
         if not (self.federated_evaluation or self.send_model):
             return []
         config[SCORE_KEY], nodes = self.federated_evaluation, sorted(grid.get_node_ids())
-        content = self._content(server_round, arrays, config)
-        kind = MessageType.EVALUATE
-        return messages(content, self.keys.config, nodes, kind, self._timeout)
+        how = self.keys.config, nodes, MessageType.EVALUATE, self._timeout
+        return messages(self._content(server_round, arrays, config), *how)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -290,8 +288,8 @@ class OneShotStrategy(Strategy):
         if self.patience and isinstance(replies, ReplyStream):
             replies.hurry(self.patience)
         self.scores = collect_scores(replies, self.keys, self.evaluation_metrics)
-        means = {name: score.value for name, score in self.scores.items()}
-        return MetricRecord(means) if means else None
+        means = MetricRecord({name: score.value for name, score in self.scores.items()})
+        return means or None
 
     def initialize_parameters(self, *_: Any, **__: Any) -> None:
         """Refuse Flower's workflows, which begin with this: secure aggregation is one."""

@@ -32,7 +32,6 @@ from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.uploads import Upload
 
-
 CONTROL = "control"
 """The control's part of the run folder; of no use once the run is over."""
 

@@ -2,6 +2,7 @@
 
 from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.moments import (
     ClassMoments,
     check_moments,
@@ -10,7 +11,7 @@ from fedmitr_app.uploads.moments import (
 )
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
-from fedmitr_app.uploads.rounds import RoundFolder, read_round, require_fit
+from fedmitr_app.uploads.rounds import RoundFolder, read_round
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (

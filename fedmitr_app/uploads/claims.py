@@ -98,7 +98,7 @@ def check_client_key(value: Any) -> str:
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that are single finite numbers, sorted by name."""
+    """Return the metrics that are single finite numbers with printable names, by name."""
     kept = {
         name: float(value)
         for name, value in sorted(metrics.items())
@@ -106,6 +106,7 @@ def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         and not isinstance(value, bool)
         and abs(value) <= MAX_METRIC
         and len(name) <= MAX_KEY_LENGTH
+        and name.isprintable()
     }
     return dict(list(kept.items())[:MAX_METRICS])
 

@@ -1,7 +1,5 @@
 """A round on disk: begun, finished, taken up again, or taken over from another run."""
 
-import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -9,21 +7,24 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
-
-from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
+from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.files import reason_of, unwritable, write_atomically, write_json
-from fedmitr_app.uploads.claims import Claims, Expected, check_claims
-from fedmitr_app.uploads.outcome import RoundOutcome
+from fedmitr_app.reading import open_ordinary, read_json, require_folder, require_ordinary
+from fedmitr_app.reporting.status import how_it_stands, settle_status
+from fedmitr_app.uploads.claims import Expected
+from fedmitr_app.uploads.fit import check_fit
+from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
-from fedmitr_app.uploads.validate import ArraySpec, check_names, check_shape
+from fedmitr_app.uploads.validate import ArraySpec
 
 _log = logging.getLogger(__name__)
 
 ROUND, UPLOADS, REJECTED = "round.json", "uploads", "rejected"
+MAX_ROUND_BYTES = 2**24
+"""Of its record, which has a line for each node."""
+_SUFFIXES = (".json", ".safetensors")
 
 
 class RoundFolder:
@@ -124,9 +125,20 @@ class RoundFolder:
         self._over = found is not None
         return None if found is None else leave_out(found, self.exclude)
 
-    def spool(self) -> Spool:
-        """Return where to write uploads as they come."""
-        spool = Spool(self.path / UPLOADS, self.path / REJECTED, self.resume)
+    def spool(
+        self, reference: Mapping[str, ArraySpec] | None = None, expected: Expected = Expected()
+    ) -> Spool:
+        """Return where to write uploads as they come.
+
+        Those that are there from a run that was stopped are held to ``reference``, if it is
+        given, and ``expected``, as those that come are.
+        """
+
+        def fits(upload: Upload) -> None:
+            if reference is not None:
+                check_fit(upload, reference, expected)
+
+        spool = Spool(self.path / UPLOADS, self.path / REJECTED, self.resume, fits)
         self._begun = True
         return spool
 
@@ -138,9 +150,7 @@ class RoundFolder:
         RunFolderError
             If it cannot be written.
         """
-        facts = dataclasses.asdict(replace(outcome, accepted=(), excluded=()))
-        facts["accepted"] = {upload.client: upload.digest for upload in outcome.accepted}
-        write_json(self.path / ROUND, facts)
+        write_json(self.path / ROUND, round_facts(outcome))
         self._over = True
 
     def without_excluded(self, outcome: RoundOutcome) -> RoundOutcome:
@@ -162,16 +172,11 @@ def read_round(run_dir: Path) -> RoundOutcome | None:
         If the round's own record is no longer readable.
     """
     path = run_dir / ROUND
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        accepted = dict(facts.pop("accepted"))
-        for name in ("rejected", "missing"):
-            facts[name] = tuple(Rejection(**rejection) for rejection in facts[name])
-        facts |= {"no_data": tuple(facts["no_data"]), "excluded": ()}
-        outcome = RoundOutcome(**facts)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        outcome, accepted = round_of(read_json(path, MAX_ROUND_BYTES))
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} cannot be read back: {reason_of(error)}.") from error
     damaged: list[Rejection] = []
     # By their digests: without a damaged one, another that claims its key has it for itself.
@@ -196,33 +201,6 @@ def read_round(run_dir: Path) -> RoundOutcome | None:
     )
 
 
-def require_fit(
-    uploads: Iterable[Upload], reference: Mapping[str, ArraySpec], expected: Expected
-) -> None:
-    """Refuse uploads of an earlier round that are of another model than the server's.
-
-    Raises
-    ------
-    ConfigError
-        With the first difference.
-    """
-    for upload in uploads:
-        claims = Claims(
-            upload.num_examples, architecture=upload.architecture, input_spec=upload.input_spec
-        )
-        try:
-            check_claims(claims, expected)
-            with safe_open(upload.weights, framework="numpy") as file:
-                check_names(file.keys(), reference)
-                for name, spec in reference.items():
-                    check_shape(name, tuple(file.get_slice(name).get_shape()), spec)
-        except UploadError as error:
-            raise ConfigError(
-                f"The uploads of {upload.client!r} are of another model than this run's settings "
-                f"make: {str(error).rstrip('.')}; set data.* and model.* as they were."
-            ) from error
-
-
 def leave_out(outcome: RoundOutcome, clients: Iterable[str]) -> RoundOutcome:
     """Return a round without some clients' uploads.
 
@@ -231,41 +209,63 @@ def leave_out(outcome: RoundOutcome, clients: Iterable[str]) -> RoundOutcome:
     ConfigError
         If one of them sent none, naming those that did.
     """
-    known = {upload.client for upload in outcome.accepted}
-    excluded = sorted(set(clients))
-    for client in excluded:
+    known = {upload.client: upload.node for upload in outcome.accepted}
+    left = sorted(set(clients))
+    for client in left:
         if client not in known:
             names = ", ".join(map(repr, sorted(known)))
             raise ConfigError.bad_value("server.exclude-clients", client, f"some of {names}")
-    kept = tuple(upload for upload in outcome.accepted if upload.client not in excluded)
-    return replace(outcome, accepted=kept, excluded=tuple(excluded))
+    kept = tuple(upload for upload in outcome.accepted if upload.client not in left)
+    why = "server.exclude-clients names it"
+    excluded = tuple(Rejection(client, why, known[client]) for client in left)
+    return replace(outcome, accepted=kept, excluded=excluded)
 
 
 def _take_over(source: Path, run_dir: Path) -> None:
-    """Copy another run's finished round: its record, and its uploads as links or copies."""
-    if not (source / ROUND).is_file():
-        raise ConfigError.bad_value(
-            "server.uploads-from", str(source), "the folder of a run whose round is over"
-        )
+    """Copy another run's finished round: its record, and its uploads as links or copies.
+
+    What is copied is looked into where it then stands, out of others' reach.
+    """
+    stands = how_it_stands(settle_status(source))
     try:
-        shutil.copytree(
-            source / UPLOADS, run_dir / UPLOADS, copy_function=_link, dirs_exist_ok=True
-        )
+        require_ordinary(source / ROUND)
+        require_folder(source / UPLOADS)
+        files = [path for path in (source / UPLOADS).iterdir() if path.suffix in _SUFFIXES]
+        for path in files:
+            require_ordinary(path)
+    except OSError as error:
+        told = f"{error.filename} can't be used: {reason_of(error)}; {stands}"
+        raise ConfigError.bad_value(
+            "server.uploads-from", str(source), f"the folder of a run whose round is over ({told})"
+        ) from error
+    try:
+        (run_dir / UPLOADS).mkdir(mode=0o700, exist_ok=True)
+        require_folder(run_dir / UPLOADS)
+        for path in files:
+            _bring(path, run_dir / UPLOADS / path.name)
         _copy(source / ROUND, run_dir / ROUND)
-    except OSError as error:  # shutil's own, of several files, is one
+    except OSError as error:
         raise unwritable(run_dir / UPLOADS, error) from error
 
 
-def _link(source: str, target: str) -> None:
-    """Link a file, which is never changed in place, or copy it to another file system."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        pass  # from a run that was stopped while it copied
-    except OSError:
-        _copy(source, Path(target))
+def _bring(source: Path, target: Path) -> None:
+    """Link a file of one's own, which is never changed in place; copy any other."""
+    if source.lstat().st_uid == getattr(os, "geteuid", int)():
+        try:
+            os.link(source, target, follow_symlinks=False)
+            return
+        except FileExistsError:
+            return  # from a run that was stopped while it copied
+        except OSError:  # such as another file system
+            pass
+    _copy(source, target)
 
 
-def _copy(source: str | Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
-    write_atomically(target, lambda partial: shutil.copyfile(source, partial))
+
+    def write(partial: Path) -> None:
+        with open_ordinary(source) as file, partial.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+
+    write_atomically(target, write, private=True)

@@ -7,40 +7,48 @@ Each appears by an atomic rename.
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.files import arrays_digest, unwritable, write_atomically, write_json
-from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.reading import read_table, require_folder
+from fedmitr_app.text import harmless
 from fedmitr_app.uploads.claims import Claims
+from fedmitr_app.uploads.manifest import make_manifest, manifest_name, rank, read_upload
 from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file, save_state
 
 _log = logging.getLogger(__name__)
 
-_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
-_DIGITS = 16  # of the weights digest, in file names
-
 
 @dataclass(frozen=True)
 class Rejection:
-    """One reply that could not be used, and why, in one sentence."""
+    """One reply without a usable upload, and why, in one sentence.
+
+    Parameters
+    ----------
+    client : str
+        The key that it gives, or what its node is called. Nothing proves the former.
+    reason : str
+        What both hold is made harmless to print: the words may be a stranger's.
+    node : int
+        Flower's id of the node that sent it, or should have; 0 if that isn't known.
+    """
 
     client: str
     reason: str
+    node: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "client", harmless(self.client))
+        object.__setattr__(self, "reason", harmless(self.reason))
 
 
 class Spool:
@@ -59,9 +67,17 @@ class Spool:
     resume : bool
         Go on with a round that was stopped: uploads that are there count, if their clients
         gave a key. The others can't be told from what the same clients will send again.
+    require_fit : Callable[[Upload], None], optional
+        Raises ``UploadError`` for an upload that is there and not of this round's model.
     """
 
-    def __init__(self, uploads: Path, rejected: Path, resume: bool = False) -> None:
+    def __init__(
+        self,
+        uploads: Path,
+        rejected: Path,
+        resume: bool = False,
+        require_fit: Callable[[Upload], None] = lambda upload: None,
+    ) -> None:
         self.uploads = uploads
         self.rejected = rejected
         self.rejections: list[Rejection] = []
@@ -71,11 +87,13 @@ class Spool:
         self._digests: set[str] = set()
         for folder in (uploads, rejected):
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                # Uploads can be inverted into images like those they were trained on.
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                require_folder(folder)
             except OSError as error:
                 raise unwritable(folder, error) from error
         if resume:
-            self._take_up()
+            self._take_up(require_fit)
         elif any(uploads.glob("*.json")):
             raise RunFolderError(
                 f"{uploads} already holds uploads of another round: choose another run folder."
@@ -106,20 +124,22 @@ class Spool:
         self._digests.add(digest)
         client = claims.client or _keyless(digest)
         shared = {} if moments is None else _by_rows(moments.arrays())
-        manifest = {**_manifest(client, digest, claims), "node": node}
-        manifest["moments"] = arrays_digest(shared) if shared else ""
-        path = self.uploads / f"{safe_name(client)}.{digest[:_DIGITS]}.json"
+        moments_digest = arrays_digest(shared) if shared else ""
+        manifest = make_manifest(client, claims, node, digest, moments_digest)
+        path = self.uploads / manifest_name(client, digest)
         if path.exists():
             self.repeated += 1
-            if _rank(json.loads(path.read_text())) <= _rank(manifest):
+            if rank(read_table(path)) <= rank(manifest):
                 return client
         weights = path.with_suffix(".safetensors")
         if shared:
-            write_atomically(moments_file(weights), lambda file: save_file(shared, file))
+            file = moments_file(weights)
+            write_atomically(file, lambda partial: save_file(shared, partial), private=True)
         else:
             moments_file(weights).unlink(missing_ok=True)  # of the repetition that yields to this
-        write_atomically(weights, lambda file: save_state(_by_rows(arrays), file))
-        write_json(path, {**manifest, "sha256": _sha256(weights)})
+        state = _by_rows(arrays)
+        write_atomically(weights, lambda partial: save_state(state, partial), private=True)
+        write_json(path, manifest, private=True)
         return client
 
     @property
@@ -127,27 +147,27 @@ class Spool:
         """How many uploads there are so far, copies apart, with what was there before."""
         return len(self._digests)
 
-    def _take_up(self) -> None:
+    def _take_up(self, require_fit: Callable[[Upload], None]) -> None:
         for path in self.rejected.glob("*.json"):
             path.unlink()  # who was refused will be asked again
         for path in self.uploads.glob("*.json"):
             try:
-                upload = _read_upload(path)
+                upload = read_upload(path)
                 if upload.client != _keyless(upload.digest):
+                    require_fit(upload)
                     self._digests.add(upload.digest)
                     self.here.setdefault(upload.client, set()).add(upload.node)
                     continue
-            except UploadError:
-                pass
+            except UploadError as error:
+                _log.warning("%s Whoever sent it is asked again.", error)
             _remove(path.with_suffix(".safetensors"))
 
-    def reject(self, client: str, reason: str) -> None:
+    def reject(self, rejection: Rejection) -> None:
         """Note, and log, that a reply could not be used."""
-        _log.warning("Rejected %s: %s", client, reason)
-        rejection = Rejection(client, reason)
+        _log.warning("Rejected %s: %s", rejection.client, rejection.reason)
         self.rejections.append(rejection)
         path = self.rejected / f"{len(self.rejections)}.json"
-        write_json(path, dataclasses.asdict(rejection))
+        write_json(path, dataclasses.asdict(rejection), private=True)
 
     def settle(self) -> list[Upload]:
         """Return what may be fused, sorted by client key, once no more uploads come.
@@ -157,14 +177,12 @@ class Spool:
         honest clients end on the same numbers, and a copy would only add weight.
         """
         kept: dict[str, Upload] = {}
-        for upload in read_spool(self.uploads, lambda bad: self.reject(bad.client, bad.reason)):
+        for upload in read_spool(self.uploads, self.reject):
             first = kept.setdefault(upload.digest, upload)
             if first is upload:
                 continue
-            self.reject(
-                upload.client,
-                f"its weights are those of {first.client!r} to the last bit, and count once.",
-            )
+            why = f"its weights are those of {first.client!r} to the last bit, and count once."
+            self.reject(Rejection(upload.client, why, upload.node))
             _remove(upload.weights)
         return list(kept.values())
 
@@ -190,7 +208,7 @@ def read_spool(
     uploads = []
     for path in folder.glob("*.json"):
         try:
-            uploads.append(_read_upload(path))
+            uploads.append(read_upload(path))
         except UploadError as error:
             if damaged is None:
                 raise
@@ -223,78 +241,7 @@ def _told_apart(uploads: list[Upload]) -> list[Upload]:
     ]
 
 
-def safe_name(client: str) -> str:
-    """Return a file name for a client key: harmless, and different for different keys.
-
-    A short lower-case key is its own name. Any other gets a hash of the whole key
-    behind a ``~``, which no plain name contains, so none can pose as another, also
-    on file systems that don't tell capitals apart.
-    """
-    if _PLAIN_NAME.fullmatch(client):
-        return client
-    readable = re.sub(r"[^a-z0-9_-]+", "_", client.lower())[:40]
-    return f"{readable}~{hashlib.sha256(client.encode()).hexdigest()[:16]}"
-
-
-def _manifest(client: str, digest: str, claims: Claims) -> dict[str, Any]:
-    spec = claims.input_spec
-    return {
-        "client": client,
-        "num_examples": claims.num_examples,
-        "digest": digest,
-        "architecture": claims.architecture,
-        "input_spec": None if spec is None else spec.to_dict(),
-        "label_counts": None if claims.label_counts is None else list(claims.label_counts),
-        "metrics": dict(claims.metrics),
-    }
-
-
-def _rank(manifest: dict[str, Any]) -> tuple[float, str]:
-    facts = {key: value for key, value in manifest.items() if key != "sha256"}
-    count = manifest["num_examples"]
-    return math.inf if count is None else count, json.dumps(facts, sort_keys=True)
-
-
-def _read_upload(path: Path) -> Upload:
-    weights = path.with_suffix(".safetensors")
-    try:
-        manifest = json.loads(path.read_text())
-        intact = _sha256(weights) == manifest.pop("sha256")
-        spec, counts = manifest.pop("input_spec"), manifest.pop("label_counts")
-        upload = Upload(
-            **manifest,
-            weights=weights,
-            input_spec=_input_spec(spec),
-            label_counts=None if counts is None else tuple(counts),
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UploadError(f"{path} and its weights cannot be read back: {error}.") from error
-    if not intact:
-        raise UploadError(f"{weights} is not what was written: its SHA-256 differs.")
-    if upload.moments:
-        _require_moments(moments_file(weights), upload.moments)
-    return upload
-
-
-def _require_moments(file: Path, digest: str) -> None:
-    try:
-        intact = arrays_digest(load_file(file)) == digest
-    except (OSError, SafetensorError) as error:
-        raise UploadError(f"{file} cannot be read back: {error}.") from error
-    if not intact:
-        raise UploadError(f"{file} is not what was written: its values differ.")
-
-
 def _by_rows(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     # safetensors writes an array's memory as it lies: one that lies column by column, as a
     # transpose does, would come back scrambled.
     return {name: np.asarray(value, order="C") for name, value in arrays.items()}
-
-
-def _input_spec(table: dict[str, Any] | None) -> InputSpec | None:
-    return None if table is None else InputSpec.from_dict(table)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,7 +67,7 @@ def test_every_mistake_is_one_sentence(run, tmp_path, capsys):
     assert "is not a folder" in failing(capsys, tmp_path / "nowhere")
     assert "--batches = 1 is not allowed" in failing(capsys, run, "--batches", 1)
     assert "config.json is missing, damaged" in told("config.json", None)
-    assert "not a table of settings" in told("config.json", "[]")
+    assert "no table of names and values" in told("config.json", "[]")
     assert "not a table of settings" in told("config.json", '{"seed": null}')
     config = json.loads((run / "config.json").read_text())
     for key, value, expected in (
@@ -82,7 +82,7 @@ def test_every_mistake_is_one_sentence(run, tmp_path, capsys):
     assert "global_model.safetensors is missing" in told("global_model.safetensors", "damaged")
     assert "pool is missing, damaged" in told("pool/pool-00000-00000.safetensors", "damaged")
     client = next((run / "uploads").glob("*.safetensors")).name
-    assert "SHA-256 differs" in told(f"uploads/{client}", "damaged")
+    assert f"{client} cannot be read back" in told(f"uploads/{client}", "damaged")
     empty = changed(run, tmp_path, "config.json", json.dumps(config))
     shutil.rmtree(empty / "uploads")
     assert "holds no uploads" in failing(capsys, empty)

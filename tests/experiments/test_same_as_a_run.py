@@ -10,6 +10,7 @@ from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.uploads import read_spool
 from tests.federation import Federation, without_processes
 
+
 def test_a_cell_gives_what_a_run_gives_to_the_last_bit(tmp_path, monkeypatch):
     without_processes(monkeypatch.setattr)
     federation = Federation(tmp_path / "run")

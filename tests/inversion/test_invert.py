@@ -7,9 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedmitr_app.inversion import Schedule, invert_batch, variation
 from fedmitr_app.inversion.flops import step_flops
 from fedmitr_app.inversion.geometry import draw_views
-from fedmitr_app.inversion.patch_adam import PatchAdam
-from fedmitr_app.inversion.reached import STEPS_BETWEEN_LOOKS, STEPS_IN_A_ROW
 from fedmitr_app.inversion.losses import cross_entropy
+from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.models import InputSpec, packing
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmitr_app.errors import ConfigError, DataError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions.labels import encode
 from fedmitr_app.partitions.names import clean_name, join_names, split_names
 from fedmitr_app.partitions.sources import load_source

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.reporting import RunFolder
 from fedmitr_app.files import write_json
+from fedmitr_app.reporting import RunFolder
 
 
 def test_a_named_folder_is_made_absolute_and_claimed(

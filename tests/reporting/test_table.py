@@ -3,6 +3,9 @@
 import csv
 from pathlib import Path
 
+import pandas as pd
+import pytest
+
 from fedmitr_app.reporting import ClientRow
 from fedmitr_app.reporting.table import (
     client_table,
@@ -15,14 +18,14 @@ from tests.reporting.conftest import make_data
 
 def test_the_client_table_is_aligned_and_in_natural_order() -> None:
     rows = [
-        ClientRow("client-10", 5, 1.25, 0.9, 0.5),
+        ClientRow("client-10", 5, 1.25, 0.9, 0.5, node=12),
         ClientRow("client-9", None, status="rejected", reason="its weights\nhold NaN"),
     ]
     assert client_table(rows).splitlines() == [
-        "client     examples  train loss  test accuracy  status",
-        "---------  --------  ----------  -------------  ------------------------------",
-        "client-9          -           -              -  rejected: its weights hold NaN",
-        "client-10         5       1.250         50.0 %  ok",
+        "client     node  examples  train loss  test accuracy  status",
+        "---------  ----  --------  ----------  -------------  ------------------------------",
+        "client-9      -         -           -              -  rejected: its weights hold NaN",
+        "client-10    12         5       1.250         50.0 %  ok",
     ]
 
 
@@ -73,17 +76,38 @@ def test_the_last_lines_are_the_table_and_the_path() -> None:
 
 def test_the_csv_reads_back(tmp_path: Path) -> None:
     rows = [
-        ClientRow('b,"\n', 3, 0.5, None, 0.25),
+        ClientRow('b,"\n', 3, 0.5, None, 0.25, node=2**64 - 1),
         ClientRow("a", None, status="rejected", reason="it, said"),
     ]
     path = write_clients_csv(rows, tmp_path / "clients.csv")
     with path.open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert [row["client"] for row in read] == ["a", 'b,"\n']
+    assert [row["client"] for row in read] == ["a", 'b,"']
     assert read[0]["reason"] == "it, said"
     assert read[0]["num_examples"] == ""
     assert read[1]["num_examples"] == "3"
     assert read[1]["accuracy"] == "0.25"
+    assert [row["node"] for row in read] == ["", str(2**64 - 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-2", "'-2"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'=1"),
+        ("\r=1", "'=1"),
+        ("=\u202ecod", "'=?cod"),
+        ("a=1", "a=1"),
+    ],
+)
+def test_no_cell_is_a_formula(tmp_path: Path, text: str, cell: str) -> None:
+    row = ClientRow(text, 3, -0.5, status="rejected", reason=text)
+    frame = pd.read_csv(write_clients_csv([row], tmp_path / "clients.csv"))
+    assert frame[["client", "reason"]].values.tolist() == [[cell, cell]]
+    assert frame["train_loss"].tolist() == [-0.5]  # a number is one, and no text
 
 
 def test_a_csv_of_nobody_has_its_header(tmp_path: Path) -> None:

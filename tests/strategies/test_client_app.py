@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message
-from flwr.serverapp.exception import AggregationError
 from PIL import Image
 
 from fedmitr_app.client_app import align_labels, app
@@ -147,7 +146,7 @@ def test_an_empty_shard_is_an_explicit_reply(monkeypatch):
 
     monkeypatch.setattr("fedmitr_app.client_app.load_shard", some_empty)
     strategy, _ = play(run_config(), federated_evaluation=True)
-    assert strategy.outcome.no_data == ("client-001",)
+    assert [each.client for each in strategy.outcome.no_data] == ["client-001"]
     assert len(strategy.outcome.accepted) == 2 and not strategy.outcome.rejected
 
 

@@ -15,7 +15,7 @@ from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
 from fedmitr_app.uploads.claims import check_claims
-from fedmitr_app.uploads.spool import safe_name
+from fedmitr_app.uploads.manifest import safe_name
 
 WEIGHTS = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": np.array(1.0, np.float32)}
 keys = st.text(min_size=1, max_size=30).filter(
