@@ -83,7 +83,7 @@ class Deployment:
     """Runs the scripts of ``deploy/`` as their page says, all on this machine."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.own_port = folder, free_port(), free_port()
         self.project = copy_project(folder / "project")
         self.bin = Path(sys.executable).parent
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -95,27 +95,33 @@ class Deployment:
             "FLWR_TELEMETRY_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        self.certificates = folder / "certificates"
-        self.script("certificates.sh", str(self.certificates), "127.0.0.1", "localhost")
+        self.certificates, self.loopback = folder / "certificates", folder / "loopback"
+        self.script("certificates.sh", "authority", str(folder / "authority"))
+        hosts = ("127.0.0.1", "localhost")
+        words = (str(folder / "authority"), str(self.certificates), *hosts)
+        self.script("certificates.sh", "server", *words)
         (folder / "flwr").mkdir()
-        (folder / "flwr" / "config.toml").write_text(
-            '[superlink]\ndefault = "ours"\n\n[superlink.ours]\n'
-            f'address = "127.0.0.1:{self.port}"\n'
-            f'root-certificates = "{self.certificates / "ca.crt"}"\n'
-        )
+        # The operator is on the server; a stranger has nothing but the port and ca.crt.
+        self._tell_flwr("ours", self.own_port, self.loopback / "loopback.crt")
+        self._tell_flwr("public", self.port, self.certificates / "ca.crt")
+
+    def _tell_flwr(self, name: str, port: int, ca: Path) -> None:
+        with (self.folder / "flwr" / "config.toml").open("a") as config:
+            config.write(f'[superlink.{name}]\naddress = "127.0.0.1:{port}"\n')
+            config.write(f'root-certificates = "{ca}"\n')
 
     def script(self, name: str, *words: str) -> None:
         """Run a script of ``deploy/`` to its end."""
         subprocess.run([str(PROJECT / "deploy" / name), *words], check=True, timeout=60)
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink and wait until it answers."""
+    def start_server(self) -> None:
+        """Start the SuperLink and the proxy before it, and wait until both answer."""
         told = {
             "FEDMITR_CERTIFICATES": str(self.certificates),
-            "FEDMITR_HOST": "127.0.0.1",
             "FEDMITR_PORT": str(self.port),
+            "FEDMITR_SUPERLINK_PORT": str(self.own_port),
         }
-        self._start("superlink", "superlink.sh", told)
+        self._start("server", "server.sh", told)
         self.wait_for(self._answers, 120, "the SuperLink")
 
     def make_key(self, name: str) -> Path:
@@ -137,10 +143,14 @@ class Deployment:
         }
         self._start(name, "supernode.sh", told)
 
+    def nodes(self) -> dict[str, str]:
+        """Return the registered nodes' ids, each with what the SuperLink says of it."""
+        listed = json.loads(self.flwr("supernode", "list", "ours", "--format", "json").stdout)
+        return {str(node["node-id"]): node["status"] for node in listed["nodes"]}
+
     def nodes_online(self) -> int:
         """Count the nodes that the SuperLink knows to be there."""
-        listed = json.loads(self.flwr("supernode", "list", "ours", "--format", "json").stdout)
-        return sum(node["status"] == "online" for node in listed["nodes"])
+        return list(self.nodes().values()).count("online")
 
     def run(self, run_config: str) -> str:
         """Begin a run and return its id."""
@@ -151,6 +161,25 @@ class Deployment:
         """Return what ``flwr ls`` says of a run."""
         listed = self.flwr("ls", "--run-id", run_id, "ours", "--format", "json").stdout
         return json.loads(listed)["runs"][0]["status"]
+
+    def listening(self, name: str) -> set[tuple[str, int]]:
+        """Return each address and port where a process, or a child of it, listens.
+
+        Addresses are as /proc/net/tcp has them: hexadecimal.
+        """
+        sockets = set()
+        for entry in Path("/proc").glob("[0-9]*/fd/*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(entry.parts[2])) == self.processes[name].pid:
+                    sockets.add(os.readlink(entry))
+        found = set()
+        for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+            rows = table.read_text().splitlines()[1:] if table.exists() else []
+            for row in (line.split() for line in rows):
+                if row[3] == "0A" and f"socket:[{row[9]}]" in sockets:
+                    address, port = row[1].split(":")
+                    found.add((address, int(port, 16)))
+        return found
 
     def flwr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call Flower's command line."""
