@@ -104,6 +104,7 @@ class Deployment:
         # The operator is on the server; a stranger has nothing but the port and ca.crt.
         self._tell_flwr("ours", self.own_port, self.loopback / "loopback.crt")
         self._tell_flwr("public", self.port, self.certificates / "ca.crt")
+        self.sign_app()
 
     def _tell_flwr(self, name: str, port: int, ca: Path) -> None:
         with (self.folder / "flwr" / "config.toml").open("a") as config:
@@ -112,11 +113,26 @@ class Deployment:
 
     def script(self, name: str, *words: str) -> None:
         """Run a script of ``deploy/`` to its end."""
-        subprocess.run([str(PROJECT / "deploy" / name), *words], check=True, timeout=60)
+        command = [str(PROJECT / "deploy" / name), *words]
+        subprocess.run(command, check=True, env=self.env, timeout=60)
+
+    def sign_app(self) -> None:
+        """Sign what stands in the project, as a reviewer whom the nodes trust."""
+        key, self.app, self.trusted = (
+            self.folder / name for name in ("reviewer", "app.fab", "trusted.yaml")
+        )
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        subprocess.run(words, check=True, timeout=60)
+        self.flwr("build")
+        next(self.project.glob("*.fab")).rename(self.app)
+        self.script("signed_app.py", "sign", str(self.app), str(key), "reviewer")
+        public = key.with_suffix(".pub").read_text().strip()
+        self.trusted.write_text(f"reviewer: '{public}'\n")
 
     def start_server(self) -> None:
-        """Start the SuperLink and the proxy before it, and wait until both answer."""
+        """Start the SuperLink and the proxy before it, and wait until it answers."""
         told = {
+            "FEDMITR_APP": str(self.app),
             "FEDMITR_CERTIFICATES": str(self.certificates),
             "FEDMITR_PORT": str(self.port),
             "FEDMITR_SUPERLINK_PORT": str(self.own_port),
@@ -132,8 +148,9 @@ class Deployment:
         return key
 
     def start_node(self, name: str, key: Path, data: Path) -> None:
-        """Start a node that trains on an image folder."""
+        """Start a node that trains on an image folder, and runs the signed app alone."""
         told = {
+            "FEDMITR_TRUSTED": str(self.trusted),
             "FEDMITR_SUPERLINK": f"127.0.0.1:{self.port}",
             "FEDMITR_CA": str(self.certificates / "ca.crt"),
             "FEDMITR_KEY": str(key),
@@ -152,15 +169,19 @@ class Deployment:
         """Count the nodes that the SuperLink knows to be there."""
         return list(self.nodes().values()).count("online")
 
-    def run(self, run_config: str) -> str:
-        """Begin a run and return its id."""
-        words = ("run", ".", "ours", "--run-config", run_config, "--format", "json")
+    def run(self, app: str, run_config: str) -> str:
+        """Begin a run of an app and return its id."""
+        words = ("run", app, "ours", "--run-config", run_config, "--format", "json")
         return str(json.loads(self.flwr(*words).stdout)["run-id"])
 
     def status(self, run_id: str) -> str:
         """Return what ``flwr ls`` says of a run."""
         listed = self.flwr("ls", "--run-id", run_id, "ours", "--format", "json").stdout
         return json.loads(listed)["runs"][0]["status"]
+
+    def run_log(self, run_id: str) -> str:
+        """Return what a run has logged."""
+        return self.flwr("log", run_id, "ours", "--show").stdout
 
     def listening(self, name: str) -> set[tuple[str, int]]:
         """Return each address and port where a process, or a child of it, listens.
@@ -186,6 +207,7 @@ class Deployment:
         return call_flwr(words, self.project, self.env, check)
 
     def _answers(self) -> bool:
+        assert self.processes["server"].poll() is None, self.log("server")
         # Asked for JSON, the command line exits with 0 whether or not anybody was there.
         said = self.flwr("ls", "ours", "--format", "json", check=False).stdout
         return bool(json.loads(said or "{}").get("success"))

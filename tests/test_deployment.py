@@ -10,6 +10,8 @@ from tests import strangers
 from tests.deployment import CLASSES, Deployment, draw_shard
 
 RUN_SECONDS = 400
+HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
+SIGNED = "@fedmitr/fedmitr-app"
 LARGEST_PIECE = 5 * 2**20  # Flower's, of an array
 BUDGET = (
     "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 server.test-set=false server.min-clients=2 server.wait-for-nodes=60.0 "
@@ -68,13 +70,21 @@ def only_the_proxy_listens(deployment: Deployment) -> None:
     assert (loopback, deployment.own_port) in server
     nodes = {
         entry
-        for name in deployment.processes
-        if name.startswith("hospital")
+        for name in HOSPITALS
         for entry in deployment.listening(name)
     }
     assert nodes
     beyond = {entry for entry in server | nodes if entry[0] != loopback}
     assert beyond == {("00000000", deployment.port)}
+
+
+def ends(deployment: Deployment, run_id: str, how: str) -> None:
+    """Wait for the end of a run, and check which it is."""
+    deployment.wait_for(
+        lambda: deployment.status(run_id).startswith("finished"), RUN_SECONDS, "the end of the run"
+    )
+    log = deployment.run_log(run_id) + deployment.log("server")
+    assert deployment.status(run_id) == f"finished:{how}", log
 
 
 def is_private(path: Path) -> bool:
@@ -91,7 +101,7 @@ def is_private(path: Path) -> bool:
 def test_two_of_three_nodes_make_a_model_and_the_report_says_who_is_missing(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    for number, name in enumerate(("hospital-a", "hospital-b", "hospital-c")):
+    for number, name in enumerate(HOSPITALS):
         # The last one has so much to do that it is still at it when it is killed.
         draw_shard(tmp_path / name, 4000 if name == "hospital-c" else 8, number)
         key = deployment.make_key(name)
@@ -106,17 +116,18 @@ def test_two_of_three_nodes_make_a_model_and_the_report_says_who_is_missing(
     refuses_strangers(deployment, strange, next(iter(deployment.nodes())))
 
     folder = tmp_path / "result"
-    run_id = deployment.run(f"{BUDGET} client.epochs=40 output.run-dir='{folder}'")
+    # Whoever may start runs decides not what nodes run: they trust a reviewer's signature.
+    unsigned = deployment.run(".", f"{BUDGET} output.run-dir='{tmp_path / 'unsigned'}'")
+    ends(deployment, unsigned, "failed")
+    assert "The FAB could not be verified" in deployment.run_log(unsigned)
+    assert not any("training" in deployment.log(name) for name in HOSPITALS)
+
+    run_id = deployment.run(SIGNED, f"{BUDGET} client.epochs=40 output.run-dir='{folder}'")
     begun = "hospital-c: training"
     deployment.wait_for(lambda: begun in deployment.log("hospital-c"), 180, "its training")
     only_the_proxy_listens(deployment)
     deployment.kill("hospital-c")
-    ended = "finished"
-    deployment.wait_for(
-        lambda: deployment.status(run_id).startswith(ended), RUN_SECONDS, "the end of the run"
-    )
-    log = deployment.flwr("log", run_id, "ours", "--show").stdout
-    assert deployment.status(run_id) == "finished:completed", log + deployment.log("server")
+    ends(deployment, run_id, "completed")
 
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["uploads"]["asked"] == 3 and metrics["uploads"]["accepted"] == 2
