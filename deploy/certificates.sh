@@ -46,7 +46,7 @@ prepare() {
   for name in "$@"; do
     [ ! -e "$folder/$name" ] || fail "$folder holds $name already; choose another folder, or move the old certificates away."
   done
-  mkdir -p -- "$folder" 2>/dev/null || fail "the folder '$folder' can't be made; choose one that $(id -un) may write."
+  (umask 022 && mkdir -p -- "$folder") 2>/dev/null || fail "the folder '$folder' can't be made; choose one that $(id -un) may write."
   made=$(mktemp -d -- "$folder/.new-XXXXXX" 2>/dev/null) || fail "the folder '$folder' can't be written by $(id -un)."
   trap 'rm -rf -- "$made"; rmdir -- "$folder" 2>/dev/null || true' EXIT
 }

@@ -11,7 +11,7 @@ from tests.deployment import CLASSES, Deployment, draw_shard
 
 RUN_SECONDS = 400
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
-SIGNED = "@fedmitr/fedmitr-app"
+SIGNED = "@fedmitr/fedmitr-app==0.1.0"  # with a version, it is fetched anew each time
 LARGEST_PIECE = 5 * 2**20  # Flower's, of an array
 BUDGET = (
     "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 server.test-set=false server.min-clients=2 server.wait-for-nodes=60.0 "
