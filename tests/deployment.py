@@ -70,12 +70,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def draw_shard(folder: Path, images: int, seed: int) -> None:
-    """Make an image folder of small pictures that tell the classes apart."""
+    """Make an image folder of small colour pictures that tell the classes apart."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for image in range(images):
-            pixels = rng.integers(0, 60, (8, 8)) + 80 * number
+            pixels = rng.integers(0, 60, (8, 8, 3)) + 80 * number
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{image}.png")
 
 
