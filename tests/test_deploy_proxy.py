@@ -1,4 +1,4 @@
-"""The proxy before a SuperLink that only writes down what reaches it: ten calls, whatever is sent."""
+"""The proxy before a SuperLink that only writes down what reaches it: ten calls, ever."""
 
 import random
 import ssl
@@ -129,9 +129,8 @@ def test_the_ten_calls_arrive_whole(proxy: Proxy) -> None:
 
 def test_nothing_else_arrives(proxy: Proxy) -> None:
     draw = random.Random(0)
-    parts = ["/", "//", "..", "%2e%2e", "%2f", ".", ";", "?", "#", "%00", "%0a", "\\", "v1", "fleet",
-             "control", "runtime", "activate-node", "start-run", "@", "\t", "%", "..;", "%5c",
-             "é"]  # fmt: skip
+    parts = "/ // .. %2e%2e %2f . ; ? # %00 %0a \\ @ % ..; %5c é v1 fleet control".split()
+    parts += ["runtime", "activate-node", "start-run", "\t"]
     odd = ["/v1/" + "".join(draw.choices(parts, k=draw.randint(1, 7))) for _ in range(300)]
     odd += ["/v1/fleet/" + "".join(draw.choices(parts, k=draw.randint(1, 7))) for _ in range(300)]
     with proxy.superlink("loopback"):

@@ -85,7 +85,8 @@ def test_what_is_no_host_is_named_and_nothing_is_written(
     target = tmp_path / "server"
     done = certificates("server", str(authority), str(target), "good.example.org", host)
     assert done.returncode == 1 and not target.exists()
-    assert done.stderr.count("\n") == 1 and f"'{host.splitlines()[0] if host else ''}" in done.stderr
+    named = host.splitlines()[0] if host else ""
+    assert done.stderr.count("\n") == 1 and f"'{named}" in done.stderr
     assert "superlink.example.org or 192.0.2.10" in done.stderr
 
 
@@ -147,7 +148,8 @@ def test_units_are_hardened(unit: str) -> None:
 
 
 def test_the_proxy_forwards_every_call_of_a_node_and_no_other() -> None:
-    rule = re.search(r"\^POST /v1/fleet/\(\?<name>([a-z|-]+)\)", (DEPLOY / "proxy.conf").read_text())
+    rules = (DEPLOY / "proxy.conf").read_text()
+    rule = re.search(r"\^POST /v1/fleet/\(\?<name>([a-z|-]+)\)", rules)
     assert rule is not None
     fleet = {
         path.removeprefix("/v1/fleet/")

@@ -14,9 +14,10 @@ HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 SIGNED = "@fedmitr/fedmitr-app==0.1.0"  # with a version, it is fetched anew each time
 LARGEST_PIECE = 5 * 2**20  # Flower's, of an array
 BUDGET = (
-    "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 server.test-set=false server.min-clients=2 server.wait-for-nodes=60.0 "
-    f"server.classes='{','.join(CLASSES)}' inversion.images=16 inversion.iterations=4 "
-    "distillation.steps=10 server.federated-evaluation=true client.holdout=0.25 server.absence=5.0"
+    "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 server.test-set=false "
+    f"server.classes='{','.join(CLASSES)}' server.min-clients=2 server.wait-for-nodes=60.0 "
+    "server.absence=5.0 inversion.images=16 inversion.iterations=4 distillation.steps=10 "
+    "server.federated-evaluation=true client.holdout=0.25"
 )
 
 
@@ -68,11 +69,7 @@ def only_the_proxy_listens(deployment: Deployment) -> None:
     server = deployment.listening("server")
     assert ("00000000", deployment.port) in server
     assert (loopback, deployment.own_port) in server
-    nodes = {
-        entry
-        for name in HOSPITALS
-        for entry in deployment.listening(name)
-    }
+    nodes = {entry for name in HOSPITALS for entry in deployment.listening(name)}
     assert nodes
     beyond = {entry for entry in server | nodes if entry[0] != loopback}
     assert beyond == {("00000000", deployment.port)}
