@@ -183,16 +183,23 @@ class Deployment:
         """Return what a run has logged."""
         return self.flwr("log", run_id, "ours", "--show").stdout
 
-    def listening(self, name: str) -> set[tuple[str, int]]:
-        """Return each address and port where a process, or a child of it, listens.
+    def listening(self) -> set[tuple[str, int]]:
+        """Return each address and port where a process of this deployment listens.
 
         Addresses are as /proc/net/tcp has them: hexadecimal.
         """
+        started = {process.pid for process in self.processes.values()}
+        mark = f"FLWR_HOME={self.env['FLWR_HOME']}\0".encode()
         sockets = set()
-        for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.getsid(int(entry.parts[2])) == self.processes[name].pid:
-                    sockets.add(os.readlink(entry))
+                # Flower's own children begin sessions of their own, nginx forgets its environment.
+                ours = os.getsid(int(process.name)) in started
+                if not ours and mark not in (process / "environ").read_bytes():
+                    continue
+                for entry in (process / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        sockets.add(os.readlink(entry))
         found = set()
         for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
             rows = table.read_text().splitlines()[1:] if table.exists() else []
