@@ -70,12 +70,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def draw_shard(folder: Path, images: int, seed: int) -> None:
-    """Make an image folder of small pictures that tell the classes apart."""
+    """Make an image folder of small colour pictures that tell the classes apart."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for image in range(images):
-            pixels = rng.integers(0, 60, (8, 8)) + 80 * number
+            pixels = rng.integers(0, 60, (8, 8, 3)) + 80 * number
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{image}.png")
 
 
@@ -83,7 +83,7 @@ class Deployment:
     """Runs the scripts of ``deploy/`` as their page says, all on this machine."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.own_port = folder, free_port(), free_port()
         self.project = copy_project(folder / "project")
         self.bin = Path(sys.executable).parent
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -95,27 +95,49 @@ class Deployment:
             "FLWR_TELEMETRY_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        self.certificates = folder / "certificates"
-        self.script("certificates.sh", str(self.certificates), "127.0.0.1", "localhost")
+        self.certificates, self.loopback = folder / "certificates", folder / "loopback"
+        self.script("certificates.sh", "authority", str(folder / "authority"))
+        hosts = ("127.0.0.1", "localhost")
+        words = (str(folder / "authority"), str(self.certificates), *hosts)
+        self.script("certificates.sh", "server", *words)
         (folder / "flwr").mkdir()
-        (folder / "flwr" / "config.toml").write_text(
-            '[superlink]\ndefault = "ours"\n\n[superlink.ours]\n'
-            f'address = "127.0.0.1:{self.port}"\n'
-            f'root-certificates = "{self.certificates / "ca.crt"}"\n'
-        )
+        # The operator is on the server; a stranger has nothing but the port and ca.crt.
+        self._tell_flwr("ours", self.own_port, self.loopback / "loopback.crt")
+        self._tell_flwr("public", self.port, self.certificates / "ca.crt")
+        self.sign_app()
+
+    def _tell_flwr(self, name: str, port: int, ca: Path) -> None:
+        with (self.folder / "flwr" / "config.toml").open("a") as config:
+            config.write(f'[superlink.{name}]\naddress = "127.0.0.1:{port}"\n')
+            config.write(f'root-certificates = "{ca}"\n')
 
     def script(self, name: str, *words: str) -> None:
         """Run a script of ``deploy/`` to its end."""
-        subprocess.run([str(PROJECT / "deploy" / name), *words], check=True, timeout=60)
+        command = [str(PROJECT / "deploy" / name), *words]
+        subprocess.run(command, check=True, env=self.env, timeout=60)
 
-    def start_superlink(self) -> None:
-        """Start the SuperLink and wait until it answers."""
+    def sign_app(self) -> None:
+        """Sign what stands in the project, as a reviewer whom the nodes trust."""
+        key, self.app, self.trusted = (
+            self.folder / name for name in ("reviewer", "app.fab", "trusted.yaml")
+        )
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+        subprocess.run(words, check=True, timeout=60)
+        self.flwr("build")
+        next(self.project.glob("*.fab")).rename(self.app)
+        self.script("signed_app.py", "sign", str(self.app), str(key), "reviewer")
+        public = key.with_suffix(".pub").read_text().strip()
+        self.trusted.write_text(f"reviewer: '{public}'\n")
+
+    def start_server(self) -> None:
+        """Start the SuperLink and the proxy before it, and wait until it answers."""
         told = {
+            "FEDMITR_APP": str(self.app),
             "FEDMITR_CERTIFICATES": str(self.certificates),
-            "FEDMITR_HOST": "127.0.0.1",
             "FEDMITR_PORT": str(self.port),
+            "FEDMITR_SUPERLINK_PORT": str(self.own_port),
         }
-        self._start("superlink", "superlink.sh", told)
+        self._start("server", "server.sh", told)
         self.wait_for(self._answers, 120, "the SuperLink")
 
     def make_key(self, name: str) -> Path:
@@ -126,8 +148,9 @@ class Deployment:
         return key
 
     def start_node(self, name: str, key: Path, data: Path) -> None:
-        """Start a node that trains on an image folder."""
+        """Start a node that trains on an image folder, and runs the signed app alone."""
         told = {
+            "FEDMITR_TRUSTED": str(self.trusted),
             "FEDMITR_SUPERLINK": f"127.0.0.1:{self.port}",
             "FEDMITR_CA": str(self.certificates / "ca.crt"),
             "FEDMITR_KEY": str(key),
@@ -137,14 +160,18 @@ class Deployment:
         }
         self._start(name, "supernode.sh", told)
 
+    def nodes(self) -> dict[str, str]:
+        """Return the registered nodes' ids, each with what the SuperLink says of it."""
+        listed = json.loads(self.flwr("supernode", "list", "ours", "--format", "json").stdout)
+        return {str(node["node-id"]): node["status"] for node in listed["nodes"]}
+
     def nodes_online(self) -> int:
         """Count the nodes that the SuperLink knows to be there."""
-        listed = json.loads(self.flwr("supernode", "list", "ours", "--format", "json").stdout)
-        return sum(node["status"] == "online" for node in listed["nodes"])
+        return list(self.nodes().values()).count("online")
 
-    def run(self, run_config: str) -> str:
-        """Begin a run and return its id."""
-        words = ("run", ".", "ours", "--run-config", run_config, "--format", "json")
+    def run(self, app: str, run_config: str) -> str:
+        """Begin a run of an app and return its id."""
+        words = ("run", app, "ours", "--run-config", run_config, "--format", "json")
         return str(json.loads(self.flwr(*words).stdout)["run-id"])
 
     def status(self, run_id: str) -> str:
@@ -152,11 +179,42 @@ class Deployment:
         listed = self.flwr("ls", "--run-id", run_id, "ours", "--format", "json").stdout
         return json.loads(listed)["runs"][0]["status"]
 
+    def run_log(self, run_id: str) -> str:
+        """Return what a run has logged."""
+        return self.flwr("log", run_id, "ours", "--show").stdout
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Return each address and port where a process of this deployment listens.
+
+        Addresses are as /proc/net/tcp has them: hexadecimal.
+        """
+        started = {process.pid for process in self.processes.values()}
+        mark = f"FLWR_HOME={self.env['FLWR_HOME']}\0".encode()
+        sockets = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                # Flower's own children begin sessions of their own, nginx forgets its environment.
+                ours = os.getsid(int(process.name)) in started
+                if not ours and mark not in (process / "environ").read_bytes():
+                    continue
+                for entry in (process / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        sockets.add(os.readlink(entry))
+        found = set()
+        for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+            rows = table.read_text().splitlines()[1:] if table.exists() else []
+            for row in (line.split() for line in rows):
+                if row[3] == "0A" and f"socket:[{row[9]}]" in sockets:
+                    address, port = row[1].split(":")
+                    found.add((address, int(port, 16)))
+        return found
+
     def flwr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call Flower's command line."""
         return call_flwr(words, self.project, self.env, check)
 
     def _answers(self) -> bool:
+        assert self.processes["server"].poll() is None, self.log("server")
         # Asked for JSON, the command line exits with 0 whether or not anybody was there.
         said = self.flwr("ls", "ours", "--format", "json", check=False).stdout
         return bool(json.loads(said or "{}").get("success"))
