@@ -27,7 +27,7 @@ TEMPORARY = ".tmp"
 _SHOWN_NAME = 100
 
 
-def local_path(setting: str, text: str, error: type[FedmitrError]) -> Path:
+def local_path(setting: str, text: str | Path, error: type[FedmitrError]) -> Path:
     """Return the path that a setting means, ``~`` expanded, there or not.
 
     Raises
@@ -38,7 +38,7 @@ def local_path(setting: str, text: str, error: type[FedmitrError]) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as why:
-        raise error(f"{setting} = {text!r} names a user's home that there is not.") from why
+        raise error(f"{setting} = {str(text)!r} names a user's home that there is not.") from why
 
 
 def existing_path(setting: str, text: str, error: type[FedmitrError]) -> Path:

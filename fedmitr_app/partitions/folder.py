@@ -36,13 +36,14 @@ def read_image_folder(data: DataConfig) -> Reading:
 def _splits(tree: Tree) -> dict[str, list[Path]]:
     names = {path: tree.parts(path) for path in tree.files}
     # A folder with images right inside is a class, even if it is called "test".
-    tops = {below[0] for below in names.values() if len(below) > 2}
-    if not any(split_of(top, tree.where) for top in tops):
+    deep = {below[0] for below in names.values() if len(below) > 2}
+    if not any(split_of(top, tree.where) for top in deep):
         return {"": tree.files}
+    tops = {below[0] for below in names.values() if len(below) > 1}
+    split_at = {top: split_of(top, tree.where) for top in tops}
     splits: dict[str, list[Path]] = {}
     for path, below in names.items():
-        split = split_of(below[0], tree.where) if len(below) > 1 else ""
-        splits.setdefault(split, []).append(path)
+        splits.setdefault(split_at.get(below[0], ""), []).append(path)
     return splits
 
 

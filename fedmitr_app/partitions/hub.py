@@ -120,8 +120,9 @@ def _require_one_split(name: str, subset: str, where: str) -> None:
     found = {split_of(word, where) for word in words} - {""}
     if len(found) > 1:
         raise DataError(
-            f"{where} has a single split, made of files that are called like {some_names(sorted(found))}: "
-            "use local files with data.source = 'parquet', or a dataset that tells them apart."
+            f"{where} has a single split, made of files that are called like "
+            f"{some_names(sorted(found))}: use local files with data.source = 'parquet', or a "
+            "dataset that tells them apart."
         )
 
 

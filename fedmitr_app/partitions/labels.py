@@ -60,7 +60,7 @@ def encode(column: Column, setting: str, names: Sequence[str] | None = None) -> 
         words = [require_name(name, setting) for name in names]
         if len(set(words)) < len(words):
             raise DataError(f"{setting} has two classes of one name: rename one of them.")
-        return Encoded(np.array(values)[codes], tuple(words))
+        return Encoded(np.array(values, dtype=np.int64)[codes], tuple(words))
     spelt = [require_name(str(value), setting) for value in values]
     # Spellings that look alike are one class: it stands where the first of them sorts.
     order = sorted(range(len(values)), key=lambda which: _rank(values[which], spelt[which]))
@@ -110,6 +110,9 @@ def _distinct(column: Column, setting: str) -> tuple[Indices, list[Any]]:
     # Of a shared dictionary only what occurs here: a part of a table may bring all of it along.
     used, codes = np.unique(codes, return_inverse=True)
     try:
-        return codes, pc.take(encoded.dictionary, pa.array(used)).to_pylist()
+        values = pc.take(encoded.dictionary, pa.array(used)).to_pylist()
     except UnicodeDecodeError as error:
         raise DataError(f"{setting} holds words that are not UTF-8: write them anew.") from error
+    if None in values:  # a dictionary may hold it, too
+        raise _no_classes(setting, "rows without any")
+    return codes, values

@@ -77,8 +77,8 @@ def _rows(files: Part, data: DataConfig, domains: bool) -> Rows:
     if len(set(names)) > 1:
         odd = next(path for path, its in zip(files.files, names) if its != names[0])
         raise DataError(
-            f"{where}: {odd} and {files.files[0]} number their classes differently: read them one "
-            "at a time, or write labels as words."
+            f"{where}: {str(odd)!r} numbers its classes otherwise than {files.files[0].name!r}: "
+            "read them one at a time, or write labels as words."
         )
     has_domains = domains and data.domain_column in columns
     return make_rows(
@@ -130,10 +130,11 @@ def _values(files: Part, column: str, setting: str) -> pa.ChunkedArray:
 
 def _unreadable(file: Path, where: str, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{where}: {file} does not exist any more; put it back.")
+        return DataError(f"{where}: {str(file)!r} does not exist any more; put it back.")
     reason = " ".join(reason_of(error).split())
     return DataError(
-        f"{where}: {file} can't be read as a parquet file with the others' columns ({reason})."
+        f"{where}: {str(file)!r} can't be read as a parquet file with the others' columns "
+        f"({reason})."
     )
 
 

@@ -55,7 +55,7 @@ def part(
     """
     where = f"data.path = {data.path!r}"
     tree = walk(existing_path("data.path", data.path, DataError), suffixes, where)
-    test = None
+    seen, test = tree.notes(), None
     if data.test_path:
         test = _test_path(data, suffixes, splits_of, wanted)
         left = without(tree.files, test.files)
@@ -72,7 +72,7 @@ def part(
     elif held:
         test = Part(splits[held], held, tree, f"the test images of {where}")
     files = without(splits[train], test.files) if test else splits[train]
-    return Part(files, train, tree, where), test, (*notes, *tree.notes())
+    return Part(files, train, tree, where), test, (*notes, *seen)
 
 
 def _test_path(

@@ -48,7 +48,8 @@ class Tree:
 
     def notes(self) -> list[str]:
         """Tell what has no files, and what was skipped."""
-        full = {parent for path in self.files for parent in path.parents}
+        holders = {path.parent for path in self.files}
+        full = holders.union(*(at.parents for at in holders))
         empty = [at for at in self.folders if at not in full and at.parent in full | {self.root}]
         names = sorted("/".join(self.parts(at)) for at in empty)
         told = [f"nothing in {some_names(names)}"] if names else []
@@ -74,7 +75,7 @@ def walk(root: Path, suffixes: frozenset[str], where: str) -> Tree:
         _enter(tree, root, suffixes, ())
     except OSError as error:
         raise DataError(
-            f"{where} can't be read: {reason_of(error)} ({error.filename}).",
+            f"{where} can't be read: {reason_of(error)} ({error.filename!r}).",
             public="its data can't be read: its own log says why.",
         ) from error
     tree.files.sort()
@@ -85,7 +86,7 @@ def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> 
     at = _identity(folder)
     if at in above:
         raise DataError(
-            f"{tree.where}: {folder} is a link to a folder that it lies in: take it out."
+            f"{tree.where}: {str(folder)!r} is a link to a folder that it lies in: take it out."
         )
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -94,13 +95,15 @@ def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> 
                 continue
             if entry.is_symlink() and not os.path.exists(path):
                 raise DataError(
-                    f"{tree.where}: {path} is a link to nothing: get what it stands for, or take "
-                    "it out."
+                    f"{tree.where}: {str(path)!r} is a link to nothing: get what it stands for, or "
+                    "take it out."
                 )
             if entry.is_dir():
                 tree.folders.append(path)
                 if len(tree.parts(path)) < DEEPEST:
                     _enter(tree, path, suffixes, (*above, at))
+                else:
+                    tree.skipped[f"folder below {DEEPEST} others"] += 1
             elif path.suffix.lower() in suffixes and entry.is_file():
                 tree.files.append(path)
             else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import FederatedScore
+from fedmitr_app.files import local_path
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.reporting.metrics_log import MetricsLog
 from fedmitr_app.strategies.asking import messages, needs_models, uploads_here
@@ -113,8 +114,8 @@ class OneShotStrategy(Strategy):
         self.min_clients = min_clients
         self.wait_for_nodes, self.patience, self.absence = wait_for_nodes, patience, absence
         self.expected_nodes = expected_nodes
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        earlier = None if uploads_from is None else Path(uploads_from).expanduser()
+        self.run_dir = None if run_dir is None else local_path("run_dir", run_dir, ConfigError)
+        earlier = local_path("uploads_from", uploads_from, ConfigError) if uploads_from else None
         self.round = RoundFolder(self.run_dir, resume, earlier, exclude_clients)
         self.expected = Expected(architecture, input_spec, num_classes)
         self.federated_evaluation, self.send_model = federated_evaluation, send_model

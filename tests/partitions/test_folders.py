@@ -125,6 +125,11 @@ def test_a_folder_of_other_files_says_what_it_holds(tmp_path):
     )
 
 
+def test_folders_too_deep_to_be_looked_at_are_named(folder):
+    (folder / "ant" / "b" / "c" / "d" / "e").mkdir(parents=True)
+    assert "skipped 1 folder below 5 others" in read(folder)
+
+
 def test_an_archive_is_no_folder(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK")
     refusal(lambda: load_source(of_folder(tmp_path / "images.zip")), "data.path", "a folder")

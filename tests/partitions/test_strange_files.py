@@ -6,13 +6,16 @@ import struct
 import uuid
 import zlib
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Features, Value
+from datasets import Image as Picture
 from PIL import Image, ImageFile
 
-from fedmitr_app.config import PartitionConfig
+from fedmitr_app.config import DataConfig, PartitionConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions import images, load_shard, load_test_set
 from fedmitr_app.partitions.images import decode_all, to_pixels
@@ -44,8 +47,7 @@ def test_a_noted_turn_is_undone(turn, kind):
     exif[0x0112] = turn
     found = to_pixels(saved(Image.fromarray(pixels), kind, exif=exif), 8, 1)[0]
     bright = {(row, column) for row in (1, 6) for column in (1, 6) if found[row, column] > 200}
-    corner = {1: (1, 1), 2: (1, 6), 3: (6, 6), 4: (6, 1), 5: (1, 1), 6: (1, 6), 7: (6, 6), 8: (6, 1)}
-    assert bright == {corner[turn]}
+    assert bright == {[(1, 1), (1, 6), (6, 6), (6, 1)][(turn - 1) % 4]}
 
 
 BROKEN_EXIF = [
@@ -78,7 +80,8 @@ def test_whatever_exif_raises(monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    "error", [struct.error, IndexError, zlib.error, MemoryError, EOFError, Image.DecompressionBombError]
+    "error",
+    [struct.error, IndexError, zlib.error, MemoryError, EOFError, Image.DecompressionBombError],
 )
 def test_whatever_a_decoder_raises_names_the_file(folder, monkeypatch, error):
     def fail(self):
@@ -197,7 +200,8 @@ def test_columns_that_are_not_used_are_never_touched(tmp_path, monkeypatch):
 def test_a_label_column_of_images_is_not_read(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [0, 1])
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
-    refusal(lambda: load_source(of_parquet(path, label_column="img")), "data.label-column", "struct")
+    data = of_parquet(path, label_column="img")
+    refusal(lambda: load_source(data), "data.label-column", "struct")
 
 
 def test_what_hugging_face_wrote_is_read_for_the_columns_used_alone(tmp_path):
@@ -212,7 +216,8 @@ def test_what_hugging_face_wrote_is_read_for_the_columns_used_alone(tmp_path):
     assert load_source(of_parquet(tmp_path)).class_names == tuple(NAMES)
     assert len(load_test_set(of_parquet(tmp_path))) == 1
     for broken in ("{", "[]", '{"info": 3}'):
-        pq.write_table(table.replace_schema_metadata({"huggingface": broken}), tmp_path / "a.parquet")
+        table = table.replace_schema_metadata({"huggingface": broken})
+        pq.write_table(table, tmp_path / "a.parquet")
         if broken == "{":
             refusal(lambda: load_source(of_parquet(tmp_path)), "a.parquet", "can't be read")
         else:
@@ -220,13 +225,10 @@ def test_what_hugging_face_wrote_is_read_for_the_columns_used_alone(tmp_path):
 
 
 def test_files_that_number_their_classes_differently_are_refused(tmp_path):
-    from datasets import ClassLabel, Features
-    from datasets import Image as Picture
-
     for name, classes in (("a", ["x", "y"]), ("b", ["y", "x"])):
         features = Features({"img": Picture(), "label": ClassLabel(names=classes)})
         write_parquet(tmp_path / f"{name}.parquet", [0, 1], features=features)
-    refusal(lambda: load_source(of_parquet(tmp_path)), "b.parquet", "number their classes")
+    refusal(lambda: load_source(of_parquet(tmp_path)), "b.parquet", "numbers its classes")
 
 
 def test_files_with_labels_of_different_types_are_refused(tmp_path):
@@ -257,6 +259,24 @@ def test_paths_in_cells_lead_nowhere_else(tmp_path, outside, kind, path):
     refusal(lambda: load_test_set(of_parquet(outside)), "not a readable", "ValueError: a path")
 
 
+def test_a_hub_dataset_may_not_name_files_of_this_machine(tmp_path, monkeypatch):
+    cache, folder = tmp_path / "cache", tmp_path / "set"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    data = DataConfig(source="hub", name=str(folder), image_size=12, channels=3)
+    for made in (cache, folder):
+        made.mkdir()
+    for name, shade in (("cache/unpacked.png", 77), ("secret.png", None)):
+        (tmp_path / name).write_bytes(encoded(77))
+        cells = [{"bytes": None, "path": str(tmp_path / name)}] * 2
+        features = Features({"img": Picture(), "label": Value("int64")})
+        table = pa.table({"img": cells, "label": [0, 1]}).cast(features.arrow_schema)
+        pq.write_table(table, folder / "a.parquet")
+        if shade is None:
+            refusal(lambda: load_test_set(data), "not a readable", "ValueError: a path")
+        else:
+            assert (load_test_set(data).images[:, 0] == shade).all()
+
+
 def test_paths_in_cells_may_lead_into_the_folder(outside):
     for path in ("inside.png", str(outside / "inside.png")):
         pq.write_table(pa.table({"img": [path] * 2, "label": [0, 1]}), outside / "a.parquet")
@@ -268,7 +288,7 @@ def test_a_missing_file_is_called_missing(outside):
     refusal(lambda: load_test_set(of_parquet(outside)), "'gone.png' does not exist")
     source = load_source(of_parquet(outside))
     (outside / "a.parquet").unlink()
-    refusal(lambda: source.test.pixels(4, 3), "a.parquet does not exist")
+    refusal(lambda: source.test.pixels(4, 3), "a.parquet' does not exist")
 
 
 def test_damaged_row_groups_are_one_sentence(tmp_path):
@@ -277,4 +297,4 @@ def test_damaged_row_groups_are_one_sentence(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[4:2000] = bytes(1996)
     path.write_bytes(damaged)
-    refusal(lambda: source.train.pixels(4, 3), "a.parquet can't be read")
+    refusal(lambda: source.train.pixels(4, 3), "a.parquet' can't be read")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedmitr_app.client_app import align_labels, app
 from fedmitr_app.config import default_run_config, given_settings, parse_config
-from fedmitr_app.errors import DataError
+from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.models import InputSpec, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, hold_out, load_shard
 from fedmitr_app.strategies import OneShotFedAvg
@@ -136,6 +136,18 @@ def test_same_seed_gives_the_same_bits_in_any_order_and_another_seed_others():
     first = bits(list, 0)
     assert bits(shuffled, 0) == first
     assert bits(list, 1) != first
+
+
+def test_homes_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    strategy, _ = play(run_config(), run_dir="~/first")
+    assert len(list((tmp_path / "first" / "uploads").glob("*.safetensors"))) == CLIENTS
+    again, _ = play(run_config(), uploads_from="~/first")
+    digests = [[upload.digest for upload in play.outcome.accepted] for play in (strategy, again)]
+    assert digests[0] == digests[1]
+    for setting in ("run_dir", "uploads_from"):
+        with pytest.raises(ConfigError, match="'~nobody-here/x' names a user's home"):
+            play(run_config(), **{setting: "~nobody-here/x"})
 
 
 def test_an_empty_shard_is_an_explicit_reply(monkeypatch):
