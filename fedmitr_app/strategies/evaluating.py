@@ -14,6 +14,7 @@ from fedmitr_app.strategies.collecting import failure_sentence
 from fedmitr_app.strategies.naming import called
 from fedmitr_app.strategies.records import RECEIVED, RecordKeys, metrics_of, status_of
 from fedmitr_app.strategies.streaming_grid import ReplyStream
+from fedmitr_app.text import harmless
 from fedmitr_app.uploads import check_num_examples, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import finite_metrics
 
@@ -59,7 +60,7 @@ def collect_scores(
             found = _read(reply, who, keys, known)
         except Exception as error:  # one that nobody foresaw must not cost the others, either
             told = error if isinstance(error, UploadError) else "it could not be read."
-            _log.warning("The evaluation of %s is left out: %s", who, _on_one_line(told))
+            _log.warning("The evaluation of %s is left out: %s", who, harmless(told))
             continue
         received += found is None
         heard += [found] if found is not None and found.metrics else []
@@ -87,7 +88,7 @@ def _read(
     if status != "ok":
         raise UploadError(reason or f"its status is {status[:40]!r}.")
     if reason:  # of what went wrong beside the evaluation
-        _log.warning("%s: %s", who, _on_one_line(reason))
+        _log.warning("%s: %s", who, harmless(reason))
     metrics = metrics_of(reply.content, keys)
     count = metrics.pop(keys.weighted_by, None)
     try:
@@ -122,7 +123,3 @@ def _score(name: str, replies: list[_Reply]) -> FederatedScore:
     total = math.fsum(n * each.metrics[name] for n, each in zip(counts, replies, strict=True))
     images = None if doubtful else sum(each.num_examples or 0 for each in replies)
     return FederatedScore(total / sum(counts), nodes=len(replies), images=images)
-
-
-def _on_one_line(told: object) -> str:
-    return " ".join(str(told).split())[:500]

@@ -2,6 +2,8 @@
 
 from flwr.serverapp import Grid
 
+from fedmitr_app.text import harmless
+
 _LONGEST = 60
 
 
@@ -23,6 +25,5 @@ def called(node: int, name: str = "") -> str:
     With the id, because two nodes may be registered under one name, and because no client key
     then looks like a node's name alone.
     """
-    printable = "".join(letter if letter.isprintable() else " " for letter in name)
-    clean = " ".join(printable.split())[:_LONGEST]
+    clean = harmless(name, _LONGEST)
     return f"{clean} (node {node})" if clean else f"node-{node}"

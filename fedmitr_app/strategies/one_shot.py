@@ -10,7 +10,6 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
@@ -25,8 +24,8 @@ from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
     SCORE_KEY,
     RecordKeys,
+    pack_state,
     reference_of_record,
-    to_array_record,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream, StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
@@ -221,9 +220,8 @@ class OneShotStrategy(Strategy):
         nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
         _log.info("Asking %d node(s) to train.", len(nodes))
         whose = uploads_here(grid, nodes, here)
-        content = self._content(server_round, arrays, config)
-        kind = MessageType.TRAIN
-        return messages(content, self.keys.config, nodes, kind, self._timeout, whose)
+        content, key = self._content(server_round, arrays, config), self.keys.config
+        return messages(content, key, nodes, MessageType.TRAIN, self._timeout, whose)
 
     def await_nodes(self, grid: Grid, at_least: int | None = None) -> list[int]:
         """Wait for the clients' nodes: at least ``min_clients``, or as many as are said."""
@@ -264,13 +262,7 @@ class OneShotStrategy(Strategy):
 
     def pack(self, fused: Mapping[str, Tensor]) -> ArrayRecord:
         """Return the fused state dict as arrays, in the order of the initial ones."""
-        shapes = {name: tuple(value.shape) for name, value in fused.items()}
-        if shapes != {name: spec.shape for name, spec in self.reference.items()}:
-            raise AggregationError(
-                f"{type(self).__name__}.fuse returned other names or shapes than the initial "
-                "arrays have: it must return a state dict that the same model can load."
-            )
-        return to_array_record({name: fused[name] for name in self.reference})
+        return pack_state(fused, self.reference, type(self).__name__)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -279,9 +271,8 @@ class OneShotStrategy(Strategy):
         if not (self.federated_evaluation or self.send_model):
             return []
         config[SCORE_KEY], nodes = self.federated_evaluation, sorted(grid.get_node_ids())
-        content = self._content(server_round, arrays, config)
-        kind = MessageType.EVALUATE
-        return messages(content, self.keys.config, nodes, kind, self._timeout)
+        content, key = self._content(server_round, arrays, config), self.keys.config
+        return messages(content, key, nodes, MessageType.EVALUATE, self._timeout)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

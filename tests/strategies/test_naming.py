@@ -48,10 +48,10 @@ def test_who_is_out_of_reach_is_called_by_name(caplog):
     [
         ("hospital-a", "hospital-a (node 7)"),
         ("  St. Mary's\tPraha 2 ", "St. Mary's Praha 2 (node 7)"),
-        ("a\n\x1b[31mERROR all is lost\u202e\r", "a [31mERROR all is lost (node 7)"),
-        ("x" * 1000, "x" * 60 + " (node 7)"),
+        ("a\n\x1b[31mERROR all is lost\u202e\r", "a ?[31mERROR all is lost? (node 7)"),
+        ("x" * 1000, "x" * 59 + "… (node 7)"),
         ("", "node-7"),
-        ("\n\x00", "node-7"),
+        ("\n\t ", "node-7"),
     ],
 )
 def test_names_are_one_short_printable_line(name, shown):
