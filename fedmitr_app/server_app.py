@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
 from numpy.typing import NDArray
 
 from fedmitr_app.config import Config, check_source, flatten, parse_config, require_same
@@ -48,8 +49,13 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the one round and leave the run folder behind."""
-    join_flower_log()  # which shows what the user can mend as a sentence
-    run(grid, context.run_config)
+    join_flower_log()
+    try:
+        run(grid, context.run_config)
+    except (FedmitrError, AggregationError) as error:
+        # What the user can mend is a sentence; only an error that goes on makes the run fail.
+        _log.error("%s", error)
+        raise
 
 
 def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
