@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.exception import AggregationError
 from flwr.supercore.exit import add_exit_handler
 from numpy.typing import NDArray
 
@@ -65,8 +66,13 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the one round and leave the run folder behind."""
-    join_flower_log()  # which shows what the user can mend as a sentence
-    run(grid, context.run_config)
+    join_flower_log()
+    try:
+        run(grid, context.run_config)
+    except (FedmitrError, AggregationError) as error:
+        # What the user can mend is a sentence; only an error that goes on makes the run fail.
+        _log.error("%s", error)
+        raise
 
 
 def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:

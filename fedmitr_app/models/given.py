@@ -153,6 +153,6 @@ def _require_answers(model: PatchViT) -> None:
     if model.precision == "float32" and apart > TOLERANCE:
         raise ModelError(
             f"The model's answers differ by {100 * apart:.2g} % of the largest when it is run "
-            "patch by patch: it does more than timm's plain ViT (a hook, or a forward of its own), which "
-            "must be taken away."
+            "patch by patch: it does more than timm's plain ViT (a hook, or a forward of its own), "
+            "which must be taken away."
         )

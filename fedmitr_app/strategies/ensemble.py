@@ -1,5 +1,6 @@
 """The bare ensemble: keep every upload; the ceiling that distillation aims at."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -9,6 +10,8 @@ from torch import Tensor
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 from fedmitr_app.strategies.records import to_array_record
 from fedmitr_app.uploads import Upload
+
+_log = logging.getLogger(__name__)
 
 
 class BareEnsemble(OneShotStrategy):
@@ -36,6 +39,8 @@ class BareEnsemble(OneShotStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask nobody: a client's model can't load an ensemble."""
+        if self.federated_evaluation or self.send_model:
+            _log.warning("An ensemble is no single model: it is neither sent nor evaluated.")
         return []
 
 

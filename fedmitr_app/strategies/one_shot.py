@@ -10,7 +10,6 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
@@ -26,8 +25,8 @@ from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
     SCORE_KEY,
     RecordKeys,
+    pack_state,
     reference_of_record,
-    to_array_record,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream, StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
@@ -264,13 +263,7 @@ class OneShotStrategy(Strategy):
 
     def pack(self, fused: Mapping[str, Tensor]) -> ArrayRecord:
         """Return the fused state dict as arrays, in the order of the initial ones."""
-        shapes = {name: tuple(value.shape) for name, value in fused.items()}
-        if shapes != {name: spec.shape for name, spec in self.reference.items()}:
-            raise AggregationError(
-                f"{type(self).__name__}.fuse returned other names or shapes than the initial "
-                "arrays have: it must return a state dict that the same model can load."
-            )
-        return to_array_record({name: fused[name] for name in self.reference})
+        return pack_state(fused, self.reference, type(self).__name__)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

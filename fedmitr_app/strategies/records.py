@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.exception import AggregationError
 from torch import Tensor
 
 from fedmitr_app.errors import UploadError
@@ -154,6 +155,25 @@ def reference_of_record(arrays: ArrayRecord) -> dict[str, ArraySpec]:
         name: ArraySpec(tuple(array.shape), np.dtype(array.dtype))
         for name, array in arrays.items()
     }
+
+
+def pack_state(
+    fused: Mapping[str, Tensor], reference: Mapping[str, ArraySpec], name: str
+) -> ArrayRecord:
+    """Return what a strategy called ``name`` fused, in the order of the initial arrays.
+
+    Raises
+    ------
+    AggregationError
+        If it has other names or shapes than those.
+    """
+    shapes = {key: tuple(value.shape) for key, value in fused.items()}
+    if shapes != {key: spec.shape for key, spec in reference.items()}:
+        raise AggregationError(
+            f"{name}.fuse returned other names or shapes than the initial arrays have: it must "
+            "return a state dict that the same model can load."
+        )
+    return to_array_record({key: fused[key] for key in reference})
 
 
 def to_array_record(state: Mapping[str, Tensor]) -> ArrayRecord:

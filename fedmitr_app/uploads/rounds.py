@@ -75,13 +75,12 @@ class RoundFolder:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Remove the temporary folder, if there is one; keep the uploads if there was an error.
 
-        Whatever the error is, nobody's training may be lost by it: a note on it says where the
-        uploads are.
+        Whatever the error is, nobody's training may be lost by it: the log says where the uploads
+        are, and so does a note on the error, for who shows that last.
         """
         if error is not None and (told := self._keep()):
             error.add_note(told)
-            if not isinstance(error, Exception):
-                _log.error(told)  # whoever shows those that are shows their notes
+            _log.error(told)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary = None

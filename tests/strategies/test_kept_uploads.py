@@ -138,7 +138,8 @@ def test_flowers_log_ends_with_where_they_are(caplog):
     assert "Traceback" not in caplog.text.rpartition("ServerApp raised")[2]  # a sentence
 
 
-def test_who_shows_no_error_has_it_in_the_log(caplog):
-    with pytest.raises(KeyboardInterrupt) as raised:
-        run(Broken(KeyboardInterrupt()), keyed)
-    assert raised.value.__notes__[0] in caplog.text
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ZeroDivisionError()])
+def test_our_own_log_says_it_for_who_shows_no_error(error, caplog):
+    with pytest.raises(type(error)) as raised:
+        run(Broken(error), keyed)
+    assert caplog.messages[-1] == raised.value.__notes__[0]

@@ -52,6 +52,7 @@ def test_who_is_out_of_reach_is_called_by_name(caplog):
         ("x" * 1000, "x" * 59 + "… (node 7)"),
         ("", "node-7"),
         ("\n\x00", "? (node 7)"),
+        ("\n\t ", "node-7"),
     ],
 )
 def test_names_are_one_short_printable_line(name, shown):

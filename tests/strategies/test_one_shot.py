@@ -417,13 +417,14 @@ def test_federated_evaluation_weighs_by_examples_and_skips_bad_replies():
     assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": pytest.approx(1 / 3)}
 
 
-def test_the_bare_ensemble_keeps_every_model(tmp_path):
+def test_the_bare_ensemble_keeps_every_model(tmp_path, caplog):
     result = run(BareEnsemble(run_dir=tmp_path, federated_evaluation=True, **QUICK), keyed)
     models = split_ensemble(result.arrays.to_torch_state_dict())
     assert sorted(models) == ["client-a", "client-b", "client-c"]
     assert all(set(state) == set(theta0()) for state in models.values())
     assert float(models["client-b"]["scale"]) == 2.0
     assert not result.evaluate_metrics_clientapp
+    assert "An ensemble is no single model: it is neither sent nor evaluated." in caplog.text
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5])
