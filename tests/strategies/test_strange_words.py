@@ -14,7 +14,7 @@ from fedmitr_app.results.tables import client_rows
 from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.teacher import Trust
-from tests.strategies.fake_grid import failure, good_content, record, reply, theta0
+from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 from tests.strategies.test_hostile import real, stopped
 from tests.strategies.test_one_shot import QUICK, run
 
@@ -66,7 +66,7 @@ def test_nothing_that_a_client_says_rules_a_terminal_or_a_spreadsheet(tmp_path, 
     }
     assert len(strategy.outcome.rejected) + len(strategy.outcome.missing) == 7
     ours = [line for line in caplog.records if line.name.startswith("fedmitr_app")]
-    assert len(ours) > 8 and all(line.getMessage().isprintable() for line in ours)
+    assert len(ours) > 8 and all(line.getMessage().strip("\t").isprintable() for line in ours)
     for path in (tmp_path / "rejected").glob("*.json"):
         words = json.loads(path.read_text())
         assert words["client"].isprintable() and words["reason"].isprintable()
@@ -78,6 +78,21 @@ def test_nothing_that_a_client_says_rules_a_terminal_or_a_spreadsheet(tmp_path, 
         assert not any(cell.startswith(tuple("=+@")) for cell in row)
     written = "".join(path.read_text() for path in tmp_path.glob("*.jsonl"))
     assert "\x1b" not in written + "".join(capfd.readouterr())
+
+
+def test_what_is_left_out_is_told_of_in_harmless_words(caplog):
+    arrays = {**theta0(), "head.weight": theta0()["body.weight"]}
+
+    def answer(message):
+        content = good_content(1.0, 10, "client-a")
+        content["arrays"] = record(arrays)
+        content[MOMENTS_KEY] = record({EVIL: theta0()["head.bias"]})
+        return reply(message, content)
+
+    strategy = OneShotFedAvg(**QUICK)
+    strategy.start(FakeGrid([11], answer), record(arrays), timeout=1.0)
+    (said,) = [line.getMessage() for line in caplog.records if "left out" in line.getMessage()]
+    assert "unknown to the server (=cmd|" in said and said.isprintable()
 
 
 def test_the_sentence_that_ends_a_run_is_printable():
