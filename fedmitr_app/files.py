@@ -26,6 +26,7 @@ TEMPORARY = ".tmp"
 """How the hidden folders are called in which files are written."""
 _SHOWN_NAME = 100
 
+
 def write_atomically(path: Path, write: Callable[[Path], object], private: bool = False) -> None:
     """Let ``write`` fill a temporary file, then put it in the place of ``path``.
 

@@ -302,7 +302,7 @@ def test_a_shard_of_other_images_is_made_again_or_refused(tmp_path):
     whole, first = contents(pool), pool.shards()[0]
     left = load_tensors(first)
     save_tensors(first, {**left.tensors, "images": left.tensors["images"][..., :4]}, left.facts)
-    with pytest.raises(RunFolderError, match="holds other images or classes than"):
+    with pytest.raises(RunFolderError, match="holds other images or classes than those before"):
         pool.load()
     fill(tmp_path)
     assert contents(pool) == whole

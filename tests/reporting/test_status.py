@@ -15,6 +15,7 @@ from flwr.supercore import telemetry
 from flwr.supercore.exit import register_signal_handlers
 
 from fedmitr_app import server_app
+from fedmitr_app.diagnostics.finished import read_run
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.reporting import RunFolder
 from fedmitr_app.reporting.status import settle_status
@@ -114,7 +115,11 @@ def test_whatever_reads_the_folder_later_says_so(tmp_path: Path, caplog) -> None
         taken.earlier()
     with pytest.raises(ConfigError, match="no such file.*its run goes on"):
         RoundFolder(tmp_path / "new", uploads_from=tmp_path / "one").earlier()
-    assert caplog.text.count("was interrupted") == 2
+    with pytest.raises(RunFolderError, match="can't be diagnosed, its run goes on"):
+        read_run(tmp_path / "one", "cpu", dense=False)
+    with pytest.raises(RunFolderError, match="can't be diagnosed, its run is interrupted"):
+        read_run(interrupted(tmp_path / "three"), "cpu", dense=False)
+    assert caplog.text.count("was interrupted") == 3
 
 
 def test_a_folder_that_cannot_be_written_is_told_of_all_the_same(

@@ -255,6 +255,13 @@ def test_links_pipes_and_folders_are_refused(strange, tmp_path, file, what):
     assert not list((tmp_path / "new").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("place", ["rejected/1.json", "uploads/x.json"])
+def test_a_folder_where_a_file_is_to_go_is_one_sentence(strange, place):
+    (strange / place).mkdir(parents=True)
+    with pytest.raises(RunFolderError, match=f"{place} cannot be removed: "):
+        RoundFolder(strange, resume=True).spool()
+
+
 def test_names_in_a_folder_lead_nowhere_else(strange, tmp_path):
     """Whatever a manifest says of itself, its files are those beside it."""
     path = manifest_of(strange)
