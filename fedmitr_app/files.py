@@ -134,7 +134,9 @@ def append_text(path: Path, text: str) -> None:
     RunFolderError
         When that cannot be done.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for careful in ("O_NOFOLLOW", "O_NONBLOCK"):  # the latter: a pipe would have it wait
+        flags |= getattr(os, careful, 0)
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
             if (found := os.fstat(file.fileno())).st_nlink > 1 or not stat.S_ISREG(found.st_mode):

@@ -23,7 +23,7 @@ from fedmitr_app.config import (
     parse_config,
     require_same,
 )
-from fedmitr_app.errors import ConfigError
+from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.methods.student import CHECKPOINT

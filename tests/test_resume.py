@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError, RunFolderError
+from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.methods import student
 from fedmitr_app.reporting import RunFolder
 from fedmitr_app.strategies.records import UPLOAD_KEY
@@ -135,6 +137,23 @@ def test_damaged_files_are_noticed_and_made_again(
     federation.run(**RESUME, **changes)
     assert result_of(federation.folder) == result_of(other.folder)
     assert how == "gone" or str(file) in caplog.text
+
+
+def test_a_checkpoint_that_is_whole_and_none_is_not_gone_on_with(
+    federation, whole, monkeypatch, caplog
+):
+    """Its digest is right: whoever can write a folder can work that out."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, fedmitr_module.StudentTraining, "finish")
+        with pytest.raises(Stopped):
+            federation.run()
+    file = federation.folder / "distillation.safetensors"
+    found = load_tensors(file)
+    save_tensors(file, {**found.tensors, "optimiser.0.exp_avg": torch.zeros(7)}, found.facts)
+    (federation.folder / "evaluation.json").write_text('{"key": 1, "clients": [[]]}')
+    federation.run(**RESUME)
+    assert "is a checkpoint of another student. The distillation is begun anew." in caplog.text
+    assert result_of(federation.folder) == whole
 
 
 def test_a_run_that_is_killed_once_it_is_complete_stays_complete_and_is_cleared(

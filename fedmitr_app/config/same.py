@@ -7,6 +7,9 @@ from typing import Any
 from fedmitr_app.config.fields import HARMLESS
 from fedmitr_app.config.schema import Config
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.text import harmless
+
+_LONGEST = 200  # the settings that a run began with may be somebody else's
 
 
 def decisive(settings: Any) -> Any:
@@ -45,12 +48,13 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     missing = "absent"
     changed = [
-        f"{key} = {now.get(key, missing)!r} (was {before.get(key, missing)!r})"
+        harmless(f"{key} = {now.get(key, missing)!r} (was {before.get(key, missing)!r})", _LONGEST)
         for key in sorted({*before, *now} - harmless_keys(Config()))
         if now.get(key, missing) != before.get(key, missing)
     ]
     if changed:
+        shown = harmless(", ".join(changed), 10 * _LONGEST)
         raise ConfigError(
             "output.resume = true goes on with the settings that the run began with, and these "
-            f"differ: {', '.join(changed)}; set them back, or choose another output.run-dir."
+            f"differ: {shown}; set them back, or choose another output.run-dir."
         )

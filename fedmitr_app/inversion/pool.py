@@ -156,8 +156,7 @@ class Pool:
             images.append(shard.tensors["images"].float())
             targets.append(shard.tensors["targets"])
             if _each(images[0], targets[0]) != _each(images[-1], targets[-1]):
-                first = self.shards()[0]
-                raise RunFolderError(f"{path} holds other images or classes than {first}.")
+                raise RunFolderError(f"{path} holds other images or classes than those before.")
             keep_idx = shard.tensors["keep_idx"].long()
             mask = torch.zeros(len(keep_idx), self.num_patches, dtype=torch.bool, device=device)
             masks.append(mask.scatter_(1, keep_idx, True))

@@ -21,7 +21,7 @@ from fedmitr_app.strategies.records import (
     status_of,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream
-from fedmitr_app.text import harmless
+from fedmitr_app.text import LONGEST, harmless
 from fedmitr_app.uploads import (
     ArraySpec,
     Expected,
@@ -209,7 +209,9 @@ def tell_claims(
         if not others:
             return each
         names = ", ".join(f"node-{node}" for node in sorted(others)[:_SHOWN_NODES])
-        return replace(each, reason=f"{each.reason.rstrip('.')} ({names} gives this key too).")
+        # Shortened first: no words of the client's may push these out.
+        reason = harmless(each.reason.rstrip("."), LONGEST // 2)
+        return replace(each, reason=f"{reason} ({names} gives this key too).")
 
     return in_order(map(told, rejected)), in_order(map(told, no_data))
 

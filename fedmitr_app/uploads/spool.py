@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
-from fedmitr_app.files import arrays_digest, unwritable, write_atomically, write_json
+from fedmitr_app.files import arrays_digest, reason_of, unwritable, write_atomically, write_json
 from fedmitr_app.reading import read_table, require_folder
 from fedmitr_app.text import harmless
 from fedmitr_app.uploads.claims import Claims
@@ -149,7 +149,7 @@ class Spool:
 
     def _take_up(self, require_fit: Callable[[Upload], None]) -> None:
         for path in self.rejected.glob("*.json"):
-            path.unlink()  # who was refused will be asked again
+            _remove(path)  # who was refused will be asked again
         for path in self.uploads.glob("*.json"):
             try:
                 upload = read_upload(path)
@@ -160,7 +160,7 @@ class Spool:
                     continue
             except UploadError as error:
                 _log.warning("%s Whoever sent it is asked again.", error)
-            _remove(path.with_suffix(".safetensors"))
+            _remove_upload(path.with_suffix(".safetensors"))
 
     def reject(self, rejection: Rejection) -> None:
         """Note, and log, that a reply could not be used."""
@@ -183,7 +183,7 @@ class Spool:
                 continue
             why = f"its weights are those of {first.client!r} to the last bit, and count once."
             self.reject(Rejection(upload.client, why, upload.node))
-            _remove(upload.weights)
+            _remove_upload(upload.weights)
         return list(kept.values())
 
 
@@ -221,10 +221,17 @@ def _keyless(digest: str) -> str:
     return f"weights-{digest[:12]}"
 
 
-def _remove(weights: Path) -> None:
+def _remove_upload(weights: Path) -> None:
     # The manifest first: without it nothing counts.
     for file in (weights.with_suffix(".json"), weights, moments_file(weights)):
+        _remove(file)
+
+
+def _remove(file: Path) -> None:
+    try:
         file.unlink(missing_ok=True)
+    except OSError as error:  # such as a folder of that name
+        raise RunFolderError(f"{file} cannot be removed: {reason_of(error)}.") from error
 
 
 def _told_apart(uploads: list[Upload]) -> list[Upload]:

@@ -362,3 +362,23 @@ def test_a_batch_that_is_too_large_is_split_and_gives_the_same(monkeypatch, capl
     answers = [made.student(images).logits for made in (whole, parts)]
     torch.testing.assert_close(*answers, rtol=1e-2, atol=1e-2)
     assert "out of memory: distilling " in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{}, {"token_head": "auxiliary"}, {"train": "head"}])
+def test_only_a_state_of_its_own_kind_is_taken(changes):
+    made = trainee(**changes)
+    assert made.takes(made.state())  # before a step
+    made.run(pool_of(), 2)
+    state = made.state()
+    name = next(name for name in state if name.endswith("exp_avg"))
+    assert trainee(**changes).takes(state)
+    for wrong in (
+        {**state, "student.more": torch.zeros(1)},
+        {**state, "optimiser.999.step": torch.tensor(1.0)},
+        {**state, name: torch.zeros(7, dtype=state[name].dtype)},
+        {**state, name: state[name].half()},
+        {**state, name: torch.full_like(state[name], torch.nan)},
+        {key: value for key, value in state.items() if key != name},
+        {key: value for key, value in state.items() if not key.startswith("student.")},
+    ):
+        assert not trainee(**changes).takes(wrong)

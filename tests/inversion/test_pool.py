@@ -1,6 +1,7 @@
 """The pool on disk, what fills it, and how its variety is measured."""
 
 import importlib
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors import safe_open
 
 from fedmitr_app.config import decisive
 from fedmitr_app.errors import RunFolderError
+from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.inversion import (
     Inverted,
     Place,
@@ -249,3 +251,58 @@ def test_diversity_of_copies_and_of_single_images():
     teacher, images = tiny_teacher(), random_images(1).expand(4, -1, -1, -1)
     assert diversity(teacher, images, torch.zeros(4).long()) == pytest.approx(0, abs=1e-9)
     assert diversity(teacher, images, torch.arange(4)) == 0.0
+
+
+def stored(**changes):
+    """A shard's tensors, some of them others."""
+    made = batch(3, 5)
+    tensors = {
+        "images": made.images.half(),
+        "targets": made.targets,
+        "keep_idx": made.keep_idx.int(),
+    }
+    return {**tensors, **changes}
+
+
+FACTS = {"provenance": {}, "curves": {"loss": [1.0, None]}, "seconds": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "facts", "why"),
+    [
+        ({}, {"provenance": []}, "are no tables"),
+        ({}, {"curves": {"loss": 1.0}}, "are no numbers"),
+        ({}, {"curves": {"loss": ["1"]}}, "are no numbers"),
+        ({}, {"seconds": None}, "are no numbers"),
+        ({"images": torch.zeros(3, 1, 8, 8)}, {}, "its tensors are others"),
+        ({"images": torch.zeros(3, 8, 8).half()}, {}, "its tensors are others"),
+        ({"more": torch.zeros(1)}, {}, "its tensors are others"),
+        ({"targets": torch.zeros(2, 3)}, {}, "different numbers of images"),
+        ({"targets": torch.full((3, 3), -1.0)}, {}, "targets below zero"),
+        ({"images": torch.full((3, 1, 8, 8), float("nan")).half()}, {}, "not finite"),
+        ({"keep_idx": torch.full((3, 1), 16).int()}, {}, "patches beyond 16"),
+        ({"keep_idx": torch.full((3, 1), -1).int()}, {}, "patches beyond 16"),
+    ],
+)
+def test_a_shard_that_is_whole_and_none_is_made_again(tmp_path, caplog, tensors, facts, why):
+    """Its digest is right: whoever can write a folder can work that out."""
+    pool, place = Pool(tmp_path, 16), Place(0)
+    save_tensors(tmp_path / "pool-00000-00000.safetensors", stored(), FACTS)
+    found, seconds = pool.find({}, place)
+    assert seconds == 2.0 and math.isnan(found.curves["loss"][1])
+    save_tensors(tmp_path / "pool-00000-00000.safetensors", stored(**tensors), {**FACTS, **facts})
+    assert pool.find({}, place) is None and why in caplog.text
+    assert pool.digests() == [""]
+    with pytest.raises(RunFolderError, match=why):
+        pool.load()
+
+
+def test_a_shard_of_other_images_is_made_again_or_refused(tmp_path):
+    pool, _, _ = fill(tmp_path)
+    whole, first = contents(pool), pool.shards()[0]
+    left = load_tensors(first)
+    save_tensors(first, {**left.tensors, "images": left.tensors["images"][..., :4]}, left.facts)
+    with pytest.raises(RunFolderError, match="holds other images or classes than those before"):
+        pool.load()
+    fill(tmp_path)
+    assert contents(pool) == whole

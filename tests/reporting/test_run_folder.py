@@ -197,3 +197,86 @@ def test_every_file_is_as_readable_as_any_other(folder: RunFolder) -> None:
     folder.save_model({"w": torch.zeros(2)}, {"name": "small"}, {}, [])
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.path.iterdir() if path.is_file()}
     assert modes == {stat.S_IMODE(plain.stat().st_mode)}
+
+
+def begun(path: Path) -> Path:
+    """A run that was stopped once it had settings and a shard."""
+    folder = RunFolder.create(str(path), seed=3)
+    folder.write_json("config.json", {"seed": 3})
+    (folder.pool / "shard").write_text("kept")
+    folder.close()
+    return path
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+@pytest.mark.parametrize("place", ["status.json", ".lock", "config.json", "pool", "pool/shard"])
+def test_a_run_in_a_folder_with_links_or_pipes_is_not_gone_on_with(
+    tmp_path: Path, place: str, what: str
+) -> None:
+    run = begun(tmp_path / "run")
+    elsewhere = (run / place).rename(tmp_path / "elsewhere")
+    if what == "link":
+        (run / place).symlink_to(elsewhere)
+    else:
+        os.mkfifo(run / place)
+    before = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match=rf"output\.run-dir.*it is a {what} and no") as told:
+        RunFolder.create(str(run), seed=3, resume=True)
+    assert "\n" not in str(told.value)
+    after = sorted((path, path.lstat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert [each for each in after if each[0].name not in (".lock", "run")] == [
+        each for each in before if each[0].name not in (".lock", "run")
+    ]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_lock_that_leads_elsewhere_leaves_what_it_leads_to_alone(
+    tmp_path: Path, resume: bool
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").symlink_to(victim)
+    with pytest.raises(RunFolderError, match=r"it is a link and no ordinary file"):
+        RunFolder.create(str(run), seed=3, resume=resume)
+    (run / ".lock").unlink()
+    (run / ".lock").hardlink_to(victim)
+    RunFolder.create(str(run), seed=3, resume=resume)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("status.json", '{"id": 1, "started": "x", "state": "failed"}'),
+        ("status.json", '{"id": "x", "started": null, "state": "failed"}'),
+        ("status.json", '{"id": "x", "started": "x", "state": ["failed"]}'),
+        ("status.json", "[" * 100_000),
+        ("config.json", '{"seed": [1, 2]}'),
+        ("config.json", '{"seed": NaN}'),
+        ("config.json", '"seed"'),
+        ("config.json", "\xff"),
+    ],
+)
+def test_what_no_run_wrote_is_one_sentence(tmp_path: Path, name: str, content: str) -> None:
+    run = begun(tmp_path / "run")
+    (run / name).write_text(content, encoding="latin-1")
+    with pytest.raises(RunFolderError, match="in it is damaged") as told:
+        RunFolder.create(str(run), seed=3, resume=True)
+    assert "\n" not in str(told.value)
+    # The folder is not held on to.
+    assert RunFolder.create(str(begun(tmp_path / "other")), seed=3, resume=True).settings
+
+
+def test_who_may_look_into_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads and synthetic images show what clients' data looked like."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("", "named"):
+        folder = RunFolder.create(path, seed=3)
+        for private in (folder.path, folder.uploads, folder.rejected, folder.pool):
+            assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    tmp_path.chmod(0o755)
+    (tmp_path / "mine").mkdir(mode=0o755)
+    RunFolder.create("mine", seed=3)  # whoever made it has said who may
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o755
