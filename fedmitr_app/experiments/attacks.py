@@ -2,7 +2,8 @@
 
 Each attack takes honest uploads and returns what the attackers send in place of theirs. All of
 it passes the checks that uploads are received with: finite numbers of the right shapes. Sources
-beside each attack; where none stands, folklore.
+beside each attack; where none stands, folklore. Those in ``SAME_FUNCTION`` leave the attacker's
+answers as they would honestly be, but for rounding: they are aimed at averages of weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,12 @@ from fedmitr_app.uploads.averaging import MOST_EXAMPLES
 
 State = Mapping[str, Tensor]
 HEAD = ("head.weight", "head.bias")
+NORMS = ("norm.weight", "norm.bias")
+CLASS_CONSTANT, POSITION = "cls_token", "pos_embed"
 SCALE = 100.0
+RESCALE = 1e6
+SPIKE, MILD_SPIKE = 1e18, 1e3
+COPY_NOISE = 1e-6
 LITTLE = 1.5
 """How many standard deviations "a little" is (Baruch et al. choose 0.3 to 1.7)."""
 BIAS = 20.0
@@ -37,6 +43,8 @@ class Knowledge:
     """θ₀, which the server sent to everyone."""
     honest: Sequence[State]
     """What each attacker would have sent if it were honest."""
+    victim: State
+    """What an honest client sends, overheard."""
 
 
 Attack = Callable[[int, Knowledge, torch.Generator], dict[str, Tensor]]
@@ -106,6 +114,118 @@ def boast(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tens
     return label_flip(number, known, rng)
 
 
+def same_function_norms(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Scale every block's norms up, and the maps that read them down by as much (choice).
+
+    As networks with positively homogeneous parts allow: Neyshabur et al., "Path-SGD", NeurIPS
+    2015.
+    """
+    state = _copied(known.honest[number])
+    for block in _blocks(state):
+        for norm, reader in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):
+            for part in ("weight", "bias"):
+                state[f"{block}.{norm}.{part}"] *= RESCALE
+            state[f"{block}.{reader}.weight"] /= RESCALE
+    return state
+
+
+def same_function_head(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Scale the final norm up, and the head's weights down by as much (choice)."""
+    state = _copied(known.honest[number])
+    for name in NORMS:
+        state[name] *= RESCALE
+    state[HEAD[0]] /= RESCALE
+    return state
+
+
+def same_function_queries(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Scale every block's queries up, and its keys down by as much (choice)."""
+    state = _copied(known.honest[number])
+    for block in _blocks(state):
+        for part in ("weight", "bias"):
+            queries, keys, _ = state[f"{block}.attn.qkv.{part}"].chunk(3)
+            queries *= RESCALE
+            keys /= RESCALE
+    return state
+
+
+def same_function_values(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Scale every block's values up, and their projection down by as much (choice)."""
+    state = _copied(known.honest[number])
+    for block in _blocks(state):
+        for part in ("weight", "bias"):
+            state[f"{block}.attn.qkv.{part}"].chunk(3)[2].mul_(RESCALE)
+        state[f"{block}.attn.proj.weight"] /= RESCALE
+    return state
+
+
+def permuted_units(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Reorder the hidden units of every block's perceptron.
+
+    The symmetry that Ainsworth et al., "Git Re-Basin", ICLR 2023, undo; no array changes its size.
+    """
+    state = _copied(known.honest[number])
+    for block in _blocks(state):
+        fc1, fc2 = f"{block}.mlp.fc1", f"{block}.mlp.fc2"
+        order = torch.randperm(len(state[f"{fc1}.bias"]), generator=rng)
+        for name in (f"{fc1}.weight", f"{fc1}.bias"):
+            state[name] = state[name][order].contiguous()
+        state[f"{fc2}.weight"] = state[f"{fc2}.weight"][:, order].contiguous()
+    return state
+
+
+def permuted_channels(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Reorder the channels that all blocks read and add to, and flip signs within attention.
+
+    Queries with their keys and values with their projection keep their products (choice). With
+    :func:`permuted_units` every array but the head's bias is in another order.
+    """
+    state = permuted_units(number, known, rng)
+    order = torch.randperm(len(state[NORMS[0]]), generator=rng)
+    for block in _blocks(state):
+        qkv, proj = f"{block}.attn.qkv", f"{block}.attn.proj.weight"
+        signs = torch.randint(2, (2, len(order)), generator=rng) * 2.0 - 1.0
+        rows = torch.cat([signs[0], signs[0], signs[1]])
+        state[f"{qkv}.weight"] *= rows.unsqueeze(1)
+        state[f"{qkv}.bias"] *= rows
+        state[proj] *= signs[1]
+        for name in (f"{qkv}.weight", f"{block}.mlp.fc1.weight"):  # read the channels
+            state[name] = state[name][:, order].contiguous()
+    state[HEAD[0]] = state[HEAD[0]][:, order].contiguous()
+    for name in (POSITION, CLASS_CONSTANT):
+        state[name] = state[name][..., order].contiguous()
+    for name, value in state.items():  # what is added to the channels, or scales them
+        last = name.rsplit(".", 2)[-2] if "." in name else ""
+        if last in ("proj", "fc2", "norm1", "norm2", "norm"):
+            state[name] = value[order].contiguous()
+    return state
+
+
+def spike(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Set one element to a value that drowns every average (choice)."""
+    return _spiked(known.honest[number], SPIKE)
+
+
+def mild_spike(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Set one element to a value that float32 adds without loss (choice)."""
+    return _spiked(known.honest[number], MILD_SPIKE)
+
+
+def near_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send another client's model with a little noise, so that it counts once more (choice)."""
+    return _each(known.victim, lambda value: value * (1 + COPY_NOISE * _noise(value, rng)))
+
+
+def permuted_head(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Name every class as another one, drawn by chance: flipped labels in another order."""
+    return _misnamed(known.honest[number], rng)
+
+
+def permuted_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send another client's model with its classes named as others (choice)."""
+    return _misnamed(known.victim, rng)
+
+
 ATTACKS: dict[str, Attack] = {
     "gaussian-noise": gaussian_noise,
     "sign-flip": sign_flip,
@@ -116,7 +236,24 @@ ATTACKS: dict[str, Attack] = {
     "a-little-is-enough": a_little_is_enough,
     "sybils": sybils,
     "boast": boast,
+    "same-function-norms": same_function_norms,
+    "same-function-head": same_function_head,
+    "same-function-queries": same_function_queries,
+    "same-function-values": same_function_values,
+    "permuted-units": permuted_units,
+    "permuted-channels": permuted_channels,
+    "spike": spike,
+    "mild-spike": mild_spike,
+    "near-copy": near_copy,
+    "permuted-head": permuted_head,
+    "permuted-copy": permuted_copy,
 }
+SAME_FUNCTION = tuple(name for name in ATTACKS if name.startswith("same-function")) + (
+    "permuted-units",
+    "permuted-channels",
+)
+ABSENT = "absent"
+"""In place of an attack: the attackers send nothing, which is what a round is worth without."""
 
 
 def attack(
@@ -134,7 +271,7 @@ def attack(
     uploads : Sequence[Upload]
         Honest ones, sorted; not changed.
     name : str
-        In ``ATTACKS``.
+        In ``ATTACKS``, or ``ABSENT``.
     attackers : int
         How many clients attack; drawn by ``seed``, the same ones for every attack.
     initial : Mapping[str, Tensor]
@@ -153,7 +290,11 @@ def attack(
         )
     drawn = torch.randperm(len(uploads), generator=generator(seed, "attackers"))
     chosen = sorted(drawn[:attackers].tolist())
-    known = Knowledge(initial, [uploads[index].load_state() for index in chosen])
+    if name == ABSENT:
+        return [upload for index, upload in enumerate(uploads) if index not in chosen]
+    victim = next(upload for index, upload in enumerate(uploads) if index not in chosen)
+    honest_states = [uploads[index].load_state() for index in chosen]
+    known = Knowledge(initial, honest_states, victim.load_state())
     rng, sent = generator(seed, "attack", name), list(uploads)
     honest = [each.num_examples or 1 for n, each in enumerate(uploads) if n not in chosen]
     believed = MOST_EXAMPLES * int(median_low([*honest, *[max(honest)] * attackers]))
@@ -172,6 +313,29 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]
         name: change(value).contiguous() if value.is_floating_point() else value.clone()
         for name, value in state.items()
     }
+
+
+def _copied(state: State) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def _blocks(state: State) -> list[str]:
+    """Name the transformer blocks: ``blocks.0`` and so on."""
+    return list(dict.fromkeys(name[: name.index(".", 7)] for name in state if name[:7] == "blocks."))
+
+
+def _spiked(state: State, value: float) -> dict[str, Tensor]:
+    state = _copied(state)
+    state[POSITION][0, 0, 0] = value
+    return state
+
+
+def _misnamed(state: State, rng: torch.Generator) -> dict[str, Tensor]:
+    """Give every row of the head another place: a cycle through all classes in a drawn order."""
+    order = torch.randperm(len(state[HEAD[1]]), generator=rng)
+    moved = torch.empty_like(order)
+    moved[order] = order.roll(1)
+    return _reheaded(state, lambda value: value[moved])
 
 
 def _reheaded(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

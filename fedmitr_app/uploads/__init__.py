@@ -2,6 +2,7 @@
 
 from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.comparing import Weighed, compare
 from fedmitr_app.uploads.moments import (
     ClassMoments,
     check_moments,
@@ -31,12 +32,14 @@ __all__ = [
     "RoundOutcome",
     "Spool",
     "Upload",
+    "Weighed",
     "average",
     "check_arrays",
     "check_claims",
     "check_headers",
     "check_moments",
     "check_num_examples",
+    "compare",
     "decode_npy",
     "doubtful_counts",
     "example_counts",
