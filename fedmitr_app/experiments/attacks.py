@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median_low
 
 import torch
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.averaging import MOST_EXAMPLES
+from fedmitr_app.uploads.upload import moments_file
 
 State = Mapping[str, Tensor]
 HEAD = ("head.weight", "head.bias")
@@ -28,6 +30,7 @@ SCALE = 100.0
 RESCALE = 1e6
 SPIKE, MILD_SPIKE = 1e18, 1e3
 COPY_NOISE = 1e-6
+LONG = 30.0
 LITTLE = 1.5
 """How many standard deviations "a little" is (Baruch et al. choose 0.3 to 1.7)."""
 BIAS = 20.0
@@ -226,6 +229,14 @@ def permuted_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[s
     return _misnamed(known.victim, rng)
 
 
+def long_moments(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send class moments of features ``LONG`` times too long, beside honest weights (choice).
+
+    Weights alone can't: :func:`attack` does, where clients share moments.
+    """
+    return _copied(known.honest[number])
+
+
 ATTACKS: dict[str, Attack] = {
     "gaussian-noise": gaussian_noise,
     "sign-flip": sign_flip,
@@ -247,10 +258,12 @@ ATTACKS: dict[str, Attack] = {
     "near-copy": near_copy,
     "permuted-head": permuted_head,
     "permuted-copy": permuted_copy,
+    "long-moments": long_moments,
 }
 SAME_FUNCTION = tuple(name for name in ATTACKS if name.startswith("same-function")) + (
     "permuted-units",
     "permuted-channels",
+    "long-moments",
 )
 ABSENT = "absent"
 """In place of an attack: the attackers send nothing, which is what a round is worth without."""
@@ -302,6 +315,13 @@ def attack(
         file = folder / f"attacker-{index:03d}.safetensors"
         save_file(ATTACKS[name](number, known, rng), file)
         sent[index] = replace(uploads[index], weights=file, digest=f"{name}-{index}")
+        if uploads[index].moments:
+            moments = uploads[index].load_moments()
+            if name == "long-moments":
+                moments = replace(
+                    moments, sums=LONG * moments.sums, scatter=LONG**2 * moments.scatter
+                )
+            save_arrays(moments.arrays(), moments_file(file))
         if name == "boast":
             sent[index] = replace(sent[index], num_examples=believed)
     return sent

@@ -187,7 +187,7 @@ class Task:
         """Return the task as ``teacher.defence`` leaves it: perhaps without some clients.
 
         Without those, at any rate, whose answers aren't finite numbers, or beyond all measure, or
-        another client's. Who stays, but in no average, is told of.
+        another client's. Who stays, but in no average of weights, is told of too.
 
         Raises
         ------
@@ -200,18 +200,9 @@ class Task:
             left_out = trust.left_out(strict) or (strict and bool(weighed.unfit))
             if not left_out:
                 kept.append(number)
-            if trust.reason:
-                done = "left out" if left_out else "used all the same (teacher.defence)"
-                _log.warning("%s is suspicious, and %s: %s.", client.key, done, trust.reason)
-            if weighed.unfit:
-                done = "left out" if left_out else "teaches, but is in no average of weights"
-                _log.warning("%s is suspicious, and %s: %s.", client.key, done, weighed.unfit)
-            if weighed.alike and not trust.copy:
-                _log.warning(
-                    "%s and %s did not train apart: most of their arrays are the same.",
-                    client.key,
-                    weighed.alike,
-                )
+            done = "left out" if left_out else "used all the same (teacher.defence)"
+            for reason in filter(None, [trust.reason, *weighed.reasons]):
+                _log.warning("%s is suspicious, and %s: %s.", client.key, done, reason)
         if len(kept) == len(self.clients):
             return self
         if not kept:
@@ -247,7 +238,7 @@ class Task:
 
     def knowing(self, **found: Any) -> "Task":
         """Take what was found elsewhere: ``probed``, ``weighed``, ``teacher``."""
-        self.__dict__ |= found
+        self.__dict__.update(found)
         return self
 
 

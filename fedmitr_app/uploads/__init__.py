@@ -8,6 +8,7 @@ from fedmitr_app.uploads.moments import (
     check_moments,
     moments_reference,
     pool_moments,
+    too_long,
 )
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
@@ -48,4 +49,5 @@ __all__ = [
     "read_round",
     "read_spool",
     "require_fit",
+    "too_long",
 ]

@@ -15,6 +15,8 @@ apart):
   times the median's. Arrays that are all but zero, as biases are at first, are compared with
   ``FLOOR`` of the whole model's root mean square.
 
+Of two that are the same but for noise averages take the first.
+
 θ₀ has a vote in every median, so that of two clients the one that stayed near it is right.
 What averages take is then of others' sizes and in their order, not good: who flips the training's
 step, or stays within the limits, is in. Measured in docs/reliability.md.
@@ -50,6 +52,16 @@ class Weighed(NamedTuple):
     """Why averages leave them out; empty for those that they take."""
     alike: str = ""
     """The key of the first other upload that most of its arrays are a copy of, or copied in."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Say what is found, if anything."""
+        found = []
+        if self.unfit:
+            found.append(f"{self.unfit}, so that no average of weights takes it")
+        if self.alike:
+            found.append(f"most of its arrays are those of {self.alike!r}: they did not train apart")
+        return found
 
 
 class _Part(NamedTuple):
@@ -96,16 +108,21 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     if len(uploads) < 2:
         return [Weighed()] * len(uploads)
     parts = list(_parts([load_file(upload.weights) for upload in uploads], initial))
+    if not parts:
+        return [Weighed()] * len(uploads)
     squares = sum(part.products.diagonal() for part in parts)
     floor = FLOOR * _median((squares / sum(part.count for part in parts)).sqrt())
     unfit = [""] * len(uploads)
     for part in parts:
         for client, reason in _misfits(part, floor):
             unfit[client] = unfit[client] or reason
-    copies = _copies(parts)
+    same, alike = _copies(parts)
+    for client, others in enumerate(same):
+        if others and others[0] < client:
+            unfit[client] = f"its weights are those of {uploads[others[0]].client!r} but for noise"
     return [
-        Weighed(reason, next((uploads[other].client for other in copies[client]), ""))
-        for client, reason in enumerate(unfit)
+        Weighed(reason, uploads[others[0]].client if others else "")
+        for reason, others in zip(unfit, alike, strict=True)
     ]
 
 
@@ -131,19 +148,24 @@ def _misfits(part: _Part, floor: float) -> Iterator[tuple[int, str]]:
         )
 
 
-def _copies(parts: Sequence[_Part]) -> list[list[int]]:
-    """Return for each client whom more than half of the arrays that both trained are shared with."""
+def _copies(parts: Sequence[_Part]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return for each client whose copy it is as a whole, and by most arrays that both trained."""
     clients = len(parts[0].peaks) - 1
-    trained = torch.zeros(clients, clients)
-    shared = torch.zeros(clients, clients)
+    trained, shared = torch.zeros(2, clients, clients)
+    apart, step = torch.zeros(2, clients, clients, dtype=torch.float64)
     for part in parts:
-        steps = part.steps[-1, :-1]
-        nearer = torch.minimum(steps[:, None], steps)
-        moved = nearer > 1e-6 * part.products[-1, -1].sqrt()
+        steps = part.steps
+        least = torch.minimum(steps[-1, :-1, None], steps[-1, :-1])
+        moved = least > 1e-6 * part.products[-1, -1].sqrt()
         trained += moved
-        shared += moved & (part.steps[:-1, :-1] < COPIED * nearer)
-    alike = (shared > trained / 2).fill_diagonal_(False)
-    return [row.nonzero().flatten().tolist() for row in alike]
+        shared += moved & (steps[:-1, :-1] < COPIED * least)
+        apart += steps[:-1, :-1] ** 2
+        step += least**2
+    found = (apart < COPIED**2 * step), (shared > trained / 2)
+    same, alike = (
+        [row.nonzero().flatten().tolist() for row in each.fill_diagonal_(False)] for each in found
+    )
+    return same, alike
 
 
 def _parts(
@@ -153,12 +175,12 @@ def _parts(
         if not start.is_floating_point() or not start.numel():
             continue
         values = [state[name] for state in (*states, initial)]
-        # timm keeps queries, keys and values in one array, of which one third may be swollen.
-        thirds = "qkv" if name.endswith(("qkv.weight", "qkv.bias")) and len(start) % 3 == 0 else ""
-        if not thirds:
+        if not name.endswith(("qkv.weight", "qkv.bias")) or len(start) % 3:
             yield _part(name, values)
-        for letter, third in zip(thirds, zip(*(value.chunk(3) for value in values))):
-            yield _part(name.replace("qkv", letter), third)
+            continue
+        # timm keeps queries, keys and values in one array, of which one third may be swollen.
+        for letter, thirds in zip("qkv", zip(*(value.chunk(3) for value in values))):
+            yield _part(name.replace("qkv", letter), thirds)
 
 
 def _part(name: str, values: Sequence[Tensor]) -> _Part:
