@@ -31,7 +31,7 @@ from fedmitr_app.models import PatchViT, VisitingViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, screen
+from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, same_answers, screen
 from fedmitr_app.uploads import Upload, Weighed, average, compare, example_counts
 
 _log = logging.getLogger(__name__)
@@ -181,7 +181,23 @@ class Task:
     @cached_property
     def trust(self) -> tuple[Trust, ...]:
         """What each client's answers to those images say of it."""
-        return tuple(screen(self.probed, [client.key for client in self.clients]))
+        return tuple(screen(self.probed, self._copies()))
+
+    def _copies(self) -> dict[int, str]:
+        """Find models that are another's: the same answers, and weights that none trained apart.
+
+        Of models that have hardly been trained the answers alone are the same too. One whose
+        weights can be averaged stays, in place of a copy that was put in another order.
+        """
+        groups: dict[int, list[int]] = {}
+        for number, first in enumerate(same_answers(self.probed)):
+            groups.setdefault(first, []).append(number)
+        found = {}
+        for group in groups.values():
+            kept = min(group, key=lambda number: (bool(self.weighed[number].unfit), number))
+            copies = [number for number in group if number != kept and self.weighed[number].reasons]
+            found |= dict.fromkeys(copies, self.clients[kept].key)
+        return found
 
     def defended(self) -> "Task":
         """Return the task as ``teacher.defence`` leaves it: perhaps without some clients.

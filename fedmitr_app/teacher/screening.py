@@ -12,8 +12,8 @@ that know few classes:
   trusted ones' (weighed by their priors), averaged over the classes that both sides know. Honest
   clients agree a little even under heavy skew; a model that learnt flipped labels disagrees.
 
-Before that, of those that give the same answers all but the first go: they are one model under
-several keys, whatever weights it was sent as, and would count several times.
+Copies are told apart by who calls: one model under several keys would count several times, also
+where its weights were put in another order for each.
 
 The limits were chosen on validation images of the digits' partitions with seeds 100 to 102 (5
 clients, Dirichlet 0.1; one or two of them attacking in eight ways), where they cost honest
@@ -21,7 +21,7 @@ rounds nothing. Attackers that together know most of a class, and say the same, 
 so: nor can backdoors, whose answers to generic images are honest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ MOST_SIZE, LEAST_INFORMATION, LEAST_AGREEMENT = 3.0, 0.1, -0.1
 UNUSABLE_SIZE = 1e4  # no student survives such logits, nor an average such weights
 CLIP = 1.5
 SAME = 0.01
-"""Of the spread of a model's logits over images: no two trainings end nearer to each other."""
+"""Of the spread of a model's logits over images: below it two give the same answers."""
 NOT_FINITE = "its answers are not finite numbers"
 _TINY = 1e-9
 
@@ -48,7 +48,7 @@ class Trust(NamedTuple):
     reason: str = ""
     """Empty for a client that is trusted."""
     copy: bool = False
-    """Whether the reason is that an earlier client gives the same answers."""
+    """Whether the reason is that another client's model is the same."""
 
     @property
     def broken(self) -> bool:
@@ -60,15 +60,20 @@ class Trust(NamedTuple):
         return self.broken or self.copy or (strict and bool(self.reason))
 
 
-def screen(logits: Tensor, keys: Sequence[str] = ()) -> list[Trust]:
+def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trust]:
     """Judge K clients by their logits ``[K, n, classes]`` on the same n images.
 
-    ``keys`` name them in reasons; without, their numbers do. Whoever agrees least with the rest is put aside, one after the other, while that is below
+    Whoever agrees least with the rest is put aside, one after the other, while that is below
     the limit and more than half of all clients remain. If everybody is distrusted, nobody is,
     but for those whose answers aren't finite numbers.
+
+    Parameters
+    ----------
+    copies : Mapping[int, str], optional
+        Clients whose models are another's, and its key: they go first, and vote nowhere.
     """
-    first = firsts(logits)
-    own = [client for client, other in enumerate(first) if other == client]
+    copies = copies or {}
+    own = [client for client in range(len(logits)) if client not in copies]
     sizes = relative_sizes(logits, own)
     information = mutual_information(logits)
     information = information / information[own].nanmedian().clamp_min(_TINY)
@@ -76,9 +81,8 @@ def screen(logits: Tensor, keys: Sequence[str] = ()) -> list[Trust]:
     for client in range(len(logits)):
         if not logits[client].isfinite().all():
             reasons[client] = NOT_FINITE
-        elif first[client] != client:
-            name = keys[first[client]] if keys else first[client]
-            reasons[client] = f"its answers are those of {name!r}, and count once"
+        elif client in copies:
+            reasons[client] = f"its model is that of {copies[client]!r}, and counts once"
         elif not sizes[client] <= MOST_SIZE:
             reasons[client] = f"its logits are {sizes[client]:.3g} times the median client's"
         elif not information[client] >= LEAST_INFORMATION:
@@ -94,15 +98,15 @@ def screen(logits: Tensor, keys: Sequence[str] = ()) -> list[Trust]:
         reasons[kept.pop(worst)] = "its answers contradict the other clients'"
     if not kept:
         reasons = [
-            reason if reason == NOT_FINITE or first[client] != client else ""
+            reason if reason == NOT_FINITE or client in copies else ""
             for client, reason in enumerate(reasons)
         ]
     figures = zip(sizes.tolist(), information.tolist(), agreement.tolist(), reasons, strict=True)
-    return [Trust(*each, first[client] != client) for client, each in enumerate(figures)]
+    return [Trust(*each, client in copies) for client, each in enumerate(figures)]
 
 
-def firsts(logits: Tensor) -> list[int]:
-    """Return for each of K clients the first whose answers ``[K, n, classes]`` are its own."""
+def same_answers(logits: Tensor) -> list[int]:
+    """Return for each of K clients the first whose answers ``[K, n, classes]`` are its own too."""
     wide = logits.double()
     wide = wide - wide.mean(-1, keepdim=True)
     spread = (wide - wide.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()

@@ -119,7 +119,8 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     same, alike = _copies(parts)
     for client, others in enumerate(same):
         if others and others[0] < client:
-            unfit[client] = f"its weights are those of {uploads[others[0]].client!r} but for noise"
+            copy = f"its weights are those of {uploads[others[0]].client!r} but for noise"
+            unfit[client] = unfit[client] or copy
     return [
         Weighed(reason, uploads[others[0]].client if others else "")
         for reason, others in zip(unfit, alike, strict=True)

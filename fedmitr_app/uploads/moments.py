@@ -119,7 +119,7 @@ def too_long(parts: Sequence[ClassMoments], usual: float, longest: float) -> lis
         Length that no feature can have, by θ₀'s norm.
     """
     squares = [float(np.trace(part.scatter) / part.counts.sum()) for part in parts]
-    median = max(statistics.median_high([*squares, usual]), np.finfo(np.float32).tiny)
+    median = max(statistics.median_low([*squares, usual]), np.finfo(np.float32).tiny)
     most = min(MOST_LENGTH * math.sqrt(median), (1 + ROUNDING) * longest)
     reasons = []
     for part, square in zip(parts, squares, strict=True):
