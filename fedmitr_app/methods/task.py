@@ -184,19 +184,24 @@ class Task:
         return tuple(screen(self.probed, self._copies()))
 
     def _copies(self) -> dict[int, str]:
-        """Find models that are another's: the same answers, and weights that none trained apart.
+        """Find models that are another client's, and whose: those that can be done without.
 
-        Of models that have hardly been trained the answers alone are the same too. One whose
-        weights can be averaged stays, in place of a copy that was put in another order.
+        Either the weights can't be averaged and most of them are those of one whose can, so that
+        something was done to a copy; or the answers are the same, whatever was done to it. Of
+        models that have hardly been trained the answers alone are the same too. Of each group
+        one stays, if possible one whose weights can be averaged.
         """
-        groups: dict[int, list[int]] = {}
+        keys, weighed, groups = [each.key for each in self.clients], self.weighed, {}
         for number, first in enumerate(same_answers(self.probed)):
             groups.setdefault(first, []).append(number)
         found = {}
         for group in groups.values():
-            kept = min(group, key=lambda number: (bool(self.weighed[number].unfit), number))
-            copies = [number for number in group if number != kept and self.weighed[number].reasons]
-            found |= dict.fromkeys(copies, self.clients[kept].key)
+            kept = min(group, key=lambda number: (bool(weighed[number].unfit), number))
+            copies = [number for number in group if number != kept and weighed[number].reasons]
+            found |= dict.fromkeys(copies, keys[kept])
+        for number, each in enumerate(weighed):
+            if each.unfit and each.alike in keys and not weighed[keys.index(each.alike)].unfit:
+                found.setdefault(number, each.alike)
         return found
 
     def defended(self) -> "Task":

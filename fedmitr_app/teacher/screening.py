@@ -82,7 +82,8 @@ def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trus
         if not logits[client].isfinite().all():
             reasons[client] = NOT_FINITE
         elif client in copies:
-            reasons[client] = f"its model is that of {copies[client]!r}, and counts once"
+            whose = copies[client]
+            reasons[client] = f"its model, or most of it, is that of {whose!r}, and counts once"
         elif not sizes[client] <= MOST_SIZE:
             reasons[client] = f"its logits are {sizes[client]:.3g} times the median client's"
         elif not information[client] >= LEAST_INFORMATION:

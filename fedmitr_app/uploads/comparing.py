@@ -41,7 +41,7 @@ MOST_DOUBT = 0.1
 """Likewise a slope whose standard error is larger, in the median client's array."""
 COPIED = 0.05
 """Of a training's step: two clients that are nearer than that did not train apart."""
-_CHUNK = 2**20  # values of each upload in float64 at once: memory stays flat
+_CHUNK = 2**22  # values of all uploads in float64 at once, 32 MiB: memory stays flat
 _TINY = 1e-30
 
 
@@ -51,7 +51,7 @@ class Weighed(NamedTuple):
     unfit: str = ""
     """Why averages leave them out; empty for those that they take."""
     alike: str = ""
-    """The key of the first other upload that most of its arrays are a copy of, or copied in."""
+    """The key of another upload that shares most of its arrays; of several, of one that is fit."""
 
     @property
     def reasons(self) -> list[str]:
@@ -121,9 +121,11 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
         if others and others[0] < client:
             copy = f"its weights are those of {uploads[others[0]].client!r} but for noise"
             unfit[client] = unfit[client] or copy
+    # Sorted by whether they are unfit: of a copy and its copies the one to be named is fit.
+    firsts = [min(others, key=lambda other: bool(unfit[other]), default=None) for others in alike]
     return [
-        Weighed(reason, uploads[others[0]].client if others else "")
-        for reason, others in zip(unfit, alike, strict=True)
+        Weighed(reason, "" if first is None else uploads[first].client)
+        for reason, first in zip(unfit, firsts, strict=True)
     ]
 
 
@@ -187,7 +189,8 @@ def _parts(
 def _part(name: str, values: Sequence[Tensor]) -> _Part:
     products = torch.zeros(len(values), len(values), dtype=torch.float64)
     peaks = torch.zeros(len(values), dtype=torch.float64)
-    for rows in zip(*(value.flatten().split(_CHUNK) for value in values)):
+    width = max(1, _CHUNK // len(values))
+    for rows in zip(*(value.flatten().split(width) for value in values)):
         piece = torch.stack(rows).double()
         products += piece @ piece.T
         peaks = torch.maximum(peaks, piece.abs().amax(1))

@@ -205,7 +205,14 @@ def test_a_copy_teaches_once_also_in_another_order(tmp_path, caplog, attackers, 
     honest = {each.client for each in rest}
     # Of the same model one stays: the one that averages can take, or else the first.
     assert len(honest - set(kept)) <= (0 if reordered else 1)
-    assert "and left out: its model is that of 'client-" in caplog.text
+    assert "and left out: its model, or most of it, is that of 'client-" in caplog.text
+
+
+@pytest.mark.parametrize("attackers", [1, 2])
+def test_of_a_copy_and_one_with_another_head_the_whole_one_stays(tmp_path, attackers):
+    task, rest, _ = attacked("permuted-copy", model_of(64), 5, tmp_path, attackers)
+    kept = [client.key for client in task.defended().clients]
+    assert kept == [each.client for each in rest]
 
 
 def test_models_that_were_hardly_trained_are_no_copies(tmp_path):
