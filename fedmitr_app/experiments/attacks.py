@@ -6,7 +6,7 @@ beside each attack; where none stands, folklore. Those in ``SAME_FUNCTION`` leav
 answers as they would honestly be, but for rounding: they are aimed at averages of weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
@@ -17,17 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments import symmetries
+from fedmitr_app.experiments.symmetries import HEAD, POSITION, State, copied
 from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.averaging import MOST_EXAMPLES
 from fedmitr_app.uploads.upload import moments_file
 
-State = Mapping[str, Tensor]
-HEAD = ("head.weight", "head.bias")
-NORMS = ("norm.weight", "norm.bias")
-CLASS_CONSTANT, POSITION = "cls_token", "pos_embed"
 SCALE = 100.0
-RESCALE = 1e6
 SPIKE, MILD_SPIKE = 1e18, 1e3
 COPY_NOISE = 1e-6
 LONG = 30.0
@@ -117,91 +114,9 @@ def boast(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tens
     return label_flip(number, known, rng)
 
 
-def same_function_norms(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Scale every block's norms up, and the maps that read them down by as much (choice).
-
-    As networks with positively homogeneous parts allow: Neyshabur et al., "Path-SGD", NeurIPS
-    2015.
-    """
-    state = _copied(known.honest[number])
-    for block in _blocks(state):
-        for norm, reader in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1")):
-            for part in ("weight", "bias"):
-                state[f"{block}.{norm}.{part}"] *= RESCALE
-            state[f"{block}.{reader}.weight"] /= RESCALE
-    return state
-
-
-def same_function_head(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Scale the final norm up, and the head's weights down by as much (choice)."""
-    state = _copied(known.honest[number])
-    for name in NORMS:
-        state[name] *= RESCALE
-    state[HEAD[0]] /= RESCALE
-    return state
-
-
-def same_function_queries(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Scale every block's queries up, and its keys down by as much (choice)."""
-    state = _copied(known.honest[number])
-    for block in _blocks(state):
-        for part in ("weight", "bias"):
-            queries, keys, _ = state[f"{block}.attn.qkv.{part}"].chunk(3)
-            queries *= RESCALE
-            keys /= RESCALE
-    return state
-
-
-def same_function_values(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Scale every block's values up, and their projection down by as much (choice)."""
-    state = _copied(known.honest[number])
-    for block in _blocks(state):
-        for part in ("weight", "bias"):
-            state[f"{block}.attn.qkv.{part}"].chunk(3)[2].mul_(RESCALE)
-        state[f"{block}.attn.proj.weight"] /= RESCALE
-    return state
-
-
-def permuted_units(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Reorder the hidden units of every block's perceptron.
-
-    The symmetry that Ainsworth et al., "Git Re-Basin", ICLR 2023, undo; no array changes its size.
-    """
-    state = _copied(known.honest[number])
-    for block in _blocks(state):
-        fc1, fc2 = f"{block}.mlp.fc1", f"{block}.mlp.fc2"
-        order = torch.randperm(len(state[f"{fc1}.bias"]), generator=rng)
-        for name in (f"{fc1}.weight", f"{fc1}.bias"):
-            state[name] = state[name][order].contiguous()
-        state[f"{fc2}.weight"] = state[f"{fc2}.weight"][:, order].contiguous()
-    return state
-
-
-def permuted_channels(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
-    """Reorder the channels that all blocks read and add to, and flip signs within attention.
-
-    Queries with their keys and values with their projection keep their products (choice). With
-    :func:`permuted_units` every array but the head's bias is in another order.
-    """
-    state = permuted_units(number, known, rng)
-    order = torch.randperm(len(state[NORMS[0]]), generator=rng)
-    for block in _blocks(state):
-        qkv, proj = f"{block}.attn.qkv", f"{block}.attn.proj.weight"
-        signs = torch.randint(2, (2, len(order)), generator=rng) * 2.0 - 1.0
-        rows = torch.cat([signs[0], signs[0], signs[1]])
-        state[f"{qkv}.weight"] *= rows.unsqueeze(1)
-        state[f"{qkv}.bias"] *= rows
-        state[proj] *= signs[1]
-        for name in (f"{qkv}.weight", f"{block}.mlp.fc1.weight"):  # read the channels
-            state[name] = state[name][:, order].contiguous()
-    state[HEAD[0]] = state[HEAD[0]][:, order].contiguous()
-    for name in (POSITION, CLASS_CONSTANT):
-        state[name] = state[name][..., order].contiguous()
-    for name, value in state.items():  # what is added to the channels, or scales them
-        last = name.rsplit(".", 2)[-2] if "." in name else ""
-        if last in ("proj", "fc2", "norm1", "norm2", "norm"):
-            state[name] = value[order].contiguous()
-    return state
+def own(change: Callable[[State, torch.Generator], dict[str, Tensor]]) -> Attack:
+    """Send one's own model, changed."""
+    return lambda number, known, rng: change(known.honest[number], rng)
 
 
 def spike(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
@@ -234,7 +149,7 @@ def long_moments(number: int, known: Knowledge, rng: torch.Generator) -> dict[st
 
     Weights alone can't: :func:`attack` does, where clients share moments.
     """
-    return _copied(known.honest[number])
+    return copied(known.honest[number])
 
 
 ATTACKS: dict[str, Attack] = {
@@ -247,12 +162,12 @@ ATTACKS: dict[str, Attack] = {
     "a-little-is-enough": a_little_is_enough,
     "sybils": sybils,
     "boast": boast,
-    "same-function-norms": same_function_norms,
-    "same-function-head": same_function_head,
-    "same-function-queries": same_function_queries,
-    "same-function-values": same_function_values,
-    "permuted-units": permuted_units,
-    "permuted-channels": permuted_channels,
+    "same-function-norms": own(symmetries.scaled_norms),
+    "same-function-head": own(symmetries.scaled_final_norm),
+    "same-function-queries": own(symmetries.scaled_queries),
+    "same-function-values": own(symmetries.scaled_values),
+    "permuted-units": own(symmetries.permuted_units),
+    "permuted-channels": own(symmetries.permuted_channels),
     "spike": spike,
     "mild-spike": mild_spike,
     "near-copy": near_copy,
@@ -335,17 +250,8 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]
     }
 
 
-def _copied(state: State) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in state.items()}
-
-
-def _blocks(state: State) -> list[str]:
-    """Name the transformer blocks: ``blocks.0`` and so on."""
-    return list(dict.fromkeys(name[: name.index(".", 7)] for name in state if name[:7] == "blocks."))
-
-
 def _spiked(state: State, value: float) -> dict[str, Tensor]:
-    state = _copied(state)
+    state = copied(state)
     state[POSITION][0, 0, 0] = value
     return state
 
