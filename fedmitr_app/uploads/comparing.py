@@ -41,6 +41,8 @@ MOST_DOUBT = 0.1
 """Likewise a slope whose standard error is larger, in the median client's array."""
 COPIED = 0.05
 """Of a training's step: two clients that are nearer than that did not train apart."""
+ROUNDING = 1e-6
+"""Of an array's length: differences that are smaller are none."""
 _CHUNK = 2**22  # values of all uploads in float64 at once, 32 MiB: memory stays flat
 _TINY = 1e-30
 
@@ -60,7 +62,7 @@ class Weighed(NamedTuple):
         if self.unfit:
             found.append(f"{self.unfit}, so that no average of weights takes it")
         if self.alike:
-            found.append(f"most of its arrays are those of {self.alike!r}: they did not train apart")
+            found.append(f"most of its arrays are {self.alike!r}'s: they did not train apart")
         return found
 
 
@@ -152,17 +154,17 @@ def _misfits(part: _Part, floor: float) -> Iterator[tuple[int, str]]:
 
 
 def _copies(parts: Sequence[_Part]) -> tuple[list[list[int]], list[list[int]]]:
-    """Return for each client whose copy it is as a whole, and by most arrays that both trained."""
+    """Return whose copies each client's whole model is, and most arrays that both trained."""
     clients = len(parts[0].peaks) - 1
     trained, shared = torch.zeros(2, clients, clients)
     apart, step = torch.zeros(2, clients, clients, dtype=torch.float64)
     for part in parts:
         steps = part.steps
-        least = torch.minimum(steps[-1, :-1, None], steps[-1, :-1])
-        moved = least > 1e-6 * part.products[-1, -1].sqrt()
-        trained += moved
-        shared += moved & (steps[:-1, :-1] < COPIED * least)
-        apart += steps[:-1, :-1] ** 2
+        steps = steps * (steps > ROUNDING * part.products[-1, -1].sqrt())
+        between, least = steps[:-1, :-1], torch.minimum(steps[-1, :-1, None], steps[-1, :-1])
+        trained += least > 0
+        shared += (least > 0) & (between < COPIED * least)
+        apart += between**2
         step += least**2
     found = (apart < COPIED**2 * step), (shared > trained / 2)
     same, alike = (

@@ -101,7 +101,8 @@ def test_the_figures_by_definition(theta0, tmp_path, monkeypatch):
     uploads = trained(theta0, tmp_path, [1.0, 0.4])
     states = [each.load_state() for each in uploads]
     parts = {part.name: part for part in comparing._parts(states, theta0)}
-    rows = [state["blocks.0.attn.qkv.weight"].double().numpy()[64:128] for state in (*states, theta0)]
+    fused = [state["blocks.0.attn.qkv.weight"].double().numpy() for state in (*states, theta0)]
+    rows = [value[64:128] for value in fused]
     part = parts["blocks.0.attn.k.weight"]
     flat = [row.ravel() for row in rows]
     np.testing.assert_allclose(part.sizes, [np.sqrt(np.mean(row**2)) for row in flat])
@@ -152,6 +153,12 @@ def test_who_shares_much_of_its_way_is_no_copy(theta0, tmp_path):
     ]
     assert (steps[0] - steps[1]).norm() < 0.5 * steps[0].norm()
     assert COPIED < 0.1
+    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+
+
+@pytest.mark.parametrize("step", [1e-12, 1e-6, 1e-5])
+def test_who_was_hardly_trained_is_no_copy(theta0, tmp_path, step):
+    uploads = trained(theta0, tmp_path, [step, step, 1.0])
     assert not any(weighed.reasons for weighed in compare(uploads, theta0))
 
 
