@@ -2,26 +2,32 @@
 
 Each attack takes honest uploads and returns what the attackers send in place of theirs. All of
 it passes the checks that uploads are received with: finite numbers of the right shapes. Sources
-beside each attack; where none stands, folklore.
+beside each attack; where none stands, folklore. Those in ``SAME_FUNCTION`` leave the attacker's
+answers as they would honestly be, but for rounding: they are aimed at averages of weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
 
 import torch
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments import symmetries
+from fedmitr_app.experiments.symmetries import HEAD, POSITION, State, copied
 from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.averaging import MOST_EXAMPLES
+from fedmitr_app.uploads.upload import moments_file
 
-State = Mapping[str, Tensor]
-HEAD = ("head.weight", "head.bias")
 SCALE = 100.0
+SPIKE, MILD_SPIKE = 1e18, 1e3
+COPY_NOISE = 1e-6
+LONG = 30.0
 LITTLE = 1.5
 """How many standard deviations "a little" is (Baruch et al. choose 0.3 to 1.7)."""
 BIAS = 20.0
@@ -37,6 +43,8 @@ class Knowledge:
     """θ₀, which the server sent to everyone."""
     honest: Sequence[State]
     """What each attacker would have sent if it were honest."""
+    victim: State
+    """What an honest client sends, overheard."""
 
 
 Attack = Callable[[int, Knowledge, torch.Generator], dict[str, Tensor]]
@@ -106,6 +114,44 @@ def boast(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tens
     return label_flip(number, known, rng)
 
 
+def own(change: Callable[[State, torch.Generator], dict[str, Tensor]]) -> Attack:
+    """Send one's own model, changed."""
+    return lambda number, known, rng: change(known.honest[number], rng)
+
+
+def spike(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Set one element to a value that drowns every average (choice)."""
+    return _spiked(known.honest[number], SPIKE)
+
+
+def mild_spike(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Set one element to a value that float32 adds without loss (choice)."""
+    return _spiked(known.honest[number], MILD_SPIKE)
+
+
+def near_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send another client's model with a little noise, so that it counts once more (choice)."""
+    return _each(known.victim, lambda value: value * (1 + COPY_NOISE * _noise(value, rng)))
+
+
+def permuted_head(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Name every class as another one, drawn by chance: flipped labels in another order."""
+    return _misnamed(known.honest[number], rng)
+
+
+def permuted_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send another client's model with its classes named as others (choice)."""
+    return _misnamed(known.victim, rng)
+
+
+def long_moments(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Send class moments of features ``LONG`` times too long, beside honest weights (choice).
+
+    Weights alone can't: :func:`attack` does, where clients share moments.
+    """
+    return copied(known.honest[number])
+
+
 ATTACKS: dict[str, Attack] = {
     "gaussian-noise": gaussian_noise,
     "sign-flip": sign_flip,
@@ -116,7 +162,26 @@ ATTACKS: dict[str, Attack] = {
     "a-little-is-enough": a_little_is_enough,
     "sybils": sybils,
     "boast": boast,
+    "same-function-norms": own(symmetries.scaled_norms),
+    "same-function-head": own(symmetries.scaled_final_norm),
+    "same-function-queries": own(symmetries.scaled_queries),
+    "same-function-values": own(symmetries.scaled_values),
+    "permuted-units": own(symmetries.permuted_units),
+    "permuted-channels": own(symmetries.permuted_channels),
+    "spike": spike,
+    "mild-spike": mild_spike,
+    "near-copy": near_copy,
+    "permuted-head": permuted_head,
+    "permuted-copy": permuted_copy,
+    "long-moments": long_moments,
 }
+SAME_FUNCTION = tuple(name for name in ATTACKS if name.startswith("same-function")) + (
+    "permuted-units",
+    "permuted-channels",
+    "long-moments",
+)
+ABSENT = "absent"
+"""In place of an attack: the attackers send nothing, which is what a round is worth without."""
 
 
 def attack(
@@ -134,7 +199,7 @@ def attack(
     uploads : Sequence[Upload]
         Honest ones, sorted; not changed.
     name : str
-        In ``ATTACKS``.
+        In ``ATTACKS``, or ``ABSENT``.
     attackers : int
         How many clients attack; drawn by ``seed``, the same ones for every attack.
     initial : Mapping[str, Tensor]
@@ -153,7 +218,11 @@ def attack(
         )
     drawn = torch.randperm(len(uploads), generator=generator(seed, "attackers"))
     chosen = sorted(drawn[:attackers].tolist())
-    known = Knowledge(initial, [uploads[index].load_state() for index in chosen])
+    if name == ABSENT:
+        return [upload for index, upload in enumerate(uploads) if index not in chosen]
+    victim = next(upload for index, upload in enumerate(uploads) if index not in chosen)
+    honest_states = [uploads[index].load_state() for index in chosen]
+    known = Knowledge(initial, honest_states, victim.load_state())
     rng, sent = generator(seed, "attack", name), list(uploads)
     honest = [each.num_examples or 1 for n, each in enumerate(uploads) if n not in chosen]
     believed = MOST_EXAMPLES * int(median_low([*honest, *[max(honest)] * attackers]))
@@ -161,6 +230,13 @@ def attack(
         file = folder / f"attacker-{index:03d}.safetensors"
         save_file(ATTACKS[name](number, known, rng), file)
         sent[index] = replace(uploads[index], weights=file, digest=f"{name}-{index}")
+        if uploads[index].moments:
+            moments = uploads[index].load_moments()
+            if name == "long-moments":
+                moments = replace(
+                    moments, sums=LONG * moments.sums, scatter=LONG**2 * moments.scatter
+                )
+            save_arrays(moments.arrays(), moments_file(file))
         if name == "boast":
             sent[index] = replace(sent[index], num_examples=believed)
     return sent
@@ -172,6 +248,20 @@ def _each(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]
         name: change(value).contiguous() if value.is_floating_point() else value.clone()
         for name, value in state.items()
     }
+
+
+def _spiked(state: State, value: float) -> dict[str, Tensor]:
+    state = copied(state)
+    state[POSITION][0, 0, 0] = value
+    return state
+
+
+def _misnamed(state: State, rng: torch.Generator) -> dict[str, Tensor]:
+    """Give every row of the head another place: a cycle through all classes in a drawn order."""
+    order = torch.randperm(len(state[HEAD[1]]), generator=rng)
+    moved = torch.empty_like(order)
+    moved[order] = order.roll(1)
+    return _reheaded(state, lambda value: value[moved])
 
 
 def _reheaded(state: State, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -141,7 +141,8 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         # On a CPU the time that its cores worked: other processes don't change it.
         clock = time.monotonic if device.type == "cuda" else time.process_time
         started = clock()
-        if config.teacher.defence != "none":  # else methods that look at no image need not
+        # Else methods that look at no image need not: honest uploads are all of use.
+        if cell.attackers or config.teacher.defence != "none":
             task = task.defended()
         fused = METHODS[cell.row.method](task)
         if device.type == "cuda":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.experiments.attacks import ATTACKS
+from fedmitr_app.experiments.attacks import ABSENT, ATTACKS
 from fedmitr_app.methods import METHODS
 
 AXES: dict[str, type] = {
@@ -133,7 +133,7 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     _only(given["axes"], AXES, f"{path}, axes")
     axes = {name: _axis(name, {**defaults, **given["axes"]}[name], path) for name in AXES}
     for attack in axes["attack"]:
-        _one_of(attack, (NO_ATTACK, *ATTACKS), "an attack", path)
+        _one_of(attack, (NO_ATTACK, ABSENT, *ATTACKS), "an attack", path)
     attacks = [
         (attack, number if attack != NO_ATTACK else 0)
         for attack, number in itertools.product(axes["attack"], axes["attackers"])

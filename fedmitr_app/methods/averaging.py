@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fedmitr_app.methods.task import Fused, Task
 from fedmitr_app.models import PatchViT
-from fedmitr_app.uploads import average
 
 
 def fedavg(task: Task) -> Fused:
@@ -17,7 +16,7 @@ def fedavg(task: Task) -> Fused:
 
 def fedavg_uniform(task: Task) -> Fused:
     """Average the uploads, each counting for the same."""
-    return Fused(_loaded(task, average(task.uploads, "uniform")))
+    return Fused(_loaded(task, task.averaged("uniform")))
 
 
 def _loaded(task: Task, state: Mapping[str, Tensor]) -> PatchViT:

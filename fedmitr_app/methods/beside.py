@@ -19,7 +19,7 @@ from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.methods.registry import METHODS
 from fedmitr_app.methods.task import Fused, MethodSettings, Task
 from fedmitr_app.models import PatchViT
-from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads import Upload, Weighed
 
 _log = logging.getLogger("fedmitr_app")
 
@@ -70,7 +70,9 @@ def beside(method: str, task: Task) -> Iterator[Result]:
         yield lambda: None
         return
     shape = copy.deepcopy(task.model).to("meta")
-    order = _Order(method, shape, task.uploads, settings, task.folder, task.label, share)
+    order = _Order(
+        method, shape, task.uploads, task.weighed, settings, task.folder, task.label, share
+    )
     process = context.Process(target=_work, args=(theirs, order), name="beside", daemon=True)
     listener = _Listener(ours, method, task)
     process.start()
@@ -105,6 +107,8 @@ class _Order(NamedTuple):
     model: PatchViT
     """Its shape, on the meta device."""
     uploads: Sequence[Upload]
+    weighed: Sequence[Weighed]
+    """What was found of their weights, beside uploads perhaps that the task is without."""
     settings: MethodSettings
     folder: Path
     label: str
@@ -166,7 +170,8 @@ def _work(pipe: Connection, order: _Order) -> None:
     probed = known.pop(_PROBED)
     model.vit.load_state_dict(known)
     task = Task.load(model, order.uploads, order.settings, order.folder, torch.device("cpu"))
-    task = replace(task, label=order.label, record=record).knowing(probed)
+    task = replace(task, label=order.label, record=record)
+    task.knowing(probed=probed, weighed=order.weighed)
     try:
         fused = METHODS[order.method](task)
         save_tensors(order.folder / FUSED, fused.model.vit.state_dict(), {})

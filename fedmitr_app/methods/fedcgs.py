@@ -13,7 +13,7 @@ import torch
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.task import Fused, Task
-from fedmitr_app.uploads import ClassMoments, pool_moments
+from fedmitr_app.uploads import ClassMoments, pool_moments, too_long
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def fedcgs(task: Task) -> Fused:
     Raises
     ------
     MethodUnavailable
-        If no client shares class moments. Those of some, because they can't be right, may be
-        lacking: then the head is the others'.
+        If no client shares class moments that can be right. Those of some may be lacking, or
+        can't be: then the head is the others'.
     """
     silent = [upload.client for upload in task.uploads if not upload.moments]
     names = f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}"
@@ -40,14 +40,37 @@ def fedcgs(task: Task) -> Fused:
         )
     if silent:
         _log.warning("The head is fitted without %s, of whom there are no class moments.", names)
-    sharing = [upload for upload in task.uploads if upload.moments]
-    weight, bias = gaussian_head(pool_moments([upload.load_moments() for upload in sharing]))
+    weight, bias = gaussian_head(pool_moments(_believed(task)))
     model = copy.deepcopy(task.model).to(task.device)
     head = model.vit.head
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))
     return Fused(model=model.eval())
+
+
+def _believed(task: Task) -> list[ClassMoments]:
+    """Read the moments, without those of features that θ₀ doesn't give.
+
+    A client's images count for as many as in the average: claims are no more proved here.
+    """
+    pairs = zip(task.uploads, task.clients, strict=True)
+    sharing = [(upload, client) for upload, client in pairs if upload.moments]
+    parts = [upload.load_moments() for upload, _ in sharing]
+    norm = task.model.vit.norm
+    scale, shift = norm.weight.double(), norm.bias.double()
+    # Normed values have a mean square of 1 at most, so that all of them are √D long.
+    longest = float(scale.abs().max() * len(scale) ** 0.5 + shift.norm())
+    usual = float(scale.square().sum() + shift.square().sum())
+    believed = []
+    for (upload, client), part, reason in zip(sharing, parts, too_long(parts, usual, longest)):
+        if reason:
+            _log.warning("The class moments of %s are left out: %s.", upload.client, reason)
+        else:
+            believed.append(part.times(client.num_examples / part.counts.sum()))
+    if not believed:
+        raise MethodUnavailable("no client's class moments can be those of the initial model")
+    return believed
 
 
 def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ Knows tensors and typed settings only: any process, any device, no Flower.
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,8 @@ from fedmitr_app.models import PatchViT, VisitingViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, screen
-from fedmitr_app.uploads import Upload, average, example_counts
+from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, same_answers, screen
+from fedmitr_app.uploads import Upload, Weighed, average, compare, example_counts
 
 _log = logging.getLogger(__name__)
 
@@ -134,9 +134,17 @@ class Task:
         return hashlib.sha256(json_line({"parts": parts}).encode()).hexdigest()
 
     @cached_property
+    def weighed(self) -> tuple[Weighed, ...]:
+        """What each upload's weights say of it, beside the others'."""
+        return tuple(compare(self.uploads, self._initial))
+
+    @cached_property
     def average(self) -> dict[str, Tensor]:
-        """The uploads' average by number of examples, timm's keys, on the CPU."""
-        return average(self.uploads, self.settings.weighting)
+        """The uploads' average by number of examples, timm's keys, on the CPU.
+
+        Without those whose weights can't be averaged with the others'.
+        """
+        return self.averaged(self.settings.weighting)
 
     @property
     def trusted_average(self) -> dict[str, Tensor]:
@@ -144,13 +152,22 @@ class Task:
 
         Their logits can be clipped, their weights not. Other defences leave them out altogether.
         """
-        trusted = self.uploads
-        if self.settings.teacher.defence == "clip":
-            pairs = zip(self.uploads, self.trust, strict=True)
-            trusted = tuple(upload for upload, trust in pairs if not trust.reason)
-        if len(trusted) in (0, len(self.uploads)):
+        if self.settings.teacher.defence != "clip":
             return self.average
-        return average(trusted, self.settings.weighting)
+        distrusted = {client.key for client, trust in zip(self.clients, self.trust) if trust.reason}
+        if len(distrusted) in (0, len(self.uploads)):
+            return self.average
+        return self.averaged(self.settings.weighting, distrusted)
+
+    def averaged(self, weighting: str, without: Set[str] = frozenset()) -> dict[str, Tensor]:
+        """Average what can be averaged, some clients left out; θ₀ if there is nothing."""
+        pairs = zip(self.uploads, self.weighed, strict=True)
+        fit = [each for each, found in pairs if not found.unfit and each.client not in without]
+        return average(fit, weighting) if fit else dict(self._initial)
+
+    @property
+    def _initial(self) -> Mapping[str, Tensor]:
+        return self.model.vit.state_dict()
 
     @cached_property
     def probed(self) -> Tensor:
@@ -164,12 +181,34 @@ class Task:
     @cached_property
     def trust(self) -> tuple[Trust, ...]:
         """What each client's answers to those images say of it."""
-        return tuple(screen(self.probed))
+        return tuple(screen(self.probed, self._copies()))
+
+    def _copies(self) -> dict[int, str]:
+        """Find models that are another client's, and whose: those that can be done without.
+
+        Either the weights can't be averaged and most of them are those of one whose can, so that
+        something was done to a copy; or the answers are the same, whatever was done to it. Of
+        models that have hardly been trained the answers alone are the same too. Of each group
+        one stays, if possible one whose weights can be averaged.
+        """
+        keys, weighed, groups = [each.key for each in self.clients], self.weighed, {}
+        for number, first in enumerate(same_answers(self.probed)):
+            groups.setdefault(first, []).append(number)
+        found = {}
+        for group in groups.values():
+            kept = min(group, key=lambda number: (bool(weighed[number].unfit), number))
+            copies = [number for number in group if number != kept and weighed[number].reasons]
+            found |= dict.fromkeys(copies, keys[kept])
+        for number, each in enumerate(weighed):
+            if each.unfit and each.alike in keys and not weighed[keys.index(each.alike)].unfit:
+                found.setdefault(number, each.alike)
+        return found
 
     def defended(self) -> "Task":
         """Return the task as ``teacher.defence`` leaves it: perhaps without some clients.
 
-        Without those, at any rate, whose answers aren't finite numbers, or beyond all measure.
+        Without those, at any rate, whose answers aren't finite numbers, or beyond all measure, or
+        another client's. Who stays, but in no average of weights, is told of too.
 
         Raises
         ------
@@ -177,24 +216,26 @@ class Task:
             If nobody is left.
         """
         strict, kept = self.settings.teacher.defence == "leave-one-out", []
-        for number, (client, trust) in enumerate(zip(self.clients, self.trust, strict=True)):
-            left_out = trust.left_out(strict)
+        found = zip(self.clients, self.trust, self.weighed, strict=True)
+        for number, (client, trust, weighed) in enumerate(found):
+            left_out = trust.left_out(strict) or (strict and bool(weighed.unfit))
             if not left_out:
                 kept.append(number)
-            if trust.reason:
-                done = "left out" if left_out else "used all the same (teacher.defence)"
-                _log.warning("%s is suspicious, and %s: %s.", client.key, done, trust.reason)
+            done = "left out" if left_out else "used all the same (teacher.defence)"
+            for reason in filter(None, [trust.reason, *weighed.reasons]):
+                _log.warning("%s is suspicious, and %s: %s.", client.key, done, reason)
         if len(kept) == len(self.clients):
             return self
         if not kept:
-            reasons = {trust.reason for trust in self.trust}
+            reasons = {trust.reason or each.unfit for trust, each in zip(self.trust, self.weighed)}
             raise UploadError(f"No upload is of any use: {'; '.join(sorted(reasons))}.")
         rest = replace(
             self,
             uploads=tuple(self.uploads[number] for number in kept),
             clients=tuple(self.clients[number] for number in kept),
         )
-        return rest.knowing(self.probed[kept])
+        weighed = tuple(self.weighed[number] for number in kept)
+        return rest.knowing(probed=self.probed[kept], weighed=weighed)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -209,15 +250,16 @@ class Task:
         """Return the same uploads under changed settings; the teacher too, unless it changes."""
         settings = change(self.settings)
         altered = replace(self, settings=settings, **fields)
+        found = {"weighed", "probed", "teacher"}
         if settings.teacher == self.settings.teacher:
-            altered.__dict__["teacher"] = self.teacher
-            if "probed" in self.__dict__:
-                altered.knowing(self.probed)
-        return altered
+            self.teacher  # worked out here, once
+        else:
+            found -= {"teacher", "probed"}
+        return altered.knowing(**{name: vars(self)[name] for name in found & vars(self).keys()})
 
-    def knowing(self, probed: Tensor) -> "Task":
-        """Take the clients' answers ``[K, n, classes]`` as they were given elsewhere."""
-        self.__dict__["probed"] = probed
+    def knowing(self, **found: Any) -> "Task":
+        """Take what was found elsewhere: ``probed``, ``weighed``, ``teacher``."""
+        self.__dict__.update(found)
         return self
 
 

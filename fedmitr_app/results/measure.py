@@ -20,7 +20,7 @@ from fedmitr_app.reporting import PoolSample, RunFolder
 from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.reporting.table import RESULT_NAMES
 from fedmitr_app.teacher import Teacher, Trust
-from fedmitr_app.uploads import RoundOutcome
+from fedmitr_app.uploads import RoundOutcome, Weighed
 
 SHOWN_IMAGES = 30
 EVALUATION = "evaluation.json"
@@ -45,7 +45,9 @@ class Results:
     on_shards: Mapping[str, FederatedScore]
     """By name, the clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
     trust: Sequence[Trust] = ()
-    """Of each accepted upload."""
+    """Of each accepted upload's answers."""
+    weighed: Sequence[Weighed] = ()
+    """Of its weights."""
     left_out: Set[str] = frozenset()
     """Keys of the accepted clients that the method did without."""
     fused: Fused | None = None
@@ -102,6 +104,7 @@ def measure(
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
         trust=task.trust,
+        weighed=task.weighed,
         left_out=left_out,
     )
     if fused is not None:

@@ -1,12 +1,14 @@
 """A run's results as a row for each client and as ``metrics.json``."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from fedmitr_app.methods import Fused
 from fedmitr_app.reporting import ClientRow
 from fedmitr_app.results.measure import Results
 from fedmitr_app.teacher import Trust
+from fedmitr_app.uploads import Upload
 
 
 def client_rows(results: Results) -> list[ClientRow]:
@@ -24,10 +26,10 @@ def client_rows(results: Results) -> list[ClientRow]:
             size=trust.size,
             information=trust.information,
             agreement=None if math.isnan(trust.agreement) else trust.agreement,
-            status=_status(trust, upload.client in results.left_out),
-            reason=trust.reason,
+            status=_status(reason, upload.client in results.left_out),
+            reason=reason,
         )
-        for upload, trust in zip(outcome.accepted, results.trust, strict=True)
+        for upload, trust, reason in _judged(results)
     ]
     for status, replies in (
         ("rejected", outcome.rejected),
@@ -48,10 +50,17 @@ def client_rows(results: Results) -> list[ClientRow]:
     return rows
 
 
-def _status(trust: Trust, left_out: bool) -> str:
+def _judged(results: Results) -> Iterator[tuple[Upload, Trust, str]]:
+    """Go through the accepted uploads, with all that speaks against each."""
+    judged = zip(results.outcome.accepted, results.trust, results.weighed, strict=True)
+    for upload, trust, weighed in judged:
+        yield upload, trust, "; ".join(filter(None, [trust.reason, *weighed.reasons]))
+
+
+def _status(reason: str, left_out: bool) -> str:
     if left_out:
         return "left out"
-    return "suspicious" if trust.reason else "ok"
+    return "suspicious" if reason else "ok"
 
 
 def metrics_of(results: Results, seed: int) -> dict[str, Any]:

@@ -1,18 +1,26 @@
 """One round of federated averaging: the comparator that every one-shot method must beat."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.uploads import Upload, average
+from fedmitr_app.uploads import Upload, average, compare
 from fedmitr_app.uploads.averaging import WEIGHTINGS
+
+_log = logging.getLogger(__name__)
 
 
 class OneShotFedAvg(OneShotStrategy):
     """Average the uploads (McMahan et al., 2017), once.
+
+    Without those whose weights can't be averaged with the others', for which their sizes and order
+    beside the initial arrays' speak; a warning names them.
 
     Parameters
     ----------
@@ -28,7 +36,21 @@ class OneShotFedAvg(OneShotStrategy):
             allowed = f"one of {', '.join(map(repr, WEIGHTINGS))}"
             raise ConfigError.bad_value("weights", weights, allowed)
         self.weights = weights
+        self._initial: dict[str, Tensor] | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember what everybody began with, and ask every node to train from it."""
+        self._initial = dict(arrays.to_torch_state_dict())
+        return super().configure_train(server_round, arrays, config, grid)
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the average, summed in float64 with flat memory."""
-        return average(uploads, self.weights)
+        fit = list(uploads)
+        for upload, found in zip(uploads, compare(uploads, self._initial or {}), strict=True):
+            if found.unfit:
+                fit.remove(upload)
+            for reason in found.reasons:
+                _log.warning("%s is suspicious: %s.", upload.client, reason)
+        return average(fit, self.weights) if fit else dict(self._initial or {})

@@ -170,8 +170,12 @@ class OneShotMethod(OneShotStrategy):
 
     def _require_enough(self, defended: Task) -> None:
         kept = {client.key for client in defended.clients}
-        pairs = zip(self.task.clients, self.task.trust, strict=True)
-        reasons = {each.key: trust.reason for each, trust in pairs if each.key not in kept}
+        judged = zip(self.task.clients, self.task.trust, self.task.weighed, strict=True)
+        reasons = {
+            each.key: trust.reason or weighed.unfit
+            for each, trust, weighed in judged
+            if each.key not in kept
+        }
         self.left_out = frozenset(reasons)
         if len(kept) < self.min_clients:
             told = "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items()))

@@ -3,7 +3,7 @@
 from fedmitr_app.teacher.combine import combine_logits
 from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput
 from fedmitr_app.teacher.probing import priors_of, probe
-from fedmitr_app.teacher.screening import Trust, screen
+from fedmitr_app.teacher.screening import Trust, same_answers, screen
 
 __all__ = [
     "ClientModel",
@@ -13,5 +13,6 @@ __all__ = [
     "combine_logits",
     "priors_of",
     "probe",
+    "same_answers",
     "screen",
 ]

@@ -12,12 +12,16 @@ that know few classes:
   trusted ones' (weighed by their priors), averaged over the classes that both sides know. Honest
   clients agree a little even under heavy skew; a model that learnt flipped labels disagrees.
 
+Copies are told apart by who calls: one model under several keys would count several times, also
+where its weights were put in another order for each.
+
 The limits were chosen on validation images of the digits' partitions with seeds 100 to 102 (5
 clients, Dirichlet 0.1; one or two of them attacking in eight ways), where they cost honest
 rounds nothing. Attackers that together know most of a class, and say the same, can't be found
 so: nor can backdoors, whose answers to generic images are honest.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +32,8 @@ from fedmitr_app.teacher.probing import priors_of
 MOST_SIZE, LEAST_INFORMATION, LEAST_AGREEMENT = 3.0, 0.1, -0.1
 UNUSABLE_SIZE = 1e4  # no student survives such logits, nor an average such weights
 CLIP = 1.5
+SAME = 0.01
+"""Of the spread of a model's logits over images: below it two give the same answers."""
 NOT_FINITE = "its answers are not finite numbers"
 _TINY = 1e-9
 
@@ -41,6 +47,8 @@ class Trust(NamedTuple):
     """Not a number for one that was put aside before, and for one alone."""
     reason: str = ""
     """Empty for a client that is trusted."""
+    copy: bool = False
+    """Whether the reason is that another client's model is the same."""
 
     @property
     def broken(self) -> bool:
@@ -48,24 +56,34 @@ class Trust(NamedTuple):
         return self.reason == NOT_FINITE or (bool(self.reason) and self.size > UNUSABLE_SIZE)
 
     def left_out(self, strict: bool) -> bool:
-        """Whether the client goes: if it is broken, or under a strict defence distrusted."""
-        return self.broken or (strict and bool(self.reason))
+        """Whether the client goes: broken, a copy, or under a strict defence distrusted."""
+        return self.broken or self.copy or (strict and bool(self.reason))
 
 
-def screen(logits: Tensor) -> list[Trust]:
+def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trust]:
     """Judge K clients by their logits ``[K, n, classes]`` on the same n images.
 
     Whoever agrees least with the rest is put aside, one after the other, while that is below
     the limit and more than half of all clients remain. If everybody is distrusted, nobody is,
     but for those whose answers aren't finite numbers.
+
+    Parameters
+    ----------
+    copies : Mapping[int, str], optional
+        Clients whose models are another's, and its key: they go first, and vote nowhere.
     """
-    sizes = relative_sizes(logits)
+    copies = copies or {}
+    own = [client for client in range(len(logits)) if client not in copies]
+    sizes = relative_sizes(logits, own)
     information = mutual_information(logits)
-    information = information / information.nanmedian().clamp_min(_TINY)
+    information = information / information[own].nanmedian().clamp_min(_TINY)
     reasons = [""] * len(logits)
     for client in range(len(logits)):
         if not logits[client].isfinite().all():
             reasons[client] = NOT_FINITE
+        elif client in copies:
+            whose = copies[client]
+            reasons[client] = f"its model, or most of it, is that of {whose!r}, and counts once"
         elif not sizes[client] <= MOST_SIZE:
             reasons[client] = f"its logits are {sizes[client]:.3g} times the median client's"
         elif not information[client] >= LEAST_INFORMATION:
@@ -76,20 +94,44 @@ def screen(logits: Tensor) -> list[Trust]:
         found = agreements(logits[kept])
         agreement[kept] = found.cpu()
         worst = int(found.argmin())
-        if found[worst] >= LEAST_AGREEMENT or 2 * (len(kept) - 1) <= len(logits):
+        if found[worst] >= LEAST_AGREEMENT or 2 * (len(kept) - 1) <= len(own):
             break
         reasons[kept.pop(worst)] = "its answers contradict the other clients'"
     if not kept:
-        reasons = [reason if reason == NOT_FINITE else "" for reason in reasons]
+        reasons = [
+            reason if reason == NOT_FINITE or client in copies else ""
+            for client, reason in enumerate(reasons)
+        ]
     figures = zip(sizes.tolist(), information.tolist(), agreement.tolist(), reasons, strict=True)
-    return [Trust(*each) for each in figures]
+    return [Trust(*each, client in copies) for client, each in enumerate(figures)]
 
 
-def relative_sizes(logits: Tensor) -> Tensor:
-    """Return the root mean square of each client's centred logits over the median's, ``[K]``."""
+def same_answers(logits: Tensor) -> list[int]:
+    """Return for each of K clients the first whose answers ``[K, n, classes]`` are its own too."""
+    wide = logits.double()
+    wide = wide - wide.mean(-1, keepdim=True)
+    spread = (wide - wide.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()
+    found: list[int] = []
+    for client, answers in enumerate(wide):
+        for other in sorted(set(found)):
+            apart = (answers - wide[other]).square().sum().sqrt()
+            if apart < SAME * torch.minimum(spread[client], spread[other]):
+                found.append(other)
+                break
+        else:
+            found.append(client)
+    return found
+
+
+def relative_sizes(logits: Tensor, of: Sequence[int] | None = None) -> Tensor:
+    """Return the root mean square of each client's centred logits over the median's, ``[K]``.
+
+    The median is that ``of`` some clients, or of all.
+    """
     wide = logits.double()  # the squares of what float32 holds are more than it holds
     sizes = (wide - wide.mean(-1, keepdim=True)).square().mean((1, 2)).sqrt()
-    return (sizes / sizes.nanmedian().clamp_min(_TINY)).float()
+    usual = sizes if of is None else sizes[list(of)]
+    return (sizes / usual.nanmedian().clamp_min(_TINY)).float()
 
 
 def clipping(logits: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.comparing import Weighed, compare
 from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.moments import (
     ClassMoments,
     check_moments,
     moments_reference,
     pool_moments,
+    too_long,
 )
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
@@ -32,12 +34,14 @@ __all__ = [
     "RoundOutcome",
     "Spool",
     "Upload",
+    "Weighed",
     "average",
     "check_arrays",
     "check_claims",
     "check_headers",
     "check_moments",
     "check_num_examples",
+    "compare",
     "decode_npy",
     "doubtful_counts",
     "example_counts",
@@ -46,4 +50,5 @@ __all__ = [
     "read_round",
     "read_spool",
     "require_fit",
+    "too_long",
 ]

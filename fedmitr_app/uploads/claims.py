@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ MAX_EXAMPLES = 10**12
 MAX_KEY_LENGTH = 200
 MAX_METRICS = 64
 MAX_METRIC = 1e30  # sums of what is far below the largest float stay finite
+MAX_SIDE = 10**5
+"""Pixels, or channels, that an input spec may have."""
+_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,15 @@ def check_num_examples(value: Any) -> int:
 
 def check_client_key(value: Any) -> str:
     """Return the client key, or raise ``UploadError`` if it can't name anyone."""
-    good = isinstance(value, str) and value.strip() == value and value.isprintable()
     # Commas separate keys in settings; "#" tells those apart that claim one key.
-    if not good or not 0 < len(value) <= MAX_KEY_LENGTH or set(",#") & set(value):
+    good = (
+        isinstance(value, str)
+        and 0 < len(value) <= MAX_KEY_LENGTH
+        and value.strip() == value
+        and value.isprintable()
+        and not set(",#") & set(value)
+    )
+    if not good:
         raise UploadError(
             f"client-key = {_short(value)}: it must be 1 to {MAX_KEY_LENGTH} "
             "printable characters without ',' or '#', nor spaces around them."
@@ -132,24 +142,31 @@ def _check_input_spec(declared: Any, expected: Expected) -> InputSpec | None:
         declared = declared.to_dict()
     try:
         spec = InputSpec.from_dict(declared)
+        good = 0 < spec.size <= MAX_SIDE and 0 < spec.channels <= MAX_SIDE
+        for values in (spec.mean, spec.std):
+            good = good and len(values) in (1, spec.channels) and all(map(math.isfinite, values))
+        if not good:
+            raise ValueError
     except Exception as error:  # whatever a stranger's table makes it raise
         raise UploadError("its input spec is not size, channels, mean and std.") from error
     if expected.input_spec is not None:
-        _same(_per_channel(expected.input_spec), _per_channel(spec), "input spec")
+        known, told = expected.input_spec.to_dict(), spec.to_dict()
+        for key in ("mean", "std"):
+            # One mean for all channels says the same as that mean for each of them. Only told
+            # apart, not expanded: a stranger says how many channels there are.
+            if len(known[key]) != len(told[key]) and set(known[key]) == set(told[key]):
+                told[key] = known[key]
+        _same(known, told, "input spec")
     return spec
-
-
-def _per_channel(spec: InputSpec) -> dict[str, Any]:
-    # One mean for all channels says the same as that mean for each of them.
-    table = spec.to_dict()
-    for key in ("mean", "std"):
-        table[key] = list(table[key]) * (spec.channels if len(table[key]) == 1 else 1)
-    return table
 
 
 def _same(known: Mapping[str, Any], declared: Mapping[str, Any], what: str) -> None:
     for key, value in known.items():
-        if _plain(declared.get(key)) != _plain(value):
+        try:
+            same = _plain(declared.get(key)) == _plain(value)
+        except (RecursionError, ValueError):  # a table in a table without end, a number likewise
+            same = False
+        if not same:
             raise UploadError(
                 f"its {what} differs from the server's: "
                 f"{key} is {_short(declared.get(key))}, not {_short(value)}."
@@ -162,10 +179,11 @@ def _check_label_counts(
     if declared is None:
         return None
     good = isinstance(declared, (list, tuple)) and all(
-        isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in declared
+        isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MAX_EXAMPLES
+        for count in declared
     )
     if not good:
-        raise UploadError("its label counts are not whole numbers of at least 0.")
+        raise UploadError("its label counts are not whole numbers from 0 to below 1e12.")
     if expected.num_classes is not None and len(declared) != expected.num_classes:
         raise UploadError(
             f"it counts the labels of {len(declared)} classes "
@@ -184,5 +202,11 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Show the beginning of a stranger's value, without writing out the rest first."""
+    if isinstance(value, (str, bytes, list, tuple)):
+        value = value[: _SHOWN + 1]
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: a number too long to be written
+        text = f"a {type(value).__name__} beyond all measure"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

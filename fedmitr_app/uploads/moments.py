@@ -5,7 +5,9 @@ fits a head from them without training. They say more about the data than weight
 asked for anyway: each class's number of images and the mean of their features.
 """
 
+import math
 import operator
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -20,6 +22,9 @@ NEGATIVE_SHARE = 1e-6
 # Normed features are of order 1, and an upload counts at most 1e12 images: far above both, and
 # far below what overflows.
 MAX_VALUE = 1e20
+MOST_LENGTH = 3.0
+"""Times the median client's: what its features' may be, or a third of it (choice)."""
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class ClassMoments:
         return ClassMoments(
             self.counts + other.counts, self.sums + other.sums, self.scatter + other.scatter
         )
+
+    def times(self, factor: float) -> "ClassMoments":
+        """Return those of as many times the images."""
+        return ClassMoments(self.counts * factor, self.sums * factor, self.scatter * factor)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return them by name, as they travel and as they are kept."""
@@ -93,6 +102,34 @@ def check_moments(arrays: Mapping[str, np.ndarray], num_examples: int | None) ->
     if not symmetric or least < -NEGATIVE_SHARE * size:
         raise UploadError("its class moments hold a scatter that no images can have.")
     return moments
+
+
+def too_long(parts: Sequence[ClassMoments], usual: float, longest: float) -> list[str]:
+    """Return for each client's moments why they can't be believed beside the others'; else "".
+
+    Every client's features come from the same θ₀, whose final norm gives them a length that hardly
+    depends on the image. Compared are the mean square length of each client's features, and
+    that of each class's mean.
+
+    Parameters
+    ----------
+    usual : float
+        Mean square length that θ₀'s norm alone suggests: it votes with the clients.
+    longest : float
+        Length that no feature can have, by θ₀'s norm.
+    """
+    squares = [float(np.trace(part.scatter) / part.counts.sum()) for part in parts]
+    median = max(statistics.median_low([*squares, usual]), np.finfo(np.float32).tiny)
+    most = min(MOST_LENGTH * math.sqrt(median), (1 + ROUNDING) * longest)
+    reasons = []
+    for part, square in zip(parts, squares, strict=True):
+        present = part.counts > 0
+        means = np.linalg.norm(part.sums[present] / part.counts[present, None], axis=1)
+        length = max(math.sqrt(square), float(means.max()))
+        what = f"features of length {length:.3g} where the median client's have {median**0.5:.3g}"
+        near = median**0.5 / MOST_LENGTH <= math.sqrt(square) and length <= most
+        reasons.append("" if near else what)
+    return reasons
 
 
 def pool_moments(parts: Sequence[ClassMoments]) -> ClassMoments:

@@ -16,6 +16,7 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.uploads.npy import MAX_HEADER_BYTES
 
 _SHOWN_NAMES = 3
+_MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def check_headers(
 def check_names(names: Iterable[str], reference: Mapping[str, ArraySpec]) -> None:
     """Refuse missing, unknown and renamed arrays."""
     names = list(names)
-    missing = [name for name in reference if name not in set(names)]
+    sent = set(names)
+    missing = [name for name in reference if name not in sent]
     unknown = [name for name in names if name not in reference]
     if not missing and not unknown:
         return
@@ -118,7 +120,10 @@ def check_arrays(
 def check_shape(name: str, shape: tuple[int, ...], spec: ArraySpec) -> None:
     """Refuse an array of another shape than the reference's."""
     if tuple(shape) != spec.shape:
-        raise UploadError(f"{name} has shape {tuple(shape)} where the server has {spec.shape}.")
+        told = str(tuple(shape[:_MOST_DIMENSIONS]))
+        if len(shape) > _MOST_DIMENSIONS:
+            told = f"of {len(shape)} dimensions"
+        raise UploadError(f"{name} has shape {told} where the server has {spec.shape}.")
 
 
 def _parse_dtype(name: str, text: str) -> np.dtype:

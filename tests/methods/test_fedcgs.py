@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fedmitr_app.errors import MethodUnavailable
@@ -12,6 +13,7 @@ from fedmitr_app.methods.fedcgs import SHRINKAGE, fedcgs, gaussian_head
 from fedmitr_app.methods.task import MethodSettings, Task
 from fedmitr_app.training import class_moments
 from fedmitr_app.uploads import Claims, Spool, read_spool
+from fedmitr_app.uploads.upload import moments_file
 from tests.training.test_fit import shard_of, tiny_vit
 from tests.uploads.test_moments import CLASSES, draw, moments_of
 
@@ -90,9 +92,42 @@ def test_those_that_share_none_are_named_and_cost_the_others_nothing(tmp_path, c
     task, _ = task_of(tmp_path, (True, False))
     head = fedcgs(task).model.vit.head
     assert "without client-1, of whom there are no class moments" in caplog.text
-    alone = fedcgs(replace(task, uploads=task.uploads[:1])).model.vit.head
+    alone = replace(task, uploads=task.uploads[:1], clients=task.clients[:1])
+    alone = fedcgs(alone).model.vit.head
     assert torch.equal(head.weight, alone.weight)
     task, _ = task_of(tmp_path / "none", (False, False))
     words = "^client-0, client-1 uploaded no class moments: set client.share-"
     with pytest.raises(MethodUnavailable, match=words):
         fedcgs(task)
+
+
+@pytest.mark.parametrize("factor", [30.0, 1 / 30])
+def test_features_that_theta0_does_not_give_are_left_out(tmp_path, caplog, factor):
+    task, _ = task_of(tmp_path, (True, True))
+    lying = task.uploads[1]
+    alone = replace(task, uploads=task.uploads[:1], clients=task.clients[:1])
+    expected = fedcgs(alone).model.vit.head
+    moments = lying.load_moments()
+    scaled = replace(moments, sums=factor * moments.sums, scatter=factor**2 * moments.scatter)
+    save_file(scaled.arrays(), moments_file(lying.weights))
+    head = fedcgs(task).model.vit.head
+    assert torch.equal(head.weight, expected.weight)
+    assert "The class moments of client-1 are left out: features of length" in caplog.text
+    with pytest.raises(MethodUnavailable, match="no client's class moments can be those"):
+        fedcgs(replace(task, uploads=task.uploads[1:], clients=task.clients[1:]))
+
+
+def test_a_claim_that_is_not_believed_counts_for_no_more_here(tmp_path):
+    """Moments add up by their numbers of images: a thousand times as many are no louder."""
+    task, _ = task_of(tmp_path, (True, True))
+    boasting = replace(task.uploads[1], num_examples=21 * 10**6)
+    moments = boasting.load_moments()
+    save_file(moments.times(10**6).arrays(), moments_file(boasting.weights))
+    uploads = (task.uploads[0], boasting)
+    found = Task.load(task.model, uploads, task.settings, tmp_path, CPU)
+    assert [client.num_examples for client in found.clients] == [1, 1]
+    parts = [task.uploads[0].load_moments().times(1 / 15), moments.times(1 / 21)]
+    weight, _ = gaussian_head(parts[0] + parts[1])
+    torch.testing.assert_close(
+        fedcgs(found).model.vit.head.weight, torch.from_numpy(weight).float(), rtol=1e-4, atol=1e-4
+    )

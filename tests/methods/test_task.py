@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, ModelConfig, TeacherConfig
+from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.memory import room_for
-from fedmitr_app.methods import MethodSettings, Task, fedmitr
+from fedmitr_app.methods import METHODS, MethodSettings, Task, fedmitr
 from fedmitr_app.models import InputSpec, PatchViT, VisitingViT, build_vit
-from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads import Upload, average
 from fedmitr_app.uploads.upload import ALIGNMENT, save_state
 from tests.inversion.tiny import tiny_vit
 
@@ -117,3 +118,115 @@ def test_the_models_are_the_uploads_and_frozen(tmp_path):
         assert all(torch.equal(state[key], before[key] + number) for key in before)
         assert not any(parameter.requires_grad for parameter in client.model.parameters())
     assert all(torch.equal(value, before[key]) for key, value in model.vit.state_dict().items())
+
+
+def honest_uploads(model: PatchViT, count: int, folder: Path, step: float = 0.02) -> list[Upload]:
+    """Uploads that were trained apart, so to say: θ₀ and a step of one's own."""
+    made = []
+    for number in range(count):
+        path, rng = folder / f"{number}.safetensors", torch.Generator().manual_seed(number)
+        state = {
+            key: value + step * torch.randn(value.shape, generator=rng)
+            for key, value in model.vit.state_dict().items()
+        }
+        save_state({key: value.numpy() for key, value in state.items()}, path)
+        made.append(Upload(f"client-{number}", 100 + number, path, digest=str(number)))
+    return made
+
+
+def attacked(name, model, count, folder, attackers=1):
+    """A task, its uploads' honest part, and who attacks."""
+    folder.mkdir(exist_ok=True)
+    uploads, start = honest_uploads(model, count, folder), model.vit.state_dict()
+    sent = attack(uploads, name, attackers, start, folder, 0)
+    settings = MethodSettings(TeacherConfig(probe_images=32))
+    task = Task.load(model, sent, settings, folder, CPU)
+    rest = [one for one, other in zip(uploads, sent) if one is other]
+    return task, rest, [each.client for each in uploads if each not in rest]
+
+
+@pytest.mark.parametrize("defence", ["none", "clip", "leave-one-out"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_honest_uploads_are_averaged_as_ever_to_the_last_bit(tmp_path, count, defence):
+    model = model_of(64)
+    uploads = honest_uploads(model, count, tmp_path, 0.002)
+    settings = MethodSettings(TeacherConfig(probe_images=32, defence=defence))
+    task = Task.load(model, uploads, settings, tmp_path, CPU)
+    expected = average(uploads, settings.weighting)
+    fused = METHODS["fedavg"](task).model.vit.state_dict()
+    for found in (task.average, task.trusted_average, fused):
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["same-function-norms", "permuted-channels", "mild-spike"])
+def test_what_ruins_an_average_is_in_none_and_teaches_all_the_same(tmp_path, caplog, name):
+    task, rest, (guilty,) = attacked(name, model_of(64), 4, tmp_path)
+    defended = task.defended()
+    assert [client.key for client in defended.clients] == [each.client for each in task.uploads]
+    assert f"{guilty} is suspicious, and used all the same" in caplog.text
+    assert "so that no average of weights takes it" in caplog.text
+    for method, weighting in (("fedavg", "num-examples"), ("fedavg-uniform", "uniform")):
+        found = METHODS[method](defended).model.vit.state_dict()
+        expected = average(rest, weighting)
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert all(
+        torch.equal(defended.trusted_average[key], value) for key, value in average(rest).items()
+    )
+
+
+def test_a_strict_defence_does_without_them(tmp_path):
+    task, _, (guilty,) = attacked("permuted-channels", model_of(64), 4, tmp_path)
+    strict = MethodSettings(TeacherConfig(probe_images=32, defence="leave-one-out"))
+    kept = task.alter(lambda _: strict).defended()
+    assert guilty not in [client.key for client in kept.clients]
+
+
+@pytest.mark.parametrize("reordered", [False, True])
+@pytest.mark.parametrize("attackers", [1, 2])
+def test_a_copy_teaches_once_also_in_another_order(tmp_path, caplog, attackers, reordered):
+    model = model_of(64)
+    task, rest, guilty = attacked("near-copy", model, 5, tmp_path, attackers)
+    if reordered:  # the copies' units and channels, each in an order of its own
+        uploads = {each.client: each for each in rest}
+        for client, upload in zip([c.key for c in task.clients], task.uploads):
+            if client in guilty:
+                folder = tmp_path / client
+                folder.mkdir()
+                start = model.vit.state_dict()
+                other = Upload("client-x", 1, rest[0].weights)
+                sent = attack([upload, other], "permuted-channels", 1, start, folder, 0)
+                sent += attack([other, upload], "permuted-channels", 1, start, folder, 0)
+                uploads[client] = next(
+                    each for each in sent if each.client == client and each is not upload
+                )
+        sent = [uploads[client.key] for client in task.clients]
+        task = Task.load(model, sent, task.settings, tmp_path, CPU)
+    kept = [client.key for client in task.defended().clients]
+    assert len(kept) == 5 - attackers
+    honest = {each.client for each in rest}
+    # Of the same model one stays: the one that averages can take, or else the first.
+    assert len(honest - set(kept)) <= (0 if reordered else 1)
+    assert "and left out: its model, or most of it, is that of 'client-" in caplog.text
+
+
+@pytest.mark.parametrize("attackers", [1, 2])
+def test_of_a_copy_and_one_with_another_head_the_whole_one_stays(tmp_path, attackers):
+    task, rest, _ = attacked("permuted-copy", model_of(64), 5, tmp_path, attackers)
+    kept = [client.key for client in task.defended().clients]
+    assert kept == [each.client for each in rest]
+
+
+def test_models_that_were_hardly_trained_are_no_copies(tmp_path):
+    model = model_of(64)
+    uploads = honest_uploads(model, 3, tmp_path, 1e-6)
+    task = Task.load(model, uploads, MethodSettings(TeacherConfig(probe_images=32)), tmp_path, CPU)
+    assert len(task.defended().clients) == 3
+
+
+def test_without_anything_to_average_it_is_what_everybody_began_with(tmp_path):
+    model = model_of(64)
+    task = Task.load(model, honest_uploads(model, 2, tmp_path), MethodSettings(), tmp_path, CPU)
+    task.knowing(weighed=[each._replace(unfit="whatever") for each in task.weighed])
+    assert all(
+        torch.equal(task.average[key], value) for key, value in model.vit.state_dict().items()
+    )

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import Array, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.exception import AggregationError
 
@@ -63,6 +63,23 @@ def test_metrics_beyond_all_measure_cost_nothing(losses):
     strategy = OneShotFedAvg(**QUICK)
     result = run(strategy, answer)
     assert dict(result.train_metrics_clientapp[1]) == {"train-loss": 3.0, "uploads": 3}
+
+
+def test_one_value_that_drowns_the_average_is_in_no_average(caplog):
+    def answer(message):
+        content = keyed(message).content
+        if message.metadata.dst_node_id == 12:
+            weight = content["arrays"]["body.weight"].numpy().copy()
+            weight[0, 0] = 1e18
+            content["arrays"]["body.weight"] = Array(weight)
+        return reply(message, content)
+
+    strategy = OneShotFedAvg(**QUICK)
+    result = run(strategy, answer)
+    assert keys_of(strategy) == ["client-a", "client-b", "client-c"]
+    average = result.arrays.to_torch_state_dict()["body.weight"]
+    assert torch.equal(average, torch.full((2, 3), 2.0))  # of 1 and 3, which count alike
+    assert "client-b is suspicious: the root mean square of its body.weight is" in caplog.text
 
 
 def test_copies_do_not_begin_the_patience():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmitr_app.config import TeacherConfig
-from fedmitr_app.teacher import ClientModel, Teacher, screen
+from fedmitr_app.teacher import ClientModel, Teacher, same_answers, screen
 from fedmitr_app.teacher.screening import (
     CLIP,
     agreements,
@@ -142,3 +142,28 @@ def test_a_teacher_that_clips_hears_everybody_at_the_same_size(combine):
     with torch.no_grad():
         tokens = torch.randn(3, 4, 6, logits.shape[-1], dtype=logits.dtype)
         assert teacher.combine_logits(tokens).shape == tokens.shape[1:]
+
+
+def test_the_same_answers_are_told_from_those_that_are_only_alike():
+    logits = honest()
+    rng = torch.Generator().manual_seed(1)
+    noise = torch.randn(logits.shape[1:], generator=rng)
+    logits[3] = logits[1] + 1e-3 * noise + 7.0  # a softmax doesn't see what all have in common
+    logits[4] = logits[1] + 0.1 * noise
+    assert same_answers(logits) == [0, 1, 2, 1, 4]
+    logits[1] = torch.nan
+    assert same_answers(logits) == [0, 1, 2, 3, 4]
+
+
+def test_copies_go_and_vote_nowhere():
+    """Three that say the same make honest clients look odd, until they count once."""
+    flipped = honest()[0].flip(-1)
+    logits = torch.cat([honest()[1:], flipped.expand(4, -1, -1)])
+    alone = screen(logits[:5])
+    trust = screen(logits, {5: "client-4", 6: "client-4", 7: "client-4"})
+    assert [each.reason for each in trust[:5]] == [each.reason for each in alone]
+    assert "contradict" in trust[4].reason and not trust[4].copy
+    for copy in trust[5:]:
+        assert copy.copy and copy.left_out(strict=False)
+        assert copy.reason == "its model, or most of it, is that of 'client-4', and counts once"
+    assert [each.size for each in trust[:5]] == [each.size for each in alone]

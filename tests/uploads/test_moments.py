@@ -14,6 +14,7 @@ from fedmitr_app.uploads import (
     moments_reference,
     pool_moments,
     read_spool,
+    too_long,
 )
 
 CLASSES, SIZE = 3, 4
@@ -162,3 +163,47 @@ def test_of_one_clients_two_moments_the_same_are_kept_in_any_order(order, tmp_pa
     assert np.array_equal(
         kept.load_moments().sums, read_spool(again.uploads)[0].load_moments().sums
     )
+
+
+def of_length(length, count=40, seed=0, size=16):
+    """Features of one length, as a norm without weights makes them."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, size))
+    features *= length / np.linalg.norm(features, axis=1, keepdims=True)
+    counts, sums = np.zeros(CLASSES), np.zeros((CLASSES, size))
+    for feature, label in zip(features, rng.integers(0, CLASSES, count)):
+        counts[label] += 1
+        sums[label] += feature
+    return ClassMoments(counts, sums, features.T @ features)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+def test_features_of_usual_length_are_believed(clients):
+    parts = [of_length(length, seed=seed) for seed, length in enumerate([4, 3, 5, 4, 3.5])]
+    assert too_long(parts[:clients], usual=16.0, longest=6.0) == [""] * clients
+
+
+@pytest.mark.parametrize("clients", [2, 3, 5])
+@pytest.mark.parametrize(("length", "words"), [(120.0, "120"), (0.1, "0.1"), (14.0, "14")])
+def test_features_of_another_length_are_not(clients, length, words):
+    """θ₀ votes: also one of two is found out."""
+    parts = [of_length(4.0, seed=seed) for seed in range(clients)]
+    parts[-1] = of_length(length)
+    *honest, found = too_long(parts, usual=16.0, longest=1e9)
+    assert honest == [""] * (clients - 1)
+    assert found == f"features of length {words} where the median client's have 4"
+
+
+def test_no_feature_is_longer_than_the_norm_makes_any():
+    assert too_long([of_length(5.0)], usual=16.0, longest=5.0) == [""]
+    assert too_long([of_length(5.1)], usual=16.0, longest=5.0) != [""]
+
+
+def test_the_mean_of_a_small_class_is_bounded_too():
+    """In the mean over all images it would hardly show."""
+    part = of_length(4.0, count=1000)
+    part.counts[:] = [999, 1, 0]
+    part.sums[:] = 0.0
+    part.sums[1, 0] = 100.0
+    (found,) = too_long([part], usual=16.0, longest=1e9)
+    assert "length 100 where" in found

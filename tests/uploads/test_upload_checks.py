@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest
+from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import (
     ArrayHeader,
     ArraySpec,
@@ -180,11 +182,77 @@ def test_bad_numbers_of_examples(value):
         {"input_spec": {"size": 8}},
         {"input_spec": "text"},
         {"input_spec": {"size": float("inf"), "channels": 1, "mean": [0.5], "std": [0.5]}},
+        {"input_spec": {"size": 8, "channels": 1, "mean": [float("nan")], "std": [0.5]}},
+        {"input_spec": {"size": 8, "channels": 1, "mean": [0.5] * 2, "std": [0.5]}},
+        {"input_spec": {"size": 8, "channels": 0, "mean": [], "std": []}},
+        {"input_spec": {"size": -8, "channels": 1, "mean": [0.5], "std": [0.5]}},
     ],
 )
 def test_bad_claims(claims):
     with pytest.raises(UploadError):
         check_claims(Claims(**{"num_examples": 10, **claims}), Expected(num_classes=2))
+
+
+def endless(depth: int = 5000) -> list:
+    """A table in a table, deeper than what writes tables goes."""
+    table: list = []
+    for _ in range(depth):
+        table = [table]
+    return table
+
+
+HUGE = 9 * 10**5000  # Python doesn't write numbers of so many digits
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"input_spec": {"size": 8, "channels": 2 * 10**8, "mean": [0.5], "std": [0.5]}},
+        {"input_spec": {"size": 2 * 10**8, "channels": 1, "mean": [0.5], "std": [0.5]}},
+        {"input_spec": {"size": HUGE, "channels": HUGE, "mean": [0.5], "std": [0.5]}},
+        {"architecture": {"num_classes": HUGE}},
+        {"architecture": {"num_classes": endless()}},
+        {"client": "a" * 10**8},
+        {"num_examples": [1] * 10**7},
+        {"num_examples": HUGE},
+        {"label_counts": [1] * 10**7},
+    ],
+    ids=lambda claims: next(iter(claims)),
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_declared_is_compared_before_it_is_expanded(claims, known):
+    spec = InputSpec(8, 1, (0.5,), (0.5,)) if known else None
+    tracemalloc.start()
+    try:
+        _, notes = check_claims(Claims(**{"num_examples": 10, **claims}), Expected({}, spec, 2))
+    except UploadError as error:
+        notes = [str(error)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert notes and all(len(note) < 300 and note.endswith(".") for note in notes)
+    assert peak < 2**20
+
+
+def test_shapes_and_names_without_end_are_not_written_out():
+    header = ArrayHeader((1,) * 10**6, "float32", 4)
+    with pytest.raises(UploadError, match="a has shape of 1000000 dimensions where") as error:
+        check_headers({"a": header}, {"a": ArraySpec((2,), np.dtype(np.float32))})
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("mean", "same"), [((0.5,), True), ((0.5, 0.5, 0.5), True), ((0.5, 0.5, 0.4), False)]
+)
+def test_one_mean_for_all_channels_is_that_mean_for_each(mean, same):
+    known = InputSpec(8, 3, (0.5,), (0.5,))
+    declared = {"size": 8, "channels": 3, "mean": list(mean), "std": [0.5]}
+    for one, other in ((known, declared), (InputSpec.from_dict(declared), known.to_dict())):
+        claims, expected = Claims(10, input_spec=other), Expected(input_spec=one)
+        if same:
+            check_claims(claims, expected)
+        else:
+            with pytest.raises(UploadError, match="input spec differs from the server's: mean is"):
+                check_claims(claims, expected)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +264,9 @@ def test_bad_claims(claims):
         ("55", "whole numbers"),
         ([10], "of 1 classes where the server has 2"),
         ([4, 5], "sum to 9 but num-examples = 10"),
-        ([10**400, 0], "but num-examples = 10"),
+        ([10**400, 0], "whole numbers"),
+        ([10**12, 0], "below 1e12"),
+        ([9 * 10**4299] * 2, "whole numbers"),  # their sum has more digits than Python writes
     ],
 )
 def test_label_counts_that_lie_are_left_out_and_the_weights_kept(counts, words):

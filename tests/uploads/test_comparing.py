@@ -1,0 +1,179 @@
+"""Whose weights averages take: honest ones of any training, and nothing that ruins them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmitr_app.config import ModelConfig
+from fedmitr_app.experiments.attacks import SAME_FUNCTION, attack
+from fedmitr_app.models import InputSpec, build_vit
+from fedmitr_app.uploads import Upload, comparing
+from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
+from fedmitr_app.uploads.upload import save_state
+
+RUINOUS = sorted({*SAME_FUNCTION, "spike", "mild-spike", "scale", "random-weights"})
+RUINOUS.remove("long-moments")  # its weights are honest
+
+
+@pytest.fixture(scope="module")
+def theta0():
+    return build_vit(ModelConfig(depth=2), InputSpec(28, 1, (0.5,), (0.5,)), 10, 0).vit.state_dict()
+
+
+def upload(state, folder, number):
+    path = folder / f"{number}.safetensors"
+    save_state({name: value.numpy() for name, value in state.items()}, path)
+    return Upload(f"client-{number}", 100, path, digest=str(number))
+
+
+def trained(theta0, folder, steps, seed=0, common=0.0):
+    """θ₀ with a step of each client's own length, in units of 0.02, partly in common."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def noise(value):
+        return 0.02 * torch.randn(value.shape, generator=rng)
+
+    shared = {name: common * noise(value) for name, value in theta0.items()}
+    made = []
+    for number, step in enumerate(steps):
+        state = {
+            name: value + step * (shared[name] + noise(value)) for name, value in theta0.items()
+        }
+        made.append(upload(state, folder, number))
+    return made
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 2.0), min_size=1, max_size=6),
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 1.0, 3.0]),
+)
+def test_honest_clients_are_all_averaged_however_long_they_trained(
+    theta0, tmp_path_factory, steps, seed, common
+):
+    folder = tmp_path_factory.mktemp("uploads")
+    if common:
+        steps = [step / (1 + common) for step in steps]
+    found = compare(trained(theta0, folder, steps, seed, common), theta0)
+    assert [weighed.reasons for weighed in found] == [[]] * len(steps)
+
+
+@pytest.mark.parametrize(("clients", "attackers"), [(2, 1), (3, 1), (5, 1), (5, 2), (10, 2)])
+@pytest.mark.parametrize("name", RUINOUS)
+def test_whatever_ruins_an_average_is_in_none(theta0, tmp_path, name, clients, attackers):
+    uploads = trained(theta0, tmp_path, np.linspace(0.3, 1.5, clients))
+    sent = attack(uploads, name, attackers, theta0, tmp_path, 3)
+    found = compare(sent, theta0)
+    guilty = [one is not other for one, other in zip(uploads, sent)]
+    assert [bool(weighed.unfit) for weighed in found] == guilty
+
+
+@pytest.mark.parametrize("factor", [6.0, 0.4, -1.0])
+def test_one_block_is_enough_in_any_place_of_an_array(theta0, tmp_path, factor):
+    uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
+    state = {name: value.clone() for name, value in uploads[1].load_state().items()}
+    state["blocks.1.attn.qkv.weight"].chunk(3)[1].mul_(factor)  # keys alone
+    uploads[1] = upload(state, tmp_path, 1)
+    honest, found, other = compare(uploads, theta0)
+    assert not honest.unfit and not other.unfit
+    assert "its blocks.1.attn.k.weight holds" in found.unfit and "scaled" in found.unfit
+
+
+@pytest.mark.parametrize(("index", "value"), [((0, 5, 7), 30.0), ((0, 0, 0), -30.0)])
+def test_one_value_that_sticks_out_of_a_large_array_is_seen_by_its_peak(
+    theta0, tmp_path, index, value
+):
+    uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
+    state = {name: value.clone() for name, value in uploads[2].load_state().items()}
+    usual = state["pos_embed"].square().mean().sqrt()
+    state["pos_embed"][index] = value
+    assert state["pos_embed"].square().mean().sqrt() < MOST_SIZE * usual
+    found = compare([*uploads[:2], upload(state, tmp_path, 2)], theta0)
+    assert [bool(weighed.unfit) for weighed in found] == [False, False, True]
+    assert "the largest value of its pos_embed is" in found[2].unfit
+
+
+def test_the_figures_by_definition(theta0, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "_CHUNK", 100)  # many pieces
+    uploads = trained(theta0, tmp_path, [1.0, 0.4])
+    states = [each.load_state() for each in uploads]
+    parts = {part.name: part for part in comparing._parts(states, theta0)}
+    fused = [state["blocks.0.attn.qkv.weight"].double().numpy() for state in (*states, theta0)]
+    rows = [value[64:128] for value in fused]
+    part = parts["blocks.0.attn.k.weight"]
+    flat = [row.ravel() for row in rows]
+    np.testing.assert_allclose(part.sizes, [np.sqrt(np.mean(row**2)) for row in flat])
+    np.testing.assert_allclose(part.peaks, [np.abs(row).max() for row in flat])
+    slopes = [np.linalg.lstsq(flat[-1][:, None], row, rcond=None)[0][0] for row in flat]
+    np.testing.assert_allclose(part.slopes, slopes)
+    expected = [[np.linalg.norm(one - other) for other in flat] for one in flat]
+    np.testing.assert_allclose(part.steps, expected, atol=1e-6)
+    assert "blocks.0.attn.qkv.weight" not in parts and len(parts) == len(theta0) + 2 * 2 * 2
+    # Of biases that begin as zeros there is no slope, nor of what is hardly there at first.
+    assert parts["blocks.0.mlp.fc1.bias"].slopes is None and parts["cls_token"].slopes is None
+
+
+@pytest.mark.parametrize("victim_first", [True, False])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+def test_a_copy_counts_once_and_both_are_named(theta0, tmp_path, noise, victim_first):
+    uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
+    copied, copy = (0, 2) if victim_first else (2, 0)
+    rng = torch.Generator().manual_seed(0)
+    state = {
+        name: value * (1 + noise * torch.randn(value.shape, generator=rng))
+        for name, value in uploads[copied].load_state().items()
+    }
+    uploads[copy] = upload(state, tmp_path, copy)
+    first, other, last = compare(uploads, theta0)
+    assert not other.reasons
+    assert (first.alike, last.alike) == ("client-2", "client-0")
+    assert not first.unfit and last.unfit == "its weights are those of 'client-0' but for noise"
+
+
+def test_a_copy_with_another_head_is_told_of(theta0, tmp_path):
+    uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
+    sent = attack(uploads, "permuted-copy", 1, theta0, tmp_path, 0)
+    (copy,) = (n for n in range(3) if sent[n] is not uploads[n])
+    victim = 0 if copy else 1
+    found = compare(sent, theta0)
+    assert found[copy].alike == f"client-{victim}" and found[victim].alike == f"client-{copy}"
+    assert "its head.weight holds" in found[copy].unfit and not found[victim].unfit
+    assert any("they did not train apart" in reason for reason in found[victim].reasons)
+
+
+def test_who_shares_much_of_its_way_is_no_copy(theta0, tmp_path):
+    """As of the same images in another order: most of the step is in common."""
+    uploads = trained(theta0, tmp_path, [0.25, 0.25, 0.25], common=3.0)
+    steps = [
+        torch.cat([(s[name] - theta0[name]).flatten() for name in theta0])
+        for s in (each.load_state() for each in uploads)
+    ]
+    assert (steps[0] - steps[1]).norm() < 0.5 * steps[0].norm()
+    assert COPIED < 0.1
+    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+
+
+@pytest.mark.parametrize("step", [1e-12, 1e-6, 1e-5])
+def test_who_was_hardly_trained_is_no_copy(theta0, tmp_path, step):
+    uploads = trained(theta0, tmp_path, [step, step, 1.0])
+    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+
+
+def test_a_backbone_that_everybody_left_as_it_was_is_no_copy(theta0, tmp_path):
+    rng, uploads = torch.Generator().manual_seed(0), []
+    for number in range(3):
+        state = {name: value.clone() for name, value in theta0.items()}
+        state["head.weight"] += 0.05 * torch.randn(10, 64, generator=rng)
+        uploads.append(upload(state, tmp_path, number))
+    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+
+
+def test_alone_or_without_a_beginning_nobody_is_judged(theta0, tmp_path):
+    uploads = trained(theta0, tmp_path, [1.0, 100.0])
+    assert compare(uploads[:1], theta0) == [comparing.Weighed()]
+    assert compare(uploads, {}) == [comparing.Weighed()] * 2
+    assert compare([], theta0) == []
+    assert compare(uploads, {"steps": torch.tensor([3])}) == [comparing.Weighed()] * 2
