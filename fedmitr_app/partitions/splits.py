@@ -15,23 +15,25 @@ _WORDS = {
 }
 _JOINED = ("", "set", "data", "images", "split")
 _SPLIT_OF = {word + end: split for split in _WORDS for word in _WORDS[split] for end in _JOINED}
-_ADVICE = "name what to read with data.path and data.test-path (of local files), or rename it"
+_ADVICE = "name what to read with data.path and data.test-path (of local files)"
+_BETWEEN = r"[\W\d_]+"
+_HUMPS = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 
 
 def split_of(name: str, where: str) -> str:
     """Return the split that a file, folder or split is called like: '' if none.
 
     A word between separators or digits counts, in any case: ``x_train``, ``Testing-000``,
-    ``VAL2017``; ``valley`` and ``latest`` are no such words. ``validation`` stands for all of its
-    kind.
+    ``VAL2017``, ``XTest``; ``valley`` and ``latest`` are no such words. ``validation`` stands for
+    all of its kind.
 
     Raises
     ------
     DataError
         For a name that speaks of two splits.
     """
-    words = re.split(r"[\W\d_]+", name.lower())
-    found = sorted({_SPLIT_OF[word] for word in words if word in _SPLIT_OF})
+    words = re.split(_BETWEEN, name)
+    found = _splits_in(words) or _splits_in(re.split(f"{_BETWEEN}|{_HUMPS}", name))
     if len(found) > 1:
         raise DataError(
             f"{where}: is {name!r} the {found[0]} or the {found[1]} split? Rename it, or {_ADVICE}."
@@ -39,12 +41,16 @@ def split_of(name: str, where: str) -> str:
     return found[0] if found else ""
 
 
+def _splits_in(words: Collection[str]) -> list[str]:
+    return sorted({_SPLIT_OF[word.lower()] for word in words if word.lower() in _SPLIT_OF})
+
+
 def called_like_a_split(name: str) -> str:
     """Return the split whose name is the whole of this one but for digits: '' if none.
 
     ``train station`` may be a class or a domain; ``Train`` and ``test2`` are hardly.
     """
-    return _SPLIT_OF.get(re.sub(r"[\W\d_]+", "", name.lower()), "")
+    return _SPLIT_OF.get(re.sub(_BETWEEN, "", name.lower()), "")
 
 
 def choose(
@@ -78,7 +84,7 @@ def choose(
         known = some_names(sorted(present - {""}))
         raise DataError(
             f"{where} holds parts that are called like splits ({known}) and parts that are not: "
-            f"are those for training? {_ADVICE.capitalize()}."
+            f"are those for training? {_ADVICE.capitalize()}, or rename them."
         )
     if not present & {TRAIN, ""}:
         raise DataError(
@@ -121,6 +127,6 @@ def require_no_splits(names: Collection[str], what: str, where: str) -> list[str
     if found and (what == "domains" or len(kinds) == 2):
         raise DataError(
             f"{where}: {some_names(found)} would be read as {what}, but are called like splits: "
-            f"{_ADVICE}."
+            f"{_ADVICE}, or rename them."
         )
     return found

@@ -80,7 +80,16 @@ def test_only_whole_words_count(word):
 
 
 @pytest.mark.parametrize(
-    "name", ["valley", "latest", "contest", "testify", "device", "trainer", "0000", "évaluation"]
+    ("name", "split"),
+    [("XTrain", "train"), ("dataTest", "test"), ("TrainVal", "train"), ("valSet", "validation")],
+)
+def test_humps_part_words_where_nothing_else_does(name, split):
+    assert split_of(name, "here") == split
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["valley", "latest", "contest", "testify", "device", "trainer", "0000", "évaluation", "McVie"],
 )
 def test_words_that_only_hold_one_are_none(name):
     assert split_of(name, "here") == ""
@@ -110,6 +119,7 @@ def test_a_held_out_split_is_never_the_training_split(splits, others_train):
 PAIRS = [
     ("x_train", "x_test"),
     ("Train-000", "TEST-000"),
+    ("XTrain", "XTest"),
     ("dataset.train", "dataset.test"),
     ("training", "dev"),
     ("Training/0", "Testing/0"),
