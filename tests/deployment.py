@@ -156,6 +156,7 @@ class Deployment:
             "FEDMITR_KEY": str(key),
             "FEDMITR_CLIENT": name,
             "FEDMITR_DATA": str(data),
+            "FEDMITR_MODELS": f"{data}-models",
             "FEDMITR_PORT": str(free_port()),
         }
         self._start(name, "supernode.sh", told)

@@ -14,8 +14,9 @@ HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 SIGNED = "@fedmitr/fedmitr-app==0.1.0"  # with a version, it is fetched anew each time
 LARGEST_PIECE = 5 * 2**20  # Flower's, of an array
 BUDGET = (
-    "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 server.test-set=false "
-    f"server.classes='{','.join(CLASSES)}' server.min-clients=2 server.wait-for-nodes=60.0 "
+    "preset='quick' model.name='deit_tiny_patch16_224' data.image-size=32 data.channels=3 "
+    f"server.test-set=false server.classes='{','.join(CLASSES)}' server.min-clients=2 "
+    "server.wait-for-nodes=60.0 client.epochs=20 "
     "server.absence=5.0 inversion.images=16 inversion.iterations=4 distillation.steps=10 "
     "server.federated-evaluation=true client.holdout=0.25"
 )
@@ -118,7 +119,7 @@ def test_two_of_three_nodes_make_a_model_and_the_report_says_who_is_missing(
     assert "The FAB could not be verified" in deployment.run_log(unsigned)
     assert not any("training" in deployment.log(name) for name in HOSPITALS)
 
-    run_id = deployment.run(SIGNED, f"{BUDGET} client.epochs=40 output.run-dir='{folder}'")
+    run_id = deployment.run(SIGNED, f"{BUDGET} output.run-dir='{folder}'")
     begun = "hospital-c: training"
     deployment.wait_for(lambda: begun in deployment.log("hospital-c"), 180, "its training")
     only_the_proxy_listens(deployment)
@@ -136,6 +137,13 @@ def test_two_of_three_nodes_make_a_model_and_the_report_says_who_is_missing(
     assert len(lost) == 1 and lost[0].startswith("hospital-c (node ")
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert lost[0].split(",")[0] in report
+    # The preset says 15 epochs: a value that is given wins, also one that is the default.
+    manifests = [json.loads(path.read_text()) for path in (folder / "uploads").glob("*.json")]
+    assert [each["metrics"]["epochs"] for each in manifests] == [20, 20]
+    # Who trained has the model in the end, to the last bit.
+    for name in ("hospital-a", "hospital-b"):
+        (kept,) = (tmp_path / f"{name}-models").glob("run-*/global_model.safetensors")
+        assert kept.read_bytes() == (folder / "global_model.safetensors").read_bytes()
     # Its images stay where they are: nothing but weights and numbers came.
     assert {path.suffix for path in (folder / "uploads").iterdir()} == {".json", ".safetensors"}
     told = json.loads((folder / "status.json").read_text())
