@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path, how: int, work) -> None:
         os.waitpid(child, 0)
     status = status_in(tmp_path / "run")
     assert status["state"] == "stopped" and "it was stopped (flwr stop" in status["reason"]
-    assert status["ended"] >= status["started"] and status["flwr_run_id"] == RUN_ID
+    assert status["ended"] >= status["started"] and status["flwr_run_id"] == str(RUN_ID)
 
 
 def test_a_run_that_is_killed_is_found_interrupted(tmp_path: Path, caplog) -> None:
