@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 STATUS, LOCK = "status.json", ".lock"
 RUNNING, COMPLETED, FAILED, STOPPED = "running", "completed", "failed", "stopped"
-_RUN_ID = re.compile("[0-9]{1,20}")
 INTERRUPTED = "interrupted"
 """Its process ended without a word: killed, crashed, or the machine went down."""
+_RUN_ID = re.compile("[0-9]{1,20}")
 
 
 def now() -> str:

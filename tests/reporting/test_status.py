@@ -164,3 +164,11 @@ def test_who_is_not_at_work_in_it_records_nothing(folder: RunFolder) -> None:
     other.finish("completed")
     other.stop()
     assert status_in(folder.path)["state"] == "completed"
+
+
+@pytest.mark.parametrize("run_id", ["7; reboot", "", "9" * 21, 7, None, ["7"]])
+def test_only_an_id_is_told_as_one(folder: RunFolder, run_id: object) -> None:
+    """Somebody may paste the command."""
+    folder.write_json("status.json", {**status_in(folder.path), "flwr_run_id": run_id})
+    with pytest.raises(RunFolderError, match="is working in it, set output.run-dir"):
+        RunFolder.create(str(folder.path), seed=3, resume=True)
