@@ -140,7 +140,7 @@ def append_text(path: Path, text: str) -> None:
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
             if (found := os.fstat(file.fileno())).st_nlink > 1 or not stat.S_ISREG(found.st_mode):
-                raise OSError(errno.EMLINK, "it is a link to, or no, ordinary file")
+                raise OSError(errno.EMLINK, "it has another name too, or is no ordinary file")
             file.write(text.encode("utf-8", "replace"))
     except OSError as error:
         raise unwritable(path, error) from error

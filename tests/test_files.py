@@ -25,6 +25,11 @@ from fedmitr_app.reading import (
 )
 from fedmitr_app.text import harmless, no_formula
 
+def read_tensors(path):
+    with open_tensors(path) as file:
+        return file.keys()
+
+
 PLACES = ["link", "dangling link", "pipe", "device", "folder", "nothing"]
 
 
@@ -45,7 +50,7 @@ def put(what, path):
 
 
 @pytest.mark.parametrize("what", PLACES)
-@pytest.mark.parametrize("read", [read_text, read_json, lambda path: open_tensors(path).__enter__()])
+@pytest.mark.parametrize("read", [read_text, read_json, read_tensors])
 def test_only_ordinary_files_are_read(what, read, tmp_path):
     path = tmp_path / "file"
     put(what, path)
@@ -62,7 +67,7 @@ def test_a_file_of_any_length_is_not_taken_in(tmp_path):
     with path.open("r+b") as file:
         file.write((2**24 + 1).to_bytes(8, "little"))
     with pytest.raises(ValueError, match="header is longer"):
-        open_tensors(path).__enter__()
+        read_tensors(path)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +127,14 @@ def test_tensors_are_read_as_they_were_written_and_no_others(tmp_path):
     save_tensors(path, {"a": torch.arange(3)}, {"steps": [1, None]}, private=True)
     assert load_tensors(path).facts == {"steps": [1, None]}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for header in ({}, {"facts": "{}"}, {"facts": "[]", "digest": "x"}, {"facts": "{", "digest": ""}):
+    damaged = {"facts": "[]", "digest": "x"}, {"facts": "{", "digest": ""}
+    for header in ({}, {"facts": "{}"}, *damaged):
         save_file({"a": np.zeros(2)}, path, metadata=header or None)
         with pytest.raises(RunFolderError, match="cannot be read back"):
             load_tensors(path)
     path.write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match="header"):
-        open_tensors(path).__enter__()
+        read_tensors(path)
 
 
 def test_a_device_is_not_even_opened():
@@ -203,7 +209,7 @@ def test_lines_are_appended(tmp_path):
         ("\x1b[2J\x07\x7f\x9b31m", "?[2J???31m"),
         ("a\u202eb\u2066c\u200bd\ufeffe\u00adf", "a?b?c?d?e?f"),
         ("\ud800", "?"),
-        ("Universit\u00e4tsspital Z\u00fcrich \u75c5\u9662", "Universit\u00e4tsspital Z\u00fcrich \u75c5\u9662"),
+        ("Spital Z\u00fcrich \u75c5\u9662", "Spital Z\u00fcrich \u75c5\u9662"),
         ("x" * 600, "x" * 499 + "\u2026"),
         (" " * 10**6 + "x", "\u2026"),
         (None, "None"),

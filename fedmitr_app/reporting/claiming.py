@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import reason_of
-from fedmitr_app.reading import read_table, require_ordinary
+from fedmitr_app.reading import read_table, require_ordinary, walk
 from fedmitr_app.reporting.status import COMPLETED, LOCK, STATUS, note_interrupted
 from fedmitr_app.text import harmless
 
@@ -32,7 +32,7 @@ def require_plain(target: Path) -> None:
 
     A link would have the run read, or write, somewhere else; a pipe would have it wait.
     """
-    for path in target.rglob("*"):
+    for path in walk(target):
         try:
             if not stat.S_ISDIR(path.lstat().st_mode):
                 require_ordinary(path)

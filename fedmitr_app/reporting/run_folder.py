@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import TEMPORARY, write_json
-from fedmitr_app.reading import read_table
+from fedmitr_app.reading import read_table, walk
 from fedmitr_app.reporting.claiming import (
     HINT,
     left_behind,
@@ -128,9 +128,10 @@ class RunFolder:
             When the folder cannot be written.
         """
         try:
-            for half_written in self.path.rglob(f".*{TEMPORARY}"):
-                # Whoever wrote it may be ending only now.
-                shutil.rmtree(half_written, ignore_errors=True)
+            for path in [*walk(self.path)]:
+                if path.name.startswith(".") and path.name.endswith(TEMPORARY):
+                    # Half written. Whoever wrote it may be ending only now.
+                    shutil.rmtree(path, ignore_errors=True)
             self._write_state(RUNNING)
             for sub in self._subfolders():
                 sub.mkdir(mode=0o777 if sub == self.figures else 0o700, exist_ok=True)
@@ -241,7 +242,7 @@ class RunFolder:
     def _write_state(self, state: str, reason: str = "") -> None:
         record = {"id": self.run_id, "state": state, "seed": self.seed, "started": self.started}
         if self.flwr_run_id:
-            record["flwr_run_id"] = self.flwr_run_id
+            record["flwr_run_id"] = str(self.flwr_run_id)  # beyond what JSON's readers count to
         if reason:
             record["reason"] = reason
         if state != RUNNING:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import stat
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,8 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import write_json
-from fedmitr_app.reading import read_table, require_ordinary
+from fedmitr_app.files import reason_of, write_json
+from fedmitr_app.reading import read_table, require_ordinary, walk
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ STATUS, LOCK = "status.json", ".lock"
 RUNNING, COMPLETED, FAILED, STOPPED = "running", "completed", "failed", "stopped"
 INTERRUPTED = "interrupted"
 """Its process ended without a word: killed, crashed, or the machine went down."""
+_RUN_ID = re.compile("[0-9]{1,20}")
 
 
 def now() -> str:
@@ -102,14 +104,14 @@ def how_it_stands(status: Mapping[str, Any]) -> str:
 def stop_hint(status: Mapping[str, Any]) -> str:
     """Return how to stop a run that goes on; nothing if its id isn't known."""
     run_id = status.get("flwr_run_id")
-    known = isinstance(run_id, int) and not isinstance(run_id, bool) and run_id > 0
+    known = isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)
     return f" (flwr stop {run_id} ends it)" if known else ""
 
 
 def _last_write(folder: Path) -> float:
     """Return when a file in a run folder was last written, in seconds since 1970."""
     times = []
-    for path in folder.rglob("*"):
+    for path in walk(folder):
         with contextlib.suppress(OSError):  # it may be gone meanwhile
             found = path.lstat()
             if path.name != LOCK and stat.S_ISREG(found.st_mode):

@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path, how: int, work) -> None:
         os.waitpid(child, 0)
     status = status_in(tmp_path / "run")
     assert status["state"] == "stopped" and "it was stopped (flwr stop" in status["reason"]
-    assert status["ended"] >= status["started"] and status["flwr_run_id"] == RUN_ID
+    assert status["ended"] >= status["started"] and status["flwr_run_id"] == str(RUN_ID)
 
 
 def test_a_run_that_is_killed_is_found_interrupted(tmp_path: Path, caplog) -> None:
@@ -164,3 +164,11 @@ def test_who_is_not_at_work_in_it_records_nothing(folder: RunFolder) -> None:
     other.finish("completed")
     other.stop()
     assert status_in(folder.path)["state"] == "completed"
+
+
+@pytest.mark.parametrize("run_id", ["7; reboot", "", "9" * 21, 7, None, ["7"]])
+def test_only_an_id_is_told_as_one(folder: RunFolder, run_id: object) -> None:
+    """Somebody may paste the command."""
+    folder.write_json("status.json", {**status_in(folder.path), "flwr_run_id": run_id})
+    with pytest.raises(RunFolderError, match="is working in it, set output.run-dir"):
+        RunFolder.create(str(folder.path), seed=3, resume=True)

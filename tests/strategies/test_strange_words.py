@@ -18,7 +18,8 @@ from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, 
 from tests.strategies.test_hostile import real, stopped
 from tests.strategies.test_one_shot import QUICK, run
 
-EVIL = "=cmd|' /C calc'!A0\x1b[2J\x1b]0;owned\x07\u202egpj\u2066\u200b\x9b31m\r\n\u2028ERROR all is lost\x7f"
+EVIL = "=cmd|' /C calc'!A0\x1b[2J\x1b]0;owned\x07\u202egpj\u2066\u200b\x9b31m"
+EVIL += "\r\n\u2028ERROR all is lost\x7f"
 
 
 def rows_of(strategy):

@@ -166,7 +166,8 @@ def test_any_weights_file_is_an_upload_or_one_sentence(finished, tmp_path, data)
     uploads = read_spool(folder, refused.append)
     assert len(uploads) + len(refused) == 2
     for upload in uploads:  # the change was one back, or in what nobody reads
-        assert arrays_digest({n: v.numpy() for n, v in upload.load_state().items()}) == upload.digest
+        state = {name: value.numpy() for name, value in upload.load_state().items()}
+        assert arrays_digest(state) == upload.digest
 
 
 def rewrite(folder, arrays, moments=None):
