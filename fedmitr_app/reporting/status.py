@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import reason_of, write_json
+from fedmitr_app.files import write_json
 from fedmitr_app.reading import read_table, require_ordinary, walk
 
 _log = logging.getLogger(__name__)
