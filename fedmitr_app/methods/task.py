@@ -142,7 +142,8 @@ class Task:
     def average(self) -> dict[str, Tensor]:
         """The uploads' average by number of examples, timm's keys, on the CPU.
 
-        Without those whose weights can't be averaged with the others'.
+        Without those whose weights can't be averaged with the others', and what was scaled scaled
+        back.
         """
         return self.averaged(self.settings.weighting)
 
@@ -154,7 +155,8 @@ class Task:
         """
         if self.settings.teacher.defence != "clip":
             return self.average
-        distrusted = {client.key for client, trust in zip(self.clients, self.trust) if trust.reason}
+        pairs = zip(self.clients, self.trust, strict=True)
+        distrusted = {client.key for client, trust in pairs if trust.reason}
         if len(distrusted) in (0, len(self.uploads)):
             return self.average
         return self.averaged(self.settings.weighting, distrusted)
@@ -228,7 +230,8 @@ class Task:
         if len(kept) == len(self.clients):
             return self
         if not kept:
-            reasons = {trust.reason or each.reasons[0] for trust, each in zip(self.trust, self.weighed)}
+            pairs = zip(self.trust, self.weighed, strict=True)
+            reasons = {trust.reason or weighed.reasons[0] for trust, weighed in pairs}
             raise UploadError(f"No upload is of any use: {'; '.join(sorted(reasons))}.")
         rest = replace(
             self,

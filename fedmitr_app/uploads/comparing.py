@@ -12,8 +12,8 @@ apart):
   it, so that honest slopes are near 1, also where learning rates are 30 times apart; what was
   scaled has another, what was put in another order none.
 - Its root mean square, and its largest magnitude, are at most ``MOST_SIZE`` and ``MOST_PEAK``
-  times the median's, and the first no smaller than a ``MOST_SIZE``-th. Arrays that are all but zero, as biases are at first, are compared with
-  ``FLOOR`` of the whole model's root mean square.
+  times the median's, and the first no smaller than a ``MOST_SIZE``-th. Arrays that are all but
+  zero, as biases are at first, are compared with ``FLOOR`` of the whole model's.
 
 An array that was scaled as a whole is scaled back to the median's slope, or size, before it is
 averaged; whose arrays are out of bounds otherwise is in no average. Of two that are the same but
@@ -26,7 +26,6 @@ step, or stays within the limits, is in. Measured in docs/reliability.md.
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -62,8 +61,8 @@ class Weighed(NamedTuple):
     """The key of another upload that shares most of its arrays; of several, of one that is fit."""
     scaled: str = ""
     """Why averages multiply some arrays; empty if they multiply none."""
-    factors: Mapping[str, float] = MappingProxyType({})
-    """By what, by array; queries, keys and values by names of their own."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """By what, after the array's name; queries, keys and values have names of their own."""
 
     @property
     def suspicious(self) -> bool:
@@ -156,7 +155,8 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     # Sorted by whether they are unfit: of a copy and its copies the one to be named is fit.
     firsts = [min(others, key=lambda other: bool(unfit[other]), default=None) for others in alike]
     names = ["" if first is None else uploads[first].client for first in firsts]
-    return [Weighed(*each) for each in zip(unfit, names, scaled, factors, strict=True)]
+    pairs = [tuple(own.items()) for own in factors]
+    return [Weighed(*each) for each in zip(unfit, names, scaled, pairs, strict=True)]
 
 
 def average_fit(
@@ -170,7 +170,7 @@ def average_fit(
     What was scaled is scaled back; of honest uploads it is the plain average to the last bit.
     """
     factors = {
-        upload.client: found.factors
+        upload.client: dict(found.factors)
         for upload, found in zip(uploads, weighed, strict=True)
         if not found.unfit
     }
