@@ -58,7 +58,7 @@ def _believed(task: Task) -> list[ClassMoments]:
     sharing = [(upload, client) for upload, client in pairs if upload.moments]
     parts = [upload.load_moments() for upload, _ in sharing]
     norm = task.model.vit.norm
-    scale, shift = norm.weight.double(), norm.bias.double()
+    scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
     # Normed values have a mean square of 1 at most, so that all of them are √D long.
     longest = float(scale.abs().max() * len(scale) ** 0.5 + shift.norm())
     usual = float(scale.square().sum() + shift.square().sum())

@@ -32,7 +32,7 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, same_answers, screen
-from fedmitr_app.uploads import Upload, Weighed, average, compare, example_counts
+from fedmitr_app.uploads import Upload, Weighed, average_fit, compare, example_counts
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ class Task:
     def average(self) -> dict[str, Tensor]:
         """The uploads' average by number of examples, timm's keys, on the CPU.
 
-        Without those whose weights can't be averaged with the others'.
+        Without those whose weights can't be averaged with the others', and what was scaled scaled
+        back.
         """
         return self.averaged(self.settings.weighting)
 
@@ -154,7 +155,8 @@ class Task:
         """
         if self.settings.teacher.defence != "clip":
             return self.average
-        distrusted = {client.key for client, trust in zip(self.clients, self.trust) if trust.reason}
+        pairs = zip(self.clients, self.trust, strict=True)
+        distrusted = {client.key for client, trust in pairs if trust.reason}
         if len(distrusted) in (0, len(self.uploads)):
             return self.average
         return self.averaged(self.settings.weighting, distrusted)
@@ -162,8 +164,9 @@ class Task:
     def averaged(self, weighting: str, without: Set[str] = frozenset()) -> dict[str, Tensor]:
         """Average what can be averaged, some clients left out; θ₀ if there is nothing."""
         pairs = zip(self.uploads, self.weighed, strict=True)
-        fit = [each for each, found in pairs if not found.unfit and each.client not in without]
-        return average(fit, weighting) if fit else dict(self._initial)
+        kept = [pair for pair in pairs if pair[0].client not in without]
+        uploads, weighed = zip(*kept)
+        return average_fit(uploads, weighed, self._initial, weighting)
 
     @property
     def _initial(self) -> Mapping[str, Tensor]:
@@ -218,7 +221,7 @@ class Task:
         strict, kept = self.settings.teacher.defence == "leave-one-out", []
         found = zip(self.clients, self.trust, self.weighed, strict=True)
         for number, (client, trust, weighed) in enumerate(found):
-            left_out = trust.left_out(strict) or (strict and bool(weighed.unfit))
+            left_out = trust.left_out(strict) or (strict and weighed.suspicious)
             if not left_out:
                 kept.append(number)
             done = "left out" if left_out else "used all the same (teacher.defence)"
@@ -227,7 +230,8 @@ class Task:
         if len(kept) == len(self.clients):
             return self
         if not kept:
-            reasons = {trust.reason or each.unfit for trust, each in zip(self.trust, self.weighed)}
+            pairs = zip(self.trust, self.weighed, strict=True)
+            reasons = {trust.reason or weighed.reasons[0] for trust, weighed in pairs}
             raise UploadError(f"No upload is of any use: {'; '.join(sorted(reasons))}.")
         rest = replace(
             self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.uploads import Upload, average, compare
+from fedmitr_app.uploads import Upload, average_fit, compare
 from fedmitr_app.uploads.averaging import WEIGHTINGS
 
 _log = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ class OneShotFedAvg(OneShotStrategy):
     """Average the uploads (McMahan et al., 2017), once.
 
     Without those whose weights can't be averaged with the others', for which their sizes and order
-    beside the initial arrays' speak; a warning names them.
+    beside the initial arrays' speak, and with arrays that were scaled scaled back; a warning names
+    them.
 
     Parameters
     ----------
@@ -47,10 +48,9 @@ class OneShotFedAvg(OneShotStrategy):
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the average, summed in float64 with flat memory."""
-        fit = list(uploads)
-        for upload, found in zip(uploads, compare(uploads, self._initial or {}), strict=True):
-            if found.unfit:
-                fit.remove(upload)
+        initial = self._initial or {}
+        weighed = compare(uploads, initial)
+        for upload, found in zip(uploads, weighed, strict=True):
             for reason in found.reasons:
                 _log.warning("%s is suspicious: %s.", upload.client, reason)
-        return average(fit, self.weights) if fit else dict(self._initial or {})
+        return average_fit(uploads, weighed, initial, self.weights)

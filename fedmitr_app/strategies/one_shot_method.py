@@ -172,7 +172,7 @@ class OneShotMethod(OneShotStrategy):
         kept = {client.key for client in defended.clients}
         judged = zip(self.task.clients, self.task.trust, self.task.weighed, strict=True)
         reasons = {
-            each.key: trust.reason or weighed.unfit
+            each.key: trust.reason or weighed.reasons[0]
             for each, trust, weighed in judged
             if each.key not in kept
         }

@@ -2,7 +2,7 @@
 
 from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
-from fedmitr_app.uploads.comparing import Weighed, compare
+from fedmitr_app.uploads.comparing import Weighed, average_fit, compare
 from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.moments import (
     ClassMoments,
@@ -36,6 +36,7 @@ __all__ = [
     "Upload",
     "Weighed",
     "average",
+    "average_fit",
     "check_arrays",
     "check_claims",
     "check_headers",

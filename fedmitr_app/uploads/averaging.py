@@ -1,7 +1,7 @@
 """The weighted average of uploads, read one array at a time."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -32,7 +32,11 @@ class Counted(Protocol):
     def num_examples(self) -> int | None: ...
 
 
-def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[str, Tensor]:
+def average(
+    uploads: Sequence[Upload],
+    weights: str = "num-examples",
+    change: Callable[[Upload, str, Tensor], Tensor] = lambda upload, name, value: value,
+) -> dict[str, Tensor]:
     """Return the average state dict of the uploads (FedAvg, McMahan et al., 2017).
 
     Sums in float64, in the order given (sorted uploads make it reproducible), and
@@ -45,6 +49,8 @@ def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[st
         At least one, all with the same names and shapes.
     weights : {"num-examples", "capped-examples", "uniform"}
         What each upload counts for; see :func:`example_counts`.
+    change : Callable[[Upload, str, Tensor], Tensor]
+        Returns an upload's array as it is to be averaged.
 
     Returns
     -------
@@ -61,7 +67,8 @@ def average(uploads: Sequence[Upload], weights: str = "num-examples") -> dict[st
                 if name not in sums:
                     sums[name] = torch.zeros(value.shape, dtype=torch.float64)
                     dtypes[name] = value.dtype
-                sums[name].add_(value.to(torch.float64), alpha=share)
+                value = change(upload, name, value.to(torch.float64))
+                sums[name].add_(value, alpha=share)
     # One at a time, so that the float64 sums go as their results come.
     return {name: _back(sums.pop(name), dtypes[name]) for name in list(sums)}
 

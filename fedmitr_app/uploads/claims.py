@@ -152,6 +152,7 @@ def _check_input_spec(declared: Any, expected: Expected) -> InputSpec | None:
     if expected.input_spec is not None:
         known, told = expected.input_spec.to_dict(), spec.to_dict()
         for key in ("mean", "std"):
+            known[key], told[key] = list(known[key]), list(told[key])
             # One mean for all channels says the same as that mean for each of them. Only told
             # apart, not expanded: a stranger says how many channels there are.
             if len(known[key]) != len(told[key]) and set(known[key]) == set(told[key]):

@@ -65,7 +65,7 @@ def test_metrics_beyond_all_measure_cost_nothing(losses):
     assert dict(result.train_metrics_clientapp[1]) == {"train-loss": 3.0, "uploads": 3}
 
 
-def test_one_value_that_drowns_the_average_is_in_no_average(caplog):
+def test_one_value_that_drowns_the_average_does_not(caplog):
     def answer(message):
         content = keyed(message).content
         if message.metadata.dst_node_id == 12:
@@ -78,7 +78,7 @@ def test_one_value_that_drowns_the_average_is_in_no_average(caplog):
     result = run(strategy, answer)
     assert keys_of(strategy) == ["client-a", "client-b", "client-c"]
     average = result.arrays.to_torch_state_dict()["body.weight"]
-    assert torch.equal(average, torch.full((2, 3), 2.0))  # of 1 and 3, which count alike
+    assert average.abs().max() <= 4.0  # of 1, 3 and what is no longer than the median's
     assert "client-b is suspicious: the root mean square of its body.weight is" in caplog.text
 
 

@@ -1,5 +1,7 @@
 """Whose weights averages take: honest ones of any training, and nothing that ruins them."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.experiments.attacks import SAME_FUNCTION, attack
 from fedmitr_app.models import InputSpec, build_vit
-from fedmitr_app.uploads import Upload, comparing
+from fedmitr_app.uploads import Upload, average, average_fit, comparing
 from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
 from fedmitr_app.uploads.upload import save_state
 
@@ -45,6 +47,14 @@ def trained(theta0, folder, steps, seed=0, common=0.0):
     return made
 
 
+def test_what_is_found_can_be_sent_to_another_process(theta0, tmp_path):
+    uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
+    for count in (1, 3):
+        sent = attack(uploads, "same-function-head", 1, theta0, tmp_path, 0)
+        found = compare(sent[:count], theta0)
+        assert pickle.loads(pickle.dumps(found)) == found
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.floats(0.01, 2.0), min_size=1, max_size=6),
@@ -68,7 +78,33 @@ def test_whatever_ruins_an_average_is_in_none(theta0, tmp_path, name, clients, a
     sent = attack(uploads, name, attackers, theta0, tmp_path, 3)
     found = compare(sent, theta0)
     guilty = [one is not other for one, other in zip(uploads, sent)]
-    assert [bool(weighed.unfit) for weighed in found] == guilty
+    assert [bool(weighed.reasons) for weighed in found] == guilty, [w.reasons for w in found]
+    scaled = name.startswith("same-function")
+    assert [bool(weighed.unfit) for weighed in found] == [each and not scaled for each in guilty]
+    # What was scaled is averaged as if it never had been, but for the clients' own differences.
+    kept = uploads if scaled else [each for each, bad in zip(uploads, guilty) if not bad]
+    taken, expected = average_fit(sent, found, theta0), average(kept)
+    lengths = [
+        sum((one[key] - other[key]).square().sum() for key in theta0) ** 0.5
+        for one, other in ((taken, expected), (expected, theta0))
+    ]
+    assert lengths[0] <= (0.25 if scaled else 0.0) * lengths[1]
+
+
+@pytest.mark.parametrize("clients", [2, 3, 5])
+@pytest.mark.parametrize("factor", [1e6, 1e-6, 30.0, 1 / 30])
+def test_norms_may_be_scaled_either_way(theta0, tmp_path, clients, factor):
+    uploads = trained(theta0, tmp_path, np.linspace(0.3, 1.5, clients))
+    state = {name: value.clone() for name, value in uploads[0].load_state().items()}
+    for name in ("blocks.0.norm2.weight", "blocks.0.norm2.bias"):
+        state[name] *= factor
+    state["blocks.0.mlp.fc1.weight"] /= factor
+    sent = [upload(state, tmp_path, 90), *uploads[1:]]
+    found = compare(sent, theta0)
+    assert [weighed.suspicious for weighed in found] == [True, *[False] * (clients - 1)]
+    taken, expected = average_fit(sent, found, theta0), average(uploads)
+    for name in ("blocks.0.norm2.weight", "blocks.0.mlp.fc1.weight"):
+        assert (taken[name] - expected[name]).norm() < 0.25 * expected[name].norm()
 
 
 @pytest.mark.parametrize("factor", [6.0, 0.4, -1.0])
@@ -78,8 +114,20 @@ def test_one_block_is_enough_in_any_place_of_an_array(theta0, tmp_path, factor):
     state["blocks.1.attn.qkv.weight"].chunk(3)[1].mul_(factor)  # keys alone
     uploads[1] = upload(state, tmp_path, 1)
     honest, found, other = compare(uploads, theta0)
-    assert not honest.unfit and not other.unfit
-    assert "its blocks.1.attn.k.weight holds" in found.unfit and "scaled" in found.unfit
+    assert not honest.reasons and not other.reasons
+    assert bool(found.unfit) == (factor < 0) and list(dict(found.factors)) == (
+        ["blocks.1.attn.k.weight"] if factor > 0 else []
+    )
+    (reason,) = found.reasons
+    assert "its blocks.1.attn.k.weight holds" in reason and "scaled" in reason
+    # The other thirds are as they were sent.
+    name = "blocks.1.attn.qkv.weight"
+    taken = average_fit([uploads[1]], [found], theta0)[name].chunk(3)
+    sent = state[name].chunk(3)
+    if factor > 0:
+        assert torch.equal(taken[0], sent[0]) and torch.equal(taken[2], sent[2])
+        ((_, times),) = found.factors
+        torch.testing.assert_close(taken[1], times * sent[1])
 
 
 @pytest.mark.parametrize(("index", "value"), [((0, 5, 7), 30.0), ((0, 0, 0), -30.0)])
@@ -168,7 +216,7 @@ def test_a_backbone_that_everybody_left_as_it_was_is_no_copy(theta0, tmp_path):
         state = {name: value.clone() for name, value in theta0.items()}
         state["head.weight"] += 0.05 * torch.randn(10, 64, generator=rng)
         uploads.append(upload(state, tmp_path, number))
-    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+    assert [weighed.reasons for weighed in compare(uploads, theta0)] == [[]] * 3
 
 
 def test_alone_or_without_a_beginning_nobody_is_judged(theta0, tmp_path):
