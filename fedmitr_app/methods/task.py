@@ -224,7 +224,7 @@ class Task:
             left_out = trust.left_out(strict) or (strict and weighed.suspicious)
             if not left_out:
                 kept.append(number)
-            done = "left out" if left_out else "used all the same (teacher.defence)"
+            done = "left out" if left_out else "teaches all the same (teacher.defence)"
             for reason in filter(None, [trust.reason, *weighed.reasons]):
                 _log.warning("%s is suspicious, and %s: %s.", client.key, done, reason)
         if len(kept) == len(self.clients):

