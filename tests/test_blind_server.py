@@ -109,12 +109,11 @@ def test_a_deit_of_colour_images_needs_no_data_on_the_server(hospitals, tmp_path
     ],
 )
 def test_a_server_that_reads_no_data_asks_nothing_about_it(settings):
-    raw = {**default_run_config(), **settings}
-    parse_config({**raw, **BLIND})
+    parse_config({**settings, **BLIND})
     with pytest.raises(ConfigError):
-        parse_config(raw)  # a server that reads some does
+        parse_config(settings)  # a server that reads some does
     with pytest.raises(ConfigError):  # and so does a simulation's, for its clients
-        server_app.run(FakeGrid([1], None), {**raw, **BLIND})
+        server_app.run(FakeGrid([1], None), {**default_run_config(), **settings, **BLIND})
 
 
 def test_a_node_without_images_says_so_and_costs_nobody_else(hospitals):

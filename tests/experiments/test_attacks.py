@@ -142,7 +142,9 @@ def test_moments_too_long_are_scaled_in_all_their_parts(theta0, tmp_path):
     for number in range(2):
         state = tiny_vit(number, torch.float32).vit.state_dict()
         arrays = {name: value.numpy() for name, value in state.items()}
-        moments = ClassMoments(np.array([10.0]), np.full((1, 2), 5.0), np.eye(2) * 5)
+        counts, sums = np.array([10.0, 0, 0, 0, 0]), np.zeros((5, 16))
+        sums[0] = 5.0
+        moments = ClassMoments(counts, sums, np.eye(16) * 40)
         spool.add(arrays, Claims(10, f"client-{number}"), moments)
     uploads = read_spool(spool.uploads)
     for name, factor in (("long-moments", LONG), ("sign-flip", 1.0)):

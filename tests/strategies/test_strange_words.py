@@ -14,6 +14,7 @@ from fedmitr_app.results.tables import client_rows
 from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.teacher import Trust
+from fedmitr_app.uploads import Weighed
 from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 from tests.strategies.test_hostile import real, stopped
 from tests.strategies.test_one_shot import QUICK, run
@@ -24,8 +25,9 @@ EVIL += "\r\n\u2028ERROR all is lost\x7f"
 
 def rows_of(strategy):
     """The clients' table of a round, as the report has it."""
-    trust = [Trust(1.0, 1.0, 1.0)] * len(strategy.outcome.accepted)
-    results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, trust)
+    count = len(strategy.outcome.accepted)
+    judged = {"trust": [Trust(1.0, 1.0, 1.0)] * count, "weighed": [Weighed()] * count}
+    results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, **judged)
     return client_rows(results)
 
 

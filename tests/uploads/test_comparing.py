@@ -294,20 +294,20 @@ def test_who_trained_so_long_that_decay_took_most_of_the_beginning_is_averaged(
 def test_running_statistics_are_of_the_data_and_no_weights(tmp_path):
     rng = torch.Generator().manual_seed(0)
     start = {
-        "conv.weight": torch.randn(8, 8, 3, 3, generator=rng),
-        "norm.running_mean": torch.zeros(8),
-        "norm.running_var": torch.ones(8),
+        "conv.weight": torch.randn(512, 8, 3, 3, generator=rng),
+        "norm.running_mean": torch.zeros(512),
+        "norm.running_var": torch.ones(512),
         "norm.num_batches_tracked": torch.tensor(0),
     }
 
     def client(number, mean, variance):
         state = {name: value.clone() for name, value in start.items()}
-        state["conv.weight"] += 0.1 * torch.randn(8, 8, 3, 3, generator=rng)
+        state["conv.weight"] += 0.1 * torch.randn(512, 8, 3, 3, generator=rng)
         state["norm.running_mean"] += mean
         state["norm.running_var"] *= variance
         return upload(state, tmp_path, number)
 
-    honest = [client(0, 0.5, 1.5), client(1, -0.4, 1.6), client(2, 3.0, 0.3)]
+    honest = [client(0, 0.5, 1.5), client(1, -0.4, 1.6), client(2, 3.0, 0.05)]
     assert not any(weighed.reasons for weighed in compare(honest, start))
     found = compare([*honest, client(3, 0.0, 1e9)], start)
     assert [weighed.suspicious for weighed in found] == [False, False, False, True]
