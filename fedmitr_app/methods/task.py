@@ -225,7 +225,8 @@ class Task:
             if not left_out:
                 kept.append(number)
             done = "left out" if left_out else "teaches all the same (teacher.defence)"
-            for reason in filter(None, [trust.reason, *weighed.reasons]):
+            told = weighed.findings if left_out else weighed.reasons
+            for reason in filter(None, [trust.reason, *told]):
                 _log.warning("%s is suspicious, and %s: %s.", client.key, done, reason)
         if len(kept) == len(self.clients):
             return self

@@ -71,16 +71,19 @@ class Weighed(NamedTuple):
         return bool(self.unfit or self.scaled)
 
     @property
-    def reasons(self) -> list[str]:
+    def findings(self) -> list[str]:
         """Say what is found, if anything."""
-        found = []
-        if self.unfit:
-            found.append(f"{self.unfit}, so that no average of weights takes it")
-        elif self.scaled:
-            found.append(f"{self.scaled}, so that averages of weights scale it back")
-        if self.alike:
-            found.append(f"most of its arrays are {self.alike!r}'s: they did not train apart")
-        return found
+        whose = self.alike and f"most of its arrays are {self.alike!r}'s: they did not train apart"
+        return [each for each in (self.unfit or self.scaled, whose) if each]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Say what is found, and what averages do about it."""
+        found = self.findings
+        done = "no average of weights takes it"
+        if not self.unfit:
+            done = "averages of weights scale it back"
+        return [f"{found[0]}, so that {done}", *found[1:]] if self.suspicious else found
 
 
 def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[Weighed]:
