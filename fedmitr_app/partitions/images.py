@@ -169,6 +169,8 @@ def _open(cell: Any, roots: tuple[Path, ...]) -> Image.Image:
         return cell
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if cell is None or isinstance(cell, (bytes, str)) and not cell:
+        raise ValueError("no image in this row")
     if isinstance(cell, str):
         cell = _below(cell, roots)
     if isinstance(cell, bytes):

@@ -36,7 +36,7 @@ def test_one_line_says_what_was_read(folder):
     assert test.read == read(folder)
     shard = load_shard(of_folder(folder), IID, 0, 2, 0)
     assert shard.read.startswith(f"{len(shard)} images of ")
-    assert shard.read.endswith(f"classes are this client's, of {test.read}")
+    assert shard.read.endswith(f" are this client's, of {test.read}")
     assert shard.take(shard.labels[:0]).read == shard.read
 
 

@@ -180,7 +180,7 @@ def strange_columns(rows: int) -> dict:
 def test_columns_that_are_not_used_are_never_touched(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [0, 1] * 5, **strange_columns(10))
     touched = []
-    for name in ("read", "read_row_group"):
+    for name in ("read", "iter_batches"):
         plain = getattr(pq.ParquetFile, name)
 
         def spy(self, *args, columns=None, plain=plain, **kwargs):
