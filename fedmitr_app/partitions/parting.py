@@ -95,7 +95,8 @@ def part(
             notes = [UNLABELLED]
         files, out = _untested(files, test, where)
     if out:
-        notes.append(f"{out} that {'is a test image' if out == 1 else 'are test images'} too left out of training")
+        are = "is a test image" if out == 1 else "are test images"
+        notes.append(f"{out} that {are} too left out of training")
     return Part(files, train, tree, where), test, (*notes, *seen)
 
 

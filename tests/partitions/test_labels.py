@@ -170,6 +170,7 @@ def test_names_with_commas_go_through_a_setting(names):
 
 
 def test_names_in_a_setting():
+    assert split_names("server.classes", 'a "b" c') == ('a "b" c',)
     assert split_names("server.classes", 'a, "b, c",,d ') == ("a", "b, c", "d")
     assert split_names("server.classes", "") == ()
     for text in ('"a', '"a"b'):
