@@ -210,4 +210,4 @@ def _reason(error: Exception) -> str:
 def _name(cell: Any) -> str:
     if isinstance(cell, dict) and cell.get("path"):
         cell = str(cell["path"])
-    return repr(str(cell))[:300] if cell and isinstance(cell, (str, Path)) else ""
+    return repr(str(cell))[:300] if isinstance(cell, (str, Path)) and str(cell) else ""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.files import existing_path
+from fedmitr_app.partitions.names import count_of
 from fedmitr_app.partitions.splits import (
     TEST,
     UNLABELLED,
@@ -95,8 +96,7 @@ def part(
             notes = [UNLABELLED]
         files, out = _untested(files, test, where)
     if out:
-        are = "is a test image" if out == 1 else "are test images"
-        notes.append(f"{out} that {are} too left out of training")
+        notes.append(f"{count_of(out, 'file')} of the test set left out of training")
     return Part(files, train, tree, where), test, (*notes, *seen)
 
 

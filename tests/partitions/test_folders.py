@@ -132,7 +132,8 @@ def test_folders_too_deep_to_be_looked_at_are_named(folder):
 
 def test_an_archive_is_no_folder(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK")
-    refusal(lambda: load_source(of_folder(tmp_path / "images.zip")), "data.path", "is a file: it must")
+    data = of_folder(tmp_path / "images.zip")
+    refusal(lambda: load_source(data), "data.path", "is a file: it must be a folder")
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
@@ -170,7 +171,9 @@ def test_a_single_class_in_several_domains_is_no_class(tmp_path, names):
     for share in (0.2, 0.0):  # a node's, too
         refusal(
             lambda share=share: load_source(of_folder(tmp_path, test_share=share)),
-            f"a single class, {names[0].split('/')[-1]!r}", "in 2 domains", "class/images/image",
+            f"a single class, {names[0].split('/')[-1]!r}",
+            "in 2 domains",
+            "class/images/image",
         )
 
 

@@ -391,7 +391,7 @@ def test_a_class_that_is_a_link_into_the_test_images_trains_nobody(tmp_path):
     os.link(tmp_path / "test" / "a" / "1.png", tmp_path / "train" / "b" / "y.png")
     data = of("image-folder", tmp_path)
     assert shades(data) == ({10, 30}, {10, 20})
-    assert "6 that are test images too left out of training" in load_source(data).read
+    assert "6 files of the test set left out of training" in load_source(data).read
 
 
 def test_a_file_that_goes_meanwhile_is_one_sentence(tmp_path, monkeypatch):
