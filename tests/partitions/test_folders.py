@@ -156,7 +156,7 @@ def test_what_a_file_is_called_does_nothing_where_it_is_shown(folder):
             pass
     os.mkdir(os.fsencode(folder) + b"/\xfe\x1b")
     line = read(folder)
-    assert line.isprintable() and line.encode() and len(line) < 400
+    assert line.isprintable() and line.encode() and "x" * 20 not in line
     assert "1 .?[31mred?" in line and "1 .?abc" in line
 
 
