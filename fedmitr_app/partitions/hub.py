@@ -28,6 +28,7 @@ from fedmitr_app.partitions.splits import (
     choose,
     kinds_of,
     plain_split_of,
+    validation_may_test,
 )
 
 SECONDS_FOR_AN_ANSWER = 10.0
@@ -116,7 +117,7 @@ def _choose(found: DatasetDict, data: DataConfig, where: str) -> tuple[DatasetDi
     used, notes = splits[train], []
     if held:
         parts[TEST] = _joined(found, splits[held])
-        if {TEST, VALIDATION} <= splits.keys() and tests_wanted(data):
+        if validation_may_test(splits) and tests_wanted(data):
             if not _labelled(parts[TEST], data.label_column):
                 held, notes = VALIDATION, [UNLABELLED]
                 parts[TEST] = _joined(found, splits[held])

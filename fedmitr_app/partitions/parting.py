@@ -10,11 +10,11 @@ from fedmitr_app.errors import DataError
 from fedmitr_app.files import existing_path
 from fedmitr_app.partitions.names import count_of
 from fedmitr_app.partitions.splits import (
-    TEST,
     UNLABELLED,
     VALIDATION,
     choose,
     choose_test,
+    validation_may_test,
 )
 from fedmitr_app.partitions.tree import Tree, walk, without
 
@@ -91,7 +91,7 @@ def part(
         notes = [f"the {held} split of data.path left out"] if held else []
     elif held:
         test = _test_of(splits[held], held, tree)
-        if {TEST, VALIDATION} <= splits.keys() and tests_wanted(data) and not labelled(test):
+        if validation_may_test(names) and tests_wanted(data) and not labelled(test):
             test = _test_of(splits[VALIDATION], VALIDATION, tree)
             notes = [UNLABELLED]
         files, out = _untested(files, test, where)

@@ -111,7 +111,7 @@ def choose(splits: Named, where: str, *, others_train: bool) -> tuple[str, str, 
             f"{where} holds no training images, only what is called {held!r} ({some_names(known)}):"
             " name what to train on with data.path, and this with data.test-path (of local files)."
         )
-    both = [name for name in splits.get(TRAIN, ()) if VALIDATION in kinds_of(name)]
+    both = _with_validation(splits)
     if held == VALIDATION and both:
         raise DataError(
             f"{where}: {both[0]!r} may hold the images of {splits[held][0]!r} too, and what is "
@@ -121,6 +121,16 @@ def choose(splits: Named, where: str, *, others_train: bool) -> tuple[str, str, 
     if held and "" in splits:
         notes.append(f"all that isn't called {held!r} for training")
     return (TRAIN if TRAIN in splits else ""), held, notes
+
+
+def validation_may_test(splits: Named) -> bool:
+    """Tell whether a validation split beside the test split can stand in for it."""
+    return {TEST, VALIDATION} <= splits.keys() and not _with_validation(splits)
+
+
+def _with_validation(splits: Named) -> list[str]:
+    """Return the training parts that may hold the validation images too, as ``train_val``."""
+    return [name for name in splits.get(TRAIN, ()) if VALIDATION in kinds_of(name)]
 
 
 def choose_test(splits: Named, where: str) -> str:

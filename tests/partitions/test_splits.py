@@ -261,7 +261,9 @@ def test_a_training_folder_alone_is_parted(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        (("photo/a", "art/a", "test/a"), "like splits \\('test'\\) and .* not \\('art', 'photo'\\)"),
+        (("photo/a", "art/a", "test/a"), r"like splits \('test'\) and .* not \('art', 'photo'\)"),
+        # "val" tests nobody who may have been trained on it.
+        (("trainval/a", "trainval/b", "val/a", "test"), "the test set .* stands in no folder"),
         (("train/a", "test/a", "extra/a"), "and parts that are not"),
         (("test/a",), "no training images, only what is called 'test'"),
         (("photo/train/a", "photo/test/a", "art/train/a", "art/test/a"), "class/image"),
