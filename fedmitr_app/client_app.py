@@ -35,6 +35,7 @@ from fedmitr_app.strategies.records import (
     to_array_record,
     told_config,
 )
+from fedmitr_app.text import harmless
 from fedmitr_app.training import class_moments, fit
 
 _log = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def _evaluate(client: Client, content: RecordDict) -> RecordDict:
     if client.model_dir is not None:
         try:
             kept = keep_model(client.model_dir, client.run_id, model, told.get("class-names", []))
-            _log.info("The global model is in %s.", kept)
+            _log.info("The global model is in %s.", harmless(kept))
         except FedmitrError as error:
             _log.error("%s", error)
             problem = "it could not keep the global model: its log says why."

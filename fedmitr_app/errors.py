@@ -1,8 +1,14 @@
 """Errors that a user can mend. Each message is one sentence that says how."""
 
+from fedmitr_app.text import harmless
+
+_LONGEST = 4000
+
 
 class FedmitrError(Exception):
     """Base of every error this package raises on purpose.
+
+    Both sentences may quote what strangers wrote, names of files too: see :func:`harmless`.
 
     Parameters
     ----------
@@ -14,8 +20,8 @@ class FedmitrError(Exception):
     """
 
     def __init__(self, sentence: str, *, public: str = "") -> None:
-        super().__init__(sentence)
-        self._public = public
+        super().__init__(harmless(sentence, _LONGEST))
+        self._public = harmless(public, _LONGEST)
 
     @property
     def public(self) -> str:

@@ -38,7 +38,10 @@ def local_path(setting: str, text: str | Path, error: type[FedmitrError]) -> Pat
     try:
         return Path(text).expanduser()
     except RuntimeError as why:
-        raise error(f"{setting} = {str(text)!r} names a user's home that there is not.") from why
+        raise error(
+            f"{setting} = {str(text)!r} names a user's home that there is not.",
+            public=f"its {setting} names a user's home that there is not.",
+        ) from why
 
 
 def existing_path(setting: str, text: str, error: type[FedmitrError]) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmitr_app.errors import ConfigError, ModelError
-from fedmitr_app.files import unwritable
+from fedmitr_app.files import local_path, unwritable
 from fedmitr_app.models import PatchViT, architecture_of
 from fedmitr_app.reporting.global_model import save_global_model
 
@@ -15,13 +15,14 @@ def model_dir(setting: object) -> Path | None:
     Raises
     ------
     ConfigError
-        If it is no text.
+        If it is no text, or names the home of a user that there is not.
     """
     if not isinstance(setting, str):
         raise ConfigError(
-            f"node-config model-dir = {setting!r} is not allowed: it must be a folder, in quotes."
+            f"node-config model-dir = {setting!r} is not allowed: it must be a folder, in quotes.",
+            public="its node-config model-dir is no folder in quotes.",
         )
-    return Path(setting).expanduser() if setting else None
+    return local_path("node-config model-dir", setting, ConfigError) if setting else None
 
 
 def keep_model(folder: Path, run_id: int, model: PatchViT, class_names: Sequence[str]) -> Path:

@@ -1,6 +1,8 @@
 """Any image dataset of the Hugging Face hub, through flwr-datasets."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,20 @@ from huggingface_hub.utils import get_session
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.columns import find_image_column
-from fedmitr_app.partitions.labels import Indices
+from fedmitr_app.partitions.labels import Indices, has_labels
 from fedmitr_app.partitions.names import some_names
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
-from fedmitr_app.partitions.splits import TEST, TRAIN, choose, split_of
+from fedmitr_app.partitions.parting import tests_wanted
+from fedmitr_app.partitions.splits import (
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    choose,
+    kinds_of,
+    plain_split_of,
+    validation_may_test,
+)
 
 SECONDS_FOR_AN_ANSWER = 10.0
 
@@ -45,7 +57,7 @@ def read_hub(data: DataConfig, domains: bool) -> Reading:
     notes: list[str] = []
 
     def choose_splits(found: DatasetDict) -> DatasetDict:
-        chosen, told = _choose(found, where)
+        chosen, told = _choose(found, data, where)
         notes.extend(told)
         return chosen
 
@@ -77,31 +89,58 @@ def read_hub(data: DataConfig, domains: bool) -> Reading:
     except ValueError:  # no split of that name
         _require_one_split(name, subset, where)
         return Reading(_rows(train, data, domains, where), notes=tuple(notes))
-    tested = _rows(test, data, domains, f"the test images of {where}")
-    return Reading(_rows(train, data, domains, where), tested, tuple(notes))
+    tests = partial(_rows, test, data, domains, f"the test set of {where}")
+    return Reading(_rows(train, data, domains, where), tests, tuple(notes))
 
 
-def _choose(found: DatasetDict, where: str) -> tuple[DatasetDict, list[str]]:
+def _choose(found: DatasetDict, data: DataConfig, where: str) -> tuple[DatasetDict, list[str]]:
     """Return what to train and test on under those names, and notes on what is left out."""
-    split_at = {name: split_of(name, where) for name in found}
-    named = [split for split in split_at.values() if split]
-    # Others beside a training split ("extra", "unlabeled") are the publisher's own extras.
-    kinds = named if TRAIN in named else list(split_at.values())
-    if kinds.count("") > 1:
+    splits: dict[str, list[str]] = {}
+    for name in found:
+        split = plain_split_of(name)
+        if split or not kinds_of(name):  # nobody knows what "train_test" is, nor can rename it
+            splits.setdefault(split, []).append(name)
+    others = splits.get("", ())
+    if TRAIN in splits:
+        # Others beside it ("extra", "unlabeled") are the publisher's own extras.
+        splits.pop("", None)
+    elif len(others) > 1 or not splits:
         raise DataError(
             f"{where} has no split called 'train', but {some_names(list(found))}: choose a subset "
             "(owner/name:subset) that has one, or use local files with data.source = 'parquet' or "
             "'image-folder'."
         )
-    train, held, _ = choose(kinds, where, others_train=True)
-    wanted = {TRAIN: train, TEST: held} if held else {TRAIN: train}
-    parts = {kind: _called(split, split_at) for kind, split in wanted.items()}
-    rest = [name for name in found if not any(name in names for names in parts.values())]
-    chosen = {
-        kind: concatenate_datasets([found[name] for name in names])
-        for kind, names in parts.items()
-    }
-    return DatasetDict(chosen), [f"splits left out: {some_names(rest)}"] if rest else []
+    for split, names in splits.items():
+        splits[split] = [split] if split in names else names
+    train, held, _ = choose(splits, where, others_train=True)
+    parts = {TRAIN: _joined(found, splits[train])}
+    used, notes = splits[train], []
+    if held:
+        parts[TEST] = _joined(found, splits[held])
+        if validation_may_test(splits) and tests_wanted(data):
+            if not _labelled(parts[TEST], data.label_column):
+                held, notes = VALIDATION, [UNLABELLED]
+                parts[TEST] = _joined(found, splits[held])
+        used = used + splits[held]
+    rest = [name for name in found if name not in used]
+    return DatasetDict(parts), [*notes, *([f"splits left out: {some_names(rest)}"] if rest else [])]
+
+
+def _below(file: str, roots: Iterable[str]) -> str:
+    found = (os.path.relpath(file, root) for root in roots if Path(file).is_relative_to(root))
+    return next(found, Path(file).name)
+
+
+def _joined(found: DatasetDict, names: list[str]) -> Dataset:
+    return concatenate_datasets([found[name] for name in names])
+
+
+def _labelled(split: Dataset, column: str) -> bool:
+    return column in split.features and has_labels(_column(split, column))
+
+
+def _column(split: Dataset, name: str) -> pa.ChunkedArray:
+    return split.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def _require_one_split(name: str, subset: str, where: str) -> None:
@@ -115,20 +154,19 @@ def _require_one_split(name: str, subset: str, where: str) -> None:
     except Exception:  # as many kinds as when the dataset itself is loaded, which has gone well
         return
     # Below the local folder, or behind "hf://datasets/owner/name@".
-    below = [file.removeprefix(str(Path(name))).rpartition("@")[2] for file in files]
+    if Path(name).is_dir():
+        roots = (os.path.abspath(name), os.path.realpath(name))
+        below = [_below(file, roots) for file in files]
+    else:
+        below = [file.rpartition("@")[2] for file in files]
     words = {word for file in below for word in Path(file).with_suffix("").parts}
-    found = {split_of(word, where) for word in words} - {""}
+    found = {plain_split_of(word) for word in words} - {""}
     if len(found) > 1:
         raise DataError(
             f"{where} has a single split, made of files that are called like "
             f"{some_names(sorted(found))}: use local files with data.source = 'parquet', or a "
             "dataset that tells them apart."
         )
-
-
-def _called(split: str, split_at: dict[str, str]) -> list[str]:
-    names = [name for name, its in split_at.items() if its == split]
-    return [split] if split in names else names
 
 
 def _require_hub(where: str) -> None:
@@ -166,16 +204,15 @@ def _rows(split: Dataset, data: DataConfig, domains: bool, where: str) -> Rows:
     def cells(rows: Indices) -> Iterator[Any]:
         return (row[image] for row in images.select(rows))
 
-    def column(name: str) -> pa.ChunkedArray:
-        return split.select_columns([name]).with_format("arrow")[:].column(name)
-
     kind = features[label]
     return make_rows(
-        column(label),
+        _column(split, label),
         cells,
         where,
         names=kind.names if isinstance(kind, ClassLabel) else None,
-        domains=column(data.domain_column) if domains and data.domain_column in features else None,
+        domains=_column(split, data.domain_column)
+        if domains and data.domain_column in features
+        else None,
         roots=_roots(data.name),
     )
 

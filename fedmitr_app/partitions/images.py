@@ -169,6 +169,8 @@ def _open(cell: Any, roots: tuple[Path, ...]) -> Image.Image:
         return cell
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if cell is None or isinstance(cell, (bytes, str)) and not cell:
+        raise ValueError("no image in this row")
     if isinstance(cell, str):
         cell = _below(cell, roots)
     if isinstance(cell, bytes):
@@ -208,4 +210,4 @@ def _reason(error: Exception) -> str:
 def _name(cell: Any) -> str:
     if isinstance(cell, dict) and cell.get("path"):
         cell = str(cell["path"])
-    return repr(str(cell))[:300] if isinstance(cell, (str, Path)) else ""
+    return repr(str(cell))[:300] if isinstance(cell, (str, Path)) and str(cell) else ""

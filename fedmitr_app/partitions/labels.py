@@ -69,6 +69,33 @@ def encode(column: Column, setting: str, names: Sequence[str] | None = None) -> 
     return Encoded(np.array([index_of[name] for name in spelt])[codes], known)
 
 
+def alike(chunk: pa.Array) -> pa.Array:
+    """Return labels as they are in every file: whole numbers of 64 bits, words by number.
+
+    Raises
+    ------
+    pyarrow.ArrowException
+        For a number beyond 63 bits.
+    """
+    words = pa.types.is_dictionary(chunk.type) and is_words(chunk.type.value_type)
+    if is_words(chunk.type):
+        chunk, words = chunk.dictionary_encode(), True
+    if words:
+        return chunk.cast(pa.dictionary(pa.int32(), pa.large_string()))
+    if pa.types.is_dictionary(chunk.type):
+        chunk = chunk.dictionary_decode()
+    return chunk.cast(pa.int64()) if pa.types.is_integer(chunk.type) else chunk
+
+
+def has_labels(column: pa.ChunkedArray) -> bool:
+    """Tell whether any row has a label: one that is neither missing nor -1."""
+    if column.null_count == len(column):
+        return False
+    if not pa.types.is_integer(column.type):
+        return True
+    return bool(pc.any(pc.not_equal(column, -1)).as_py())
+
+
 def require_kind(kind: pa.DataType, setting: str) -> None:
     """Raise ``DataError`` for a column of anything else than words, whole numbers or truths."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -79,7 +106,8 @@ def require_kind(kind: pa.DataType, setting: str) -> None:
 
 def is_words(kind: pa.DataType) -> bool:
     """Tell whether a column holds text."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _no_classes(setting: str, found: str) -> DataError:

@@ -46,7 +46,7 @@ def split_names(setting: str, text: str) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        If a quote is left open or stands in the middle of a name.
+        If a quote that a name starts with is left open, or text stands after its closing one.
     """
     try:
         names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
@@ -68,6 +68,12 @@ def some_names(names: Sequence[str], most: int = 10) -> str:
     """Return the first names in quotes, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number of images, classes or domains: "1 class", "2 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def _is_control(letter: str) -> bool:

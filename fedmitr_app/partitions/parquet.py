@@ -5,6 +5,7 @@ Other columns than those two (and the domains', where they are wanted) are never
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from fedmitr_app.partitions.columns import (
     find_image_column,
     is_image,
 )
-from fedmitr_app.partitions.labels import Indices, is_words, require_kind
-from fedmitr_app.partitions.parting import Part, part
+from fedmitr_app.partitions.labels import Indices, alike, has_labels, is_words, require_kind
+from fedmitr_app.partitions.parting import Named, Part, part
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
-from fedmitr_app.partitions.splits import split_of
+from fedmitr_app.partitions.splits import TRAIN, kinds_of, split_of
 from fedmitr_app.partitions.tree import Tree
 
 SUFFIXES = frozenset((".parquet",))
 MOST_ROWS = 50_000_000
 """Of a dataset: a file of a few kilobytes may claim any number, and each takes 40 bytes here."""
+ROWS_AT_ONCE = 8
+"""Of images: what a column claims may be far larger than its file."""
 
 
 def read_parquet(data: DataConfig, domains: bool) -> Reading:
@@ -50,19 +53,51 @@ def read_parquet(data: DataConfig, domains: bool) -> Reading:
         For a missing path, a file that isn't parquet, or a missing column.
     """
     train, test, notes = part(
-        data, SUFFIXES, _splits, wanted="*.parquet files", others_train=True
+        data,
+        SUFFIXES,
+        _splits,
+        wanted="*.parquet files",
+        others_train=True,
+        labelled=partial(_labelled, column=data.label_column),
     )
-    tested = _rows(test, data, domains) if test else None
-    return Reading(_rows(train, data, domains), tested, notes)
+    tests = partial(_rows, test, data, domains) if test else None
+    return Reading(_rows(train, data, domains), tests, notes)
 
 
-def _splits(tree: Tree) -> dict[str, list[Path]]:
-    splits: dict[str, list[Path]] = {}
-    for path in tree.files:
-        *folders, _ = tree.parts(path)
-        found = (split_of(name, tree.where) for name in (path.stem, *reversed(folders)))
-        splits.setdefault(next(filter(None, found), ""), []).append(path)
-    return splits
+def _splits(tree: Tree) -> dict[Path, Named]:
+    return {path: _named(path, tree) for path in tree.files}
+
+
+def _named(path: Path, tree: Tree) -> Named:
+    """Return what the file's own name says, else its nearest folder's that says anything.
+
+    Raises
+    ------
+    DataError
+        If one says that it is for training, and the other that it is not.
+    """
+    *folders, _ = tree.parts(path)
+    near, *far = [name for name in (path.stem, *reversed(folders)) if kinds_of(name)] or [""]
+    split = split_of(near, tree.where)
+    odd = [
+        name
+        for name in far
+        if split not in (kinds := kinds_of(name)) and TRAIN in (split, *kinds)
+    ]
+    if odd:
+        raise DataError(
+            f"{tree.where}: is {'/'.join(tree.parts(path))!r} the {split} split, or what "
+            f"{odd[0]!r} is called like? Rename one of them, or name it with data.path or "
+            "data.test-path."
+        )
+    return Named(split, near or path.name)
+
+
+def _labelled(files: Part, column: str) -> bool:
+    kinds = [_schema(path, files.where) for path in files.files]
+    if any(column not in kind.names or pa.types.is_null(kind.field(column).type) for kind in kinds):
+        return False
+    return has_labels(_values(files, column, "data.label-column"))
 
 
 def _rows(files: Part, data: DataConfig, domains: bool) -> Rows:
@@ -116,7 +151,7 @@ def _values(files: Part, column: str, setting: str) -> pa.ChunkedArray:
                         f"{files.where} claims to hold {rows} rows and more: {MOST_ROWS} at most "
                         "can be read; give a part of it."
                     )
-                chunks += file.read(columns=[column]).column(column).chunks
+                chunks += map(alike, file.read(columns=[column]).column(column).chunks)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise _unreadable(path, files.where, error) from error
     try:
@@ -140,7 +175,7 @@ def _unreadable(file: Path, where: str, error: Exception) -> DataError:
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The image cells of some files, numbered through; one row group in memory at a time."""
+    """The image cells of some files, numbered through; a few rows in memory at a time."""
 
     files: tuple[Path, ...]
     column: str
@@ -156,8 +191,23 @@ class ParquetImages:
                         stop = start + file.metadata.row_group(group).num_rows
                         first, last = np.searchsorted(rows, [start, stop])
                         if first < last:
-                            cells = file.read_row_group(group, columns=[self.column]).column(0)
-                            yield from cells.take(pa.array(rows[first:last] - start)).to_pylist()
+                            yield from self._of(file, group, rows[first:last] - start)
                         start = stop
             except (pa.ArrowException, OSError) as error:
                 raise _unreadable(path, self.where, error) from error
+
+    def _of(self, file: pq.ParquetFile, group: int, rows: Indices) -> Iterator[Any]:
+        """Yield the cells of some rows of a row group.
+
+        Not of the group as a whole: a column of one large cell, repeated by number, is a small
+        file, and takes the memory of all its rows.
+        """
+        start = 0
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[self.column]):
+            stop = start + len(batch)
+            first, last = np.searchsorted(rows, [start, stop])
+            if first < last:
+                yield from batch.column(0).take(pa.array(rows[first:last] - start)).to_pylist()
+            if last == len(rows):
+                return
+            start = stop

@@ -83,8 +83,11 @@ class Reading:
     """What a source holds, and in a few words each what else was seen there."""
 
     train: Rows
-    test: Rows | None = None
+    test: Callable[[], Rows] | None = None
+    """Reads the source's own test rows, if it has any."""
     notes: tuple[str, ...] = ()
+    warning: str = ""
+    """What is odd about it, if anything is, in a sentence."""
 
 
 def make_rows(
@@ -161,10 +164,12 @@ def number_as(rows: Rows, class_names: tuple[str, ...]) -> Rows:
     labels = numbers[rows.labels]
     unknown = rows.labels[labels < 0]
     if len(unknown):
+        odd = rows.names[unknown.min()]
+        near = [name for name in class_names if name.casefold() == odd.casefold()]
+        but = f"; {near[0]!r} differs in capitals only" if near else ""
         raise DataError(
-            f"{rows.where} holds the class {rows.names[unknown.min()]!r}, which the training "
-            f"images don't have: theirs are {some_names(class_names)}; use a test set with the "
-            "same classes."
+            f"{rows.where} holds the class {odd!r}, which the training images don't have: theirs "
+            f"are {some_names(class_names)}{but}; use a test set with the same classes."
         )
     return replace(rows, labels=labels, names=class_names)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedmitr_app.config import DataConfig, PartitionConfig
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions.images import ImageSet
+from fedmitr_app.partitions.names import count_of
 from fedmitr_app.partitions.partitioners import deal
 from fedmitr_app.partitions.rows import Rows
 from fedmitr_app.partitions.sources import Source, load_source
@@ -51,8 +52,9 @@ def load_shard(
         )
     source = load_source(data, domains=partition.kind == "natural")
     mine = source.train.take(deal(source.train, partition, num_partitions, seed)[partition_id])
-    classes = len(np.unique(mine.labels))
-    whose = f"{len(mine)} images of {classes} classes are this client's, of {source.read}"
+    classes = count_of(len(np.unique(mine.labels)), "class")
+    are = "is" if len(mine) == 1 else "are"
+    whose = f"{count_of(len(mine), 'image')} of {classes} {are} this client's, of {source.read}"
     return _image_set(mine, data, source, whose)
 
 

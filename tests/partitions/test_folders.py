@@ -36,7 +36,7 @@ def test_one_line_says_what_was_read(folder):
     assert test.read == read(folder)
     shard = load_shard(of_folder(folder), IID, 0, 2, 0)
     assert shard.read.startswith(f"{len(shard)} images of ")
-    assert shard.read.endswith(f"classes are this client's, of {test.read}")
+    assert shard.read.endswith(f" are this client's, of {test.read}")
     assert shard.take(shard.labels[:0]).read == shard.read
 
 
@@ -132,7 +132,8 @@ def test_folders_too_deep_to_be_looked_at_are_named(folder):
 
 def test_an_archive_is_no_folder(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK")
-    refusal(lambda: load_source(of_folder(tmp_path / "images.zip")), "data.path", "a folder")
+    data = of_folder(tmp_path / "images.zip")
+    refusal(lambda: load_source(data), "data.path", "is a file: it must be a folder")
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
@@ -141,6 +142,64 @@ def test_a_name_that_is_not_utf8(tmp_path):
     picture(0).save(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", folder + b"/x.png")
     refusal(lambda: load_source(of_folder(tmp_path)), "is not UTF-8", "rename it")
+
+
+def test_a_link_to_nothing_that_is_no_image_is_skipped(folder):
+    (folder / "notes.txt").symlink_to("/nowhere")
+    (folder / "ant" / "more.TXT").symlink_to("/nowhere")
+    assert "skipped 2 .txt link to nothing" in read(folder)
+
+
+def test_what_a_file_is_called_does_nothing_where_it_is_shown(folder):
+    for name in (b"a.\x1b[31mred\x07", b"b.\xff", b"c." + b"x" * 200, "d.\u202eabc".encode()):
+        with open(os.fsencode(folder) + b"/" + name, "wb"):
+            pass
+    os.mkdir(os.fsencode(folder) + b"/\xfe\x1b")
+    line = read(folder)
+    assert line.isprintable() and line.encode() and "x" * 20 not in line
+    assert "1 .?[31mred?" in line and "1 .?abc" in line
+
+
+# --- a single class, and classes that are none
+
+
+@pytest.mark.parametrize("names", [("n1/images", "n2/images"), ("train/a/x", "train/b/x")])
+def test_a_single_class_in_several_domains_is_no_class(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        picture(0).save(tmp_path / name / "0.png")
+    for share in (0.2, 0.0):  # a node's, too
+        refusal(
+            lambda share=share: load_source(of_folder(tmp_path, test_share=share)),
+            f"a single class, {names[0].split('/')[-1]!r}",
+            "in 2 domains",
+            "class/images/image",
+        )
+
+
+def test_a_single_class_in_all_is_refused_unless_it_is_a_nodes(folder):
+    (folder / "bee").rename(folder.parent / "bee")
+    (folder / "labels.csv").write_text("x")
+    refusal(
+        lambda: load_source(of_folder(folder)),
+        "holds a single class, 'ant' (skipped 1 .csv; labels in tables not read)",
+    )
+    assert len(load_source(of_folder(folder, test_share=0.0)).train) == 4
+
+
+def test_labels_in_a_table_are_not_read_and_parts_are_told_of(tmp_path, caplog):
+    for name in ("ham_part_1", "ham_part_2"):
+        (tmp_path / name).mkdir()
+        for row in range(4):
+            picture(row).save(tmp_path / name / f"{row}.png")
+    load_test_set(of_folder(tmp_path))
+    assert not caplog.records
+    (tmp_path / "labels.csv").write_text("x")
+    assert "labels in tables not read" in load_test_set(of_folder(tmp_path)).read
+    (warning,) = caplog.records
+    assert "labels in a .csv file are not read" in caplog.text and "'ham_part_1'" in caplog.text
+    (tmp_path / "ham_part_1").rename(tmp_path / "nevus")
+    assert "tables" not in read(tmp_path)
 
 
 # --- class/patient/image

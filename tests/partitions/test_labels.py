@@ -14,7 +14,7 @@ from fedmitr_app.partitions.labels import encode
 from fedmitr_app.partitions.names import clean_name, join_names, split_names
 from fedmitr_app.partitions.sources import load_source
 
-from .conftest import class_features, encoded, write_parquet
+from .conftest import class_features, encoded, picture, write_parquet
 from .test_sources import of_folder, of_parquet, refusal
 
 WORDS = st.text("abcé\u0301 \t", min_size=1, max_size=6).filter(lambda word: word.strip())
@@ -121,7 +121,7 @@ def test_a_test_split_without_labels(tmp_path, labels):
     write_parquet(tmp_path / "train.parquet", [0, 1, 2], features=class_features())
     write_parquet(tmp_path / "test.parquet", labels, features=class_features())
     refusal(
-        lambda: load_source(of_parquet(tmp_path)), "the test images of data.path",
+        lambda: load_source(of_parquet(tmp_path)), "the test set of data.path",
         "data.label-column",
     )
 
@@ -131,7 +131,7 @@ def test_a_test_split_without_a_label_column(tmp_path):
     pq.write_table(pa.table({"img": [encoded(0)]}), tmp_path / "test.parquet")
     refusal(
         lambda: load_source(of_parquet(tmp_path)),
-        "data.label-column = 'label'", "a column of the test images of data.path", "'img'",
+        "data.label-column = 'label'", "a column of the test set of data.path", "'img'",
         kind=ConfigError,
     )
 
@@ -149,7 +149,9 @@ def test_what_looks_alike_is_one_class(tmp_path, name):
 def test_folders_that_look_alike_are_one_class(folder):
     (folder / "ant").rename(folder / "cafe\u0301")
     (folder / "bee").rename(folder / "caf\u00e9 ")
-    assert load_source(of_folder(folder)).class_names == ("caf\u00e9",)
+    (folder / "tea").mkdir()
+    picture(0).save(folder / "tea" / "0.png")
+    assert load_source(of_folder(folder)).class_names == ("caf\u00e9", "tea")
 
 
 def test_two_declared_classes_of_one_name_are_refused(tmp_path):
@@ -168,6 +170,7 @@ def test_names_with_commas_go_through_a_setting(names):
 
 
 def test_names_in_a_setting():
+    assert split_names("server.classes", 'a "b" c') == ('a "b" c',)
     assert split_names("server.classes", 'a, "b, c",,d ') == ("a", "b, c", "d")
     assert split_names("server.classes", "") == ()
     for text in ('"a', '"a"b'):

@@ -232,6 +232,8 @@ def test_a_test_class_that_nobody_trains_on(tmp_path):
     test = write_parquet(tmp_path / "b.parquet", ["a", "z"])
     data = of_parquet(train, test_path=str(test))
     refusal(lambda: load_source(data), "data.test-path", "'z'", "'a', 'b'")
+    write_parquet(tmp_path / "b.parquet", ["a", "B"])
+    refusal(lambda: load_source(data), "'B'", "; 'b' differs in capitals only;")
 
 
 def test_no_rows_and_one_row(tmp_path):

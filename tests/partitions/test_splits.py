@@ -1,9 +1,12 @@
 """What is held out is never trained on, in every source and by every way to the same file."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from fedmitr_app.partitions import load_shard, load_test_set
 from fedmitr_app.partitions.sources import load_source
 from fedmitr_app.partitions.splits import choose, split_of
 
-from .conftest import picture, write_parquet
+from .conftest import class_features, picture, write_parquet
 
 WORDS = {
     "train": ("train", "training", "trainset", "trainval"),
@@ -103,7 +106,9 @@ def test_a_name_of_two_splits_is_asked_about():
 @given(st.sets(st.sampled_from(["", *SPLITS])), st.booleans())
 def test_a_held_out_split_is_never_the_training_split(splits, others_train):
     try:
-        train, held, _ = choose(splits, "here", others_train=others_train)
+        train, held, _ = choose(
+            {split: [split or "x"] for split in splits}, "here", others_train=others_train
+        )
     except DataError:
         # Nobody could tell, or there was nothing to train on.
         assert splits - {""} and (splits != {"train"} or "" in splits) or not splits
@@ -152,6 +157,15 @@ def test_a_parquet_folder_of_test_files_alone_trains_nobody(tmp_path):
     assert len(load_source(of("parquet", tmp_path / "x-test.parquet")).train) == 1
 
 
+@pytest.mark.parametrize("name", ["test/train", "train/val", "Testing/x_train"])
+def test_a_parquet_file_of_one_split_in_the_folder_of_another_is_asked_about(tmp_path, name):
+    for path in (tmp_path / f"{name}.parquet", tmp_path / "train" / "0.parquet"):
+        path.parent.mkdir(exist_ok=True)
+        write_parquet(path, [0, 1])
+    with pytest.raises(DataError, match=f"is '{name}.parquet' the .* split, or what '"):
+        load_source(of("parquet", tmp_path))
+
+
 # --- hub: the datasets library knows lower-case names only
 
 
@@ -185,6 +199,17 @@ def test_hub_files_that_were_pooled_are_refused(hub_folder, train, test):
         load_source(of("hub", hub_folder))
 
 
+def test_a_local_hub_dataset_is_judged_by_what_is_below_it(tmp_path, monkeypatch):
+    """Not by the folders above it, however it is named."""
+    root = tmp_path / "train_test" / "my test runs" / "set"
+    root.mkdir(parents=True)
+    write_parquet(root / "train-0.parquet", [0, 1] * 4)
+    monkeypatch.chdir(root.parent)
+    (tmp_path / "link").symlink_to(root)
+    for name in ("set", "./set", str(root), str(tmp_path / "link")):
+        assert len(load_source(of("hub", name)).train) == 6
+
+
 def test_hub_splits_of_no_known_name(hub_folder, monkeypatch):
     rows = datasets.load_dataset(str(write_parquet(hub_folder / "a.parquet", [0, 1] * 3).parent))
 
@@ -198,6 +223,13 @@ def test_hub_splits_of_no_known_name(hub_folder, monkeypatch):
     assert (len(source.train), len(source.test)) == (6, 6)
     assert "splits left out: 'extra', 'validation'" in source.read
     assert len(found("train_a", "train_b", "test").train) == 12
+    source = found("train", "train_test", "test")
+    assert len(source.train) == 6 and "splits left out: 'train_test'" in source.read
+    assert len(found("train_val", "test").train) == 6
+    with pytest.raises(DataError, match="'train_val' may hold the images of 'val' too"):
+        found("train_val", "val")
+    with pytest.raises(DataError, match="no split called 'train', but 'train_test'"):
+        found("train_test")
     with pytest.raises(DataError, match="no split called 'train', but 'one', 'two'"):
         found("one", "two")
 
@@ -229,12 +261,20 @@ def test_a_training_folder_alone_is_parted(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        (("photo/a", "art/a", "test/a"), "called like splits \\('test'\\) and parts that are not"),
+        (("photo/a", "art/a", "test/a"), r"like splits \('test'\) and .* not \('art', 'photo'\)"),
+        # "val" tests nobody who may have been trained on it.
+        (("trainval/a", "trainval/b", "val/a", "test"), "the test set .* stands in no folder"),
         (("train/a", "test/a", "extra/a"), "and parts that are not"),
         (("test/a",), "no training images, only what is called 'test'"),
         (("photo/train/a", "photo/test/a", "art/train/a", "art/test/a"), "class/image"),
         (("photo/train", "photo/test"), "'test', 'train' would be read as classes"),
         (("train", "test"), "'test', 'train' would be read as classes"),
+        (("x_train", "x_test"), "'x_test', 'x_train' would be read as classes"),
+        (("ISIC_Part3_Training_Data", "ISIC_Part3_Test_Data"), "would be read as classes"),
+        (("cat/seg_train", "cat/seg_test", "dog/seg_train"), "would be read as classes"),
+        (("train/Dev site/a", "train/train site/a"), "'Dev site', 'train site' .* as domains"),
+        (("trainval/a", "val/a"), "'trainval' may hold the images of 'val' too"),
+        (("a/b/c/x", "a/b/c/y"), r"they stand 4 folders deep, as 'a/b/c/x/0.png': point"),
         (("train/photo/a", "train/Test/a"), "'Test' would be read as domains"),
     ],
 )
@@ -249,11 +289,73 @@ def test_one_class_may_be_called_like_a_split(tmp_path):
     source = load_source(of("image-folder", tmp_path))
     assert source.class_names == ("invalid", "valid")
     assert "'valid' taken for a class" in source.read
+    images(tmp_path / "other", "cat", "x_test")
+    source = load_source(of("image-folder", tmp_path / "other"))
+    assert "'x_test' taken for a class" in source.read
+
+
+def test_domains_may_hold_a_splits_word_beside_no_training_folder(tmp_path):
+    images(tmp_path, "dev_site/a", "dev_site/b", "prod_site/a", "prod_site/b")
+    source = load_source(of("image-folder", tmp_path))
+    assert source.train.domain_names == ("dev_site", "prod_site")
+    assert "'dev_site' taken for a domain" in source.read
+
+
+def test_training_and_validation_in_one_folder_are_for_training(tmp_path):
+    images(tmp_path, "train_val/a", "train_val/b", shade=10)
+    images(tmp_path, "test/a", shade=20)
+    assert shades(of("image-folder", tmp_path)) == ({10}, {20})
+
+
+# --- held-out images without labels, and held-out images that nobody needs
+
+
+def test_a_validation_folder_stands_in_for_unlabelled_test_images(tmp_path):
+    images(tmp_path, "train/a", "train/b", shade=10)
+    images(tmp_path, "val/a", "val/b", shade=20)
+    images(tmp_path, "test", shade=30)
+    data = of("image-folder", tmp_path)
+    assert shades(data) == ({10}, {20})
+    note = "the test split left out, for it has no labels: the validation split tests"
+    assert note in load_source(data).read
+
+
+@pytest.mark.parametrize("source", ["parquet", "hub"])
+@pytest.mark.parametrize("labels", [[-1, -1], [None, None]])
+def test_a_validation_split_stands_in_for_an_unlabelled_test_split(
+    tmp_path, hub_folder, source, labels
+):
+    for name, its in (("train", [0, 1] * 3), ("validation", [1, 0, 1]), ("test", labels)):
+        write_parquet(hub_folder / f"{name}.parquet", its, features=class_features())
+    found = load_source(of(source, hub_folder))
+    assert (len(found.train), len(found.test)) == (6, 3)
+    assert found.read.count("the test split left out, for it has no labels") == 1
+
+
+def test_a_test_file_without_the_label_column_is_unlabelled(tmp_path):
+    for name in ("train", "validation"):
+        write_parquet(tmp_path / f"{name}.parquet", [0, 1, 0])
+    pq.write_table(pa.table({"img": [b""]}), tmp_path / "test.parquet")
+    assert len(load_source(of("parquet", tmp_path)).test) == 3
+
+
+@pytest.mark.parametrize("how", [{"test_split": "validation"}, {"test_share": 0.0}])
+@pytest.mark.parametrize("source", ["parquet", "hub", "image-folder"])
+def test_a_test_split_that_nobody_needs_is_not_read(tmp_path, hub_folder, source, how):
+    """Not by a node of data of its own, whose test_share is 0, either."""
+    if source == "image-folder":
+        images(hub_folder, "train/a", "train/b", "test", "test/c/d/e")
+    else:
+        write_parquet(hub_folder / "train.parquet", [0, 1] * 4, features=class_features())
+        write_parquet(hub_folder / "test.parquet", [-1, -1], features=class_features())
+    found = load_source(replace(of(source, hub_folder), **how))
+    assert len(found.train) + len(found.test) == 8
+    assert ("its own test images left out" in found.read) == ("test_share" in how)
 
 
 def test_a_test_split_without_labels_is_told_so(tmp_path):
     images(tmp_path, "train/a", "train/b", "test")
-    with pytest.raises(DataError, match=r"the test images .*stands in no folder that names its"):
+    with pytest.raises(DataError, match="the test set .*names its class; set data.path to"):
         load_source(of("image-folder", tmp_path))
 
 
@@ -288,7 +390,23 @@ def test_a_class_that_is_a_link_into_the_test_images_trains_nobody(tmp_path):
     (tmp_path / "train" / "c").symlink_to(tmp_path / "test" / "a")
     (tmp_path / "train" / "b" / "x.png").symlink_to(tmp_path / "test" / "a" / "0.png")
     os.link(tmp_path / "test" / "a" / "1.png", tmp_path / "train" / "b" / "y.png")
-    assert shades(of("image-folder", tmp_path)) == ({10, 30}, {10, 20})
+    data = of("image-folder", tmp_path)
+    assert shades(data) == ({10, 30}, {10, 20})
+    assert "6 files of the test set left out of training" in load_source(data).read
+
+
+def test_a_file_that_goes_meanwhile_is_one_sentence(tmp_path, monkeypatch):
+    images(tmp_path, "train/a", "train/b", "test/a")
+    look = os.stat
+
+    def gone(path, **how):
+        if str(path).endswith("test/a/0.png"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return look(path, **how)
+
+    monkeypatch.setattr(os, "stat", gone)
+    with pytest.raises(DataError, match="can't be read: no such file or directory"):
+        load_source(of("image-folder", tmp_path))
 
 
 def test_a_parquet_test_file_inside_the_training_folder_is_taken_out(tmp_path):

@@ -5,6 +5,7 @@ import os
 import struct
 import uuid
 import zlib
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -180,7 +181,7 @@ def strange_columns(rows: int) -> dict:
 def test_columns_that_are_not_used_are_never_touched(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [0, 1] * 5, **strange_columns(10))
     touched = []
-    for name in ("read", "read_row_group"):
+    for name in ("read", "iter_batches"):
         plain = getattr(pq.ParquetFile, name)
 
         def spy(self, *args, columns=None, plain=plain, **kwargs):
@@ -235,6 +236,51 @@ def test_files_with_labels_of_different_types_are_refused(tmp_path):
     write_parquet(tmp_path / "a.parquet", [0, 1])
     write_parquet(tmp_path / "b.parquet", ["0", "1"])
     refusal(lambda: load_source(of_parquet(tmp_path)), "'label' is of one type in some files")
+
+
+def test_labels_may_be_of_several_widths_and_kinds_of_text(tmp_path):
+    kinds = {
+        "number": ([0, 1], pa.int64(), pa.int32(), pa.uint8()),
+        "word": (["a", "b"], pa.string(), pa.large_string(), pa.string_view(),
+                 pa.dictionary(pa.int8(), pa.string())),
+    }
+    for name, (values, *types) in kinds.items():
+        (tmp_path / name).mkdir()
+        for number, kind in enumerate(types):
+            labels = pa.array(values * 2, kind)
+            write_parquet(tmp_path / name / f"{number}.parquet", labels)
+        source = load_source(replace(of_parquet(tmp_path / name), test_share=0.0))
+        assert source.class_names == tuple(map(str, values))
+        assert source.train.labels.tolist() == [0, 1] * 2 * len(types)
+
+
+def test_one_large_cell_that_is_repeated_takes_no_memory(tmp_path):
+    """A file of some hundred bytes: its row group as a whole would be 400 MB."""
+    image = encoded(77) + bytes(2_000_000)
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), [image])
+    table = pa.table({"img": cells, "label": [0, 1] * 100})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 3000
+    rows = load_source(of_parquet(path)).train.take(np.array([0, 100]))
+    before = pa.total_allocated_bytes()
+    pool = pa.default_memory_pool()
+    assert (rows.pixels(4, 3)[:, 0] == 77).all()
+    assert pool.max_memory() < 100e6 + before
+
+
+def test_rows_are_those_asked_for_across_batches_and_row_groups(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "a.parquet", [0, 1] * 20)
+    monkeypatch.setattr("fedmitr_app.partitions.parquet.ROWS_AT_ONCE", 3)
+    train = load_source(replace(of_parquet(path), test_share=0.0)).train
+    for wanted in ([0], [39], [2, 3, 4, 11], list(range(40))):
+        assert train.take(np.array(wanted)).pixels(4, 3)[:, 0, 0, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {}, b"", ""])
+def test_a_row_without_an_image_is_called_so(cell):
+    with pytest.raises(DataError, match="image 2 of 2 .*no image in this row"):
+        decode(encoded(1), cell)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_an_empty_shard_is_an_explicit_reply(monkeypatch):
     assert len(strategy.outcome.accepted) == 2 and not strategy.outcome.rejected
 
 
-def test_a_clients_mistake_reaches_the_server_as_one_sentence():
+def test_a_clients_mistake_reaches_the_server_as_one_sentence(caplog):
     def one_is_wrong(message):
         node = node_config(message)
         return {**node, "data-source": "parquet"} if node["partition-id"] == 1 else node
@@ -170,7 +170,8 @@ def test_a_clients_mistake_reaches_the_server_as_one_sentence():
     strategy, _ = play(run_config(), one_is_wrong)
     (rejection,) = strategy.outcome.rejected
     assert rejection.client == "client-001"
-    assert rejection.reason.startswith("data.path = '' is not allowed")
+    assert rejection.reason.startswith("the run's settings and its node config (data.source) don't")
+    assert "data.path = '' is not allowed" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -178,11 +179,11 @@ def test_a_clients_mistake_reaches_the_server_as_one_sentence():
     [
         ({}, "This node has no images: its node config must name its own"),
         ({"client-key": "hospital-a"}, "This node has no images"),
-        ({"client-key": "a", "partition-id": "x"}, "partition-id = 'x'"),
-        ({"client-key": "a", "data-path": "/x"}, "data-path = '/x' needs data-source = 'image-f"),
-        ({"partition-id": 0, "num-partitions": 3, "model-dir": 5}, "model-dir = 5"),
-        ({"partition-id": 0}, "num-partitions = None"),
-        ({"partition-id": "0", "num-partitions": 2}, "partition-id = '0'"),
+        ({"client-key": "a", "partition-id": "x"}, "node-config partition-id must be"),
+        ({"client-key": "a", "data-path": "/x"}, "data-path needs data-source = 'image-folder'"),
+        ({"partition-id": 0, "num-partitions": 3, "model-dir": 5}, "model-dir is no folder"),
+        ({"partition-id": 0}, "node-config num-partitions must be"),
+        ({"partition-id": "0", "num-partitions": 2}, "partition-id must be a whole"),
         ({"partition-id": 5, "num-partitions": 2}, "partition-id = 5"),
     ],
 )

@@ -127,6 +127,27 @@ def test_no_mishap_with_a_nodes_own_data_names_what_it_holds(tmp_path, caplog, m
     assert SECRET in caplog.text
 
 
+OWN = {"client-key": "me", "data-path": "/srv/x", "data-source": "image-folder"}
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"client-key": "me", "data-path": f"/srv/{SECRET}"}, "its node-config data-path needs"),
+        ({**OWN, "max-seconds": SECRET}, "node config (data.path, data.source, client.m"),
+        ({**OWN, "data-source": f"/srv/{SECRET}"}, "node config (data.path, data.source) don't"),
+        ({**OWN, "model-dir": f"~{SECRET}/x"}, "its node-config model-dir names a user's home"),
+        ({"partition-id": SECRET, "num-partitions": 2}, "its node-config partition-id must be"),
+        ({"partition-id": 0, "num-partitions": SECRET}, "its node-config num-partitions must be"),
+    ],
+)
+def test_what_a_node_config_says_stays_there(caplog, node, words):
+    reason, texts = asked(node)
+    told = "\n".join([reason, *texts])
+    assert words in reason and SECRET not in told and "/srv" not in told
+    assert SECRET in caplog.text
+
+
 def test_natural_domains_are_not_named(tmp_path, caplog):
     path = table(
         tmp_path / f"{SECRET}.parquet",
@@ -162,6 +183,8 @@ def test_a_data_error_tells_nothing_unless_it_is_meant_to():
     )
     assert DataError("/home/x is bad.", public="it is bad.").public == "it is bad."
     assert FedmitrError("a sentence.").public == "a sentence."
+    strange = FedmitrError("a \x1b[31m\ud800.\n\u202eb", public="c\x07.")
+    assert (str(strange), strange.public) == ("a ?[31m?. ?b", "c?.")
     error = ConfigError.bad_value("a.b", 3, "a column of /home/x", public="a column of its data")
     assert str(error) == "a.b = 3 is not allowed: it must be a column of /home/x."
     assert error.public == "a.b = 3 is not allowed: it must be a column of its data."
