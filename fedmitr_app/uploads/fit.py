@@ -58,4 +58,5 @@ def check_fit(upload: Upload, reference: Mapping[str, ArraySpec], expected: Expe
                 if value.dtype != spec.dtype:
                     raise UploadError(f"{name} is {value.dtype} where the server has {spec.dtype}.")
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{upload.weights} cannot be read back: {reason_of(error)}.") from error
+        why = f"{upload.weights} cannot be read back: {reason_of(error)}."
+        raise RunFolderError(why) from error
