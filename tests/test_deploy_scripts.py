@@ -214,9 +214,7 @@ def test_the_proxy_says_that_its_certificate_ends_soon(
     assert {"Restart=always", "RuntimeMaxSec=7d"} <= set(unit.splitlines())  # it looks each week
 
 
-def start_proxy(
-    authority: Path, folder: Path, days: int
-) -> subprocess.CompletedProcess[str]:
+def start_proxy(authority: Path, folder: Path, days: int) -> subprocess.CompletedProcess[str]:
     """Have the proxy try to start, on no host, with a certificate that has some days left."""
     pair = folder / "server"
     assert certificates("server", str(authority), str(pair), "a.example.org").returncode == 0

@@ -182,9 +182,8 @@ class Spool:
         for path in self.rejected.glob("*.json"):
             _remove(path)  # who was refused will be asked again
         for path, reason in aside.items():
-            _log.warning(
-                "%s Whoever sent it is asked again; its files are kept in %s.", reason, self.rejected
-            )
+            kept = f"its files are kept in {self.rejected}"
+            _log.warning("%s Whoever sent it is asked again; %s.", reason, kept)
             for file in _files_of(path.with_suffix(".safetensors")):
                 _put_aside(file, self.rejected)
 

@@ -71,9 +71,10 @@ def test_what_may_not_be_appended_to_makes_way(what: str, tmp_path: Path, caplog
             (tmp_path / f"snapshot-{step}").hardlink_to(folder / "metrics.jsonl")
         elif step == 0:
             (folder / "metrics.jsonl").rename(elsewhere)
-            os.mkfifo(folder / "metrics.jsonl") if what == "pipe" else (
-                folder / "metrics.jsonl"
-            ).symlink_to(elsewhere)
+            if what == "pipe":
+                os.mkfifo(folder / "metrics.jsonl")
+            else:
+                (folder / "metrics.jsonl").symlink_to(elsewhere)
     assert lines(folder)[-1] == {"stage": "inversion", "step": 2}
     assert "has another name too, or is no ordinary file: it is metrics-1.jsonl now" in caplog.text
     if what == "snapshot":
