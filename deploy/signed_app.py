@@ -17,7 +17,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign
@@ -30,6 +32,17 @@ def signatures_of(app: Path) -> Path:
     return app.with_name(f"{app.name}.signatures.json")
 
 
+def read_signatures(kept: Path) -> list[dict[str, Any]]:
+    """Return the signatures in a file; ``ValueError`` if it holds anything else."""
+    try:
+        known = json.loads(kept.read_bytes())
+        if all(entry.keys() == {"public_key_id", "signature", "signed_at"} for entry in known):
+            return list(known)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{kept} is no file of signatures; move it away and sign again")
+
+
 def sign(app: Path, key: Path, name: str) -> None:
     """Sign an app, as ``flwr app review`` would.
 
@@ -38,13 +51,16 @@ def sign(app: Path, key: Path, name: str) -> None:
         key: a private Ed25519 key, as ``ssh-keygen -t ed25519 -N ''`` makes it.
         name: whom nodes' files of trusted entities know the public half as.
     """
-    private = load_ssh_private_key(key.read_bytes(), None)
+    try:
+        private = load_ssh_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as problem:
+        raise ValueError(f"{key} is of no use: {problem}") from problem
     if not isinstance(private, Ed25519PrivateKey):
         raise ValueError(f"{key} is no Ed25519 key; make one with ssh-keygen -t ed25519")
     now = int(time.time())
     signed = private.sign(create_message_to_sign(hashlib.sha256(app.read_bytes()).digest(), now))
     kept = signatures_of(app)
-    known = json.loads(kept.read_text()) if kept.exists() else []
+    known = read_signatures(kept) if kept.exists() else []
     text = base64.urlsafe_b64encode(signed).decode()
     known = [entry for entry in known if entry["public_key_id"] != name]
     known.append({"public_key_id": name, "signature": text, "signed_at": now})
@@ -54,12 +70,13 @@ def sign(app: Path, key: Path, name: str) -> None:
 class Shelf(BaseHTTPRequestHandler):
     """Answers the two requests by which a SuperLink fetches an app."""
 
-    app = signatures = b""
+    app = b""
+    signatures: list[dict[str, Any]] = []
 
     def do_POST(self) -> None:
         """Say where the app is, and who signed it."""
         address = f"http://{HOST}:{self.server.server_address[1]}/app"
-        told = {"fab_url": address, "verifications": json.loads(self.signatures)}
+        told = {"fab_url": address, "verifications": self.signatures}
         self._send("/hub/fetch-fab", json.dumps(told).encode())
 
     def do_GET(self) -> None:
@@ -78,7 +95,7 @@ class Shelf(BaseHTTPRequestHandler):
 
 def offer(app: Path) -> ThreadingHTTPServer:
     """Listen on a free port of loopback for a SuperLink that wants a signed app."""
-    Shelf.app, Shelf.signatures = app.read_bytes(), signatures_of(app).read_bytes()
+    Shelf.app, Shelf.signatures = app.read_bytes(), read_signatures(signatures_of(app))
     return ThreadingHTTPServer((HOST, 0), Shelf)
 
 

@@ -64,14 +64,14 @@ class TestBench:
     def compare(
         self,
         clients: Sequence[ClientModel],
-        teacher: Teacher,
+        teacher: Teacher | None,
         average: Mapping[str, Tensor],
         control: PatchViT | None,
     ) -> dict[str, Any]:
         """Return what stands beside the student in ``metrics.json``'s ``accuracy``."""
         return {
             "control": None if control is None else self.model_accuracy(control),
-            "teacher": self.teacher_accuracy(teacher),
+            "teacher": None if teacher is None else self.teacher_accuracy(teacher),
             "fedavg": self.state_accuracy(average),
             "clients": {client.key: self.model_accuracy(client.model) for client in clients},
         }

@@ -242,10 +242,8 @@ def fuse_and_measure(
         evaluate_config=ConfigRecord(told),
     )
     fused = control = task = None
-    left_out: frozenset[str] = frozenset()
     if isinstance(strategy, OneShotMethod):
         fused, control, task = strategy.fused, strategy.control, strategy.task
-        left_out = strategy.left_out
     return measure(
         outcome=strategy.outcome,
         global_state=result.arrays.to_torch_state_dict(),
@@ -257,7 +255,7 @@ def fuse_and_measure(
         test_set=setting.test_set,
         labels=labels,
         on_shards=strategy.scores,
-        left_out=left_out,
+        left_out=strategy.left_out,
         config=config,
         folder=folder,
         device=device,

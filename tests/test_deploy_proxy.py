@@ -1,6 +1,7 @@
 """The proxy before a SuperLink that only writes down what reaches it: ten calls, ever."""
 
 import random
+import socket
 import ssl
 import subprocess
 import threading
@@ -30,8 +31,10 @@ class Record(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     seen: list[tuple[str, str, dict[str, str], bytes]]
+    begun: threading.Event
 
     def do_POST(self) -> None:
+        self.begun.set()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.seen.append((self.command, self.path, dict(self.headers), body))
         self.send_response(200)
@@ -51,6 +54,7 @@ class Proxy:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port, self.own_port = folder, free_port(), free_port()
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.begun = threading.Event()
         for words in (
             ("authority", "authority"),
             ("server", "authority", "certificates", "127.0.0.1"),
@@ -78,7 +82,7 @@ class Proxy:
     @contextmanager
     def superlink(self, pair: str) -> Iterator[None]:
         """Have something listen where the SuperLink should, with a pair of keys of its own."""
-        handler = type("Handler", (Record,), {"seen": self.seen})
+        handler = type("Handler", (Record,), {"seen": self.seen, "begun": self.begun})
         server = ThreadingHTTPServer(("127.0.0.1", self.own_port), handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         keys = (self.folder / pair / f"loopback.{half}" for half in ("crt", "key"))
@@ -90,6 +94,15 @@ class Proxy:
         finally:
             server.shutdown()
             server.server_close()
+
+    @contextmanager
+    def line(self) -> Iterator[ssl.SSLSocket]:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=30) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as line,
+        ):
+            yield line
 
     def ask(self, target: str, body: bytes = b"", method: str = "POST", more: str = "") -> int:
         return strangers.ask(self.port, self.ca, target, body, method, more)
@@ -115,6 +128,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 @pytest.fixture
 def proxy(running: Proxy) -> Proxy:
     running.seen.clear()
+    running.begun.clear()
     return running
 
 
@@ -151,6 +165,21 @@ def test_a_second_request_hides_in_no_body(proxy: Proxy) -> None:
         proxy.ask(PULL, hidden, more="Content-Length: 0\r\n")
         proxy.ask(PULL, hidden, more="Upgrade: h2c\r\nConnection: Upgrade\r\n")
     assert {seen[1] for seen in proxy.seen} <= {PULL}
+
+
+def test_no_body_waits_on_disk_or_without_its_length(proxy: Proxy) -> None:
+    """Whoever reaches the port could fill the disk that holds the SuperLink's database."""
+    body = random.Random(1).randbytes(2_000_000)
+    head = f"POST {PULL} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+    with proxy.superlink("loopback"), proxy.line() as line:
+        line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:1_000_000])
+        assert proxy.begun.wait(30), "the body was kept until its end"
+        line.sendall(body[1_000_000:])
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+        with proxy.line() as other:
+            other.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n".encode())
+            assert other.recv(100).startswith(b"HTTP/1.1 400")
+    assert [seen[3] for seen in proxy.seen] == [body]
 
 
 def test_only_a_nodes_headers_arrive(proxy: Proxy) -> None:

@@ -199,24 +199,41 @@ def test_scripts_say_what_is_wrong_in_a_sentence(
 def test_the_proxy_does_not_start_with_a_certificate_that_ended(
     authority: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "server"
-    assert certificates("server", str(authority), str(folder), "a.example.org").returncode == 0
-    assert certificates("loopback", str(tmp_path / "loopback")).returncode == 0
+    done = start_proxy(authority, tmp_path, days=-1)
+    assert done.returncode == 1 and "or ended: notAfter=" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("days", "warned"), [(29, True), (31, False)])
+def test_the_proxy_says_that_its_certificate_ends_soon(
+    days: int, warned: bool, authority: Path, tmp_path: Path
+) -> None:
+    done = start_proxy(authority, tmp_path, days)
+    assert ("server.crt ends within 30 days" in done.stderr) == warned
+    assert "can't hold" in done.stderr  # the host's name: it went on to its settings
+    unit = (DEPLOY / "fedmitr-proxy.service").read_text()
+    assert {"Restart=always", "RuntimeMaxSec=7d"} <= set(unit.splitlines())  # it looks each week
+
+
+def start_proxy(authority: Path, folder: Path, days: int) -> subprocess.CompletedProcess[str]:
+    """Have the proxy try to start, on no host, with a certificate that has some days left."""
+    pair = folder / "server"
+    assert certificates("server", str(authority), str(pair), "a.example.org").returncode == 0
+    assert certificates("loopback", str(folder / "loopback")).returncode == 0
     now = datetime.datetime.now(datetime.UTC)
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    ended = (
+    made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .sign(key, hashes.SHA256())
     )
-    (folder / "server.crt").write_bytes(ended.public_bytes(Encoding.PEM))
-    done = subprocess.run(
+    (pair / "server.crt").write_bytes(made.public_bytes(Encoding.PEM))
+    told = {"FEDMITR_CERTIFICATES": str(pair), "FEDMITR_HOST": "no;host"}
+    return subprocess.run(
         [str(DEPLOY / "proxy.sh")],
-        cwd=tmp_path,
-        env={"FEDMITR_CERTIFICATES": str(folder), "PATH": "/usr/sbin:/usr/bin:/bin"},
+        cwd=folder,
+        env=told | {"PATH": "/usr/sbin:/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 1 and "or ended: notAfter=" in done.stderr, done.stderr

@@ -24,9 +24,9 @@ def signed_app() -> ModuleType:
     return module
 
 
-def make_key(path: Path, kind: str = "ed25519") -> str:
+def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> str:
     """Make a key pair and return the public half."""
-    words = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)]
+    words = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", str(path)]
     subprocess.run(words, check=True, timeout=60)
     return path.with_suffix(".pub").read_text().strip()
 
@@ -81,3 +81,43 @@ def test_only_ed25519_keys_sign(signed_app: ModuleType, app: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="no Ed25519 key"):
         signed_app.sign(app, tmp_path / "other", "other")
     assert not signed_app.signatures_of(app).exists()
+
+
+@pytest.mark.parametrize(
+    ("passphrase", "key", "signatures", "sentence"),
+    [
+        ("a passphrase", None, None, "is of no use: Key is password-protected"),
+        ("", b"no key", None, "is of no use: "),
+        ("", b"", None, "is of no use: "),
+        ("", None, "{", "is no file of signatures"),
+        ("", None, "7", "is no file of signatures"),
+        ("", None, '[{"public_key_id": "a"}]', "is no file of signatures"),
+        ("", None, "[[1]]", "is no file of signatures"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    passphrase: str,
+    key: bytes | None,
+    signatures: str | None,
+    sentence: str,
+    signed_app: ModuleType,
+    app: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_key(tmp_path / "key", passphrase=passphrase)
+    kept = signed_app.signatures_of(app)
+    if key is not None:
+        (tmp_path / "key").write_bytes(key)
+    if signatures is not None:
+        kept.write_text(signatures)
+    ways = [["sign", str(app), str(tmp_path / "key"), "a"]]
+    ways += [["serve", str(app), "true"]] if signatures else []  # before the SuperLink starts
+    for words in ways:
+        monkeypatch.setattr("sys.argv", ["signed_app.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            signed_app.main()
+        told = str(ended.value.code)
+        assert told.startswith("signed_app.py: ") and sentence in told and "\n" not in told
+    assert signatures is None or kept.read_text() == signatures
+    assert signatures is not None or not kept.exists()

@@ -115,3 +115,46 @@ def test_weights_that_overflow_inside_the_model_are_left_out(federation, caplog)
     (line,) = [line for line in table if line.startswith("client-001")]
     assert "left out" in line and "not finite" in line
     assert "client-001 is suspicious, and left out" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-uniform"])
+def test_an_upload_in_no_average_took_no_part_in_one(federation, caplog, method):
+    def spike(number, message, reply):
+        if number == 1:
+            arrays = reply.content["arrays"]
+            value = arrays["pos_embed"].numpy().copy()
+            value.flat[0] = 1e18
+            arrays["pos_embed"] = Array(value)
+        return reply
+
+    federation.spoil = spike
+    metrics = federation.run(**{"server.method": method})
+    assert metrics["accuracy"]["student"] is not None
+    table = (federation.folder / "clients.csv").read_text().splitlines()
+    (line,) = [line for line in table if line.startswith("client-001")]
+    assert "left out" in line and "pos_embed" in line
+    page = (federation.folder / "report.html").read_text()
+    assert "one upload from each of 2 clients" in page and "1 of 3 clients took no part" in page
+    assert "look suspicious" not in page
+    if method == "fedavg":  # said when it is averaged, and not again of a teacher without a say
+        (said,) = [line for line in caplog.messages if "suspicious" in line]
+        assert said.startswith("client-001 is suspicious: ") and "no average of weights" in said
+
+
+def test_an_average_stands_without_an_ensemble_to_compare_it_with(federation, caplog):
+    """Finite weights whose answers aren't: the average exists, and the round is over."""
+
+    def broken(number, message, reply):
+        arrays = reply.content["arrays"]
+        # Of both signs, and not each other's copies.
+        signs = np.where(np.arange(arrays["head.weight"].numpy().size) % (number + 2), 1, -1)
+        huge = (3e38 * signs).astype(np.float32).reshape(arrays["head.weight"].numpy().shape)
+        arrays["head.weight"] = Array(huge)
+        return reply
+
+    federation.spoil = broken
+    metrics = federation.run(**{"server.method": "fedavg"})
+    assert (federation.folder / "global_model.safetensors").exists()
+    assert federation.status()["state"] == "completed"
+    assert metrics["accuracy"]["teacher"] is None and metrics["accuracy"]["student"] is not None
+    assert "is compared with no ensemble: No upload is of any use: its answers" in caplog.text

@@ -25,6 +25,8 @@ _log = logging.getLogger("fedmitr_app")
 
 INITIAL, FUSED = "initial.safetensors", "fused.safetensors"
 _PROBED = "probed"
+_LAST_WORDS = 60.0
+"""Seconds that are waited for who hears a process out that is over: a disk may hang."""
 
 Result = Callable[[], Fused | None]
 
@@ -86,6 +88,7 @@ def beside(method: str, task: Task) -> Iterator[Result]:
         listener.wanted = False
         process.terminate()  # over already, unless nobody asked for the result
         process.join()
+        listener.join(_LAST_WORDS)  # what it still writes is the task's: not after its folder's end
 
 
 def _here(method: str, task: Task) -> Fused | None:

@@ -21,7 +21,11 @@ def require_ours(target: Path, resume: bool) -> None:
     """Refuse a folder that holds anything, unless it is a run's that is to be gone on with."""
     if resume and os.path.lexists(target / STATUS):
         return
-    for path in target.iterdir():
+    try:
+        found = [*target.iterdir()]
+    except OSError as error:  # such as another account's
+        raise unusable(target, error) from error
+    for path in found:
         # A first status that was never finished is nobody's.
         if path.name != LOCK and not (path.name.startswith(f".{STATUS}.") and resume):
             raise _taken(target)
@@ -79,7 +83,11 @@ def left_behind(target: Path) -> dict[str, Any] | None:
 def new_default(seed: int) -> Path:
     """Make a folder named after the moment; runs of the same second get a number."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-seed{seed}"
-    parent = Path.cwd() / "fedmitr-runs"
+    parent = Path("fedmitr-runs")
+    try:
+        parent = parent.absolute()
+    except OSError as error:  # the working directory is gone
+        raise unusable(parent, error) from error
     for attempt in range(1, 1000):
         target = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:
@@ -111,7 +119,7 @@ def made(path: str) -> Path:
 
 
 def _taken(target: Path) -> RunFolderError:
-    what = "another run" if (target / STATUS).exists() else "other files"
+    what = "another run" if os.path.lexists(target / STATUS) else "other files"
     return RunFolderError(
         f"output.run-dir = {str(target)!r} is not allowed: it already holds {what}, {HINT}."
     )

@@ -47,7 +47,7 @@ class ClientRow:
 
     @property
     def taught(self) -> bool:
-        """Whether its model was used."""
+        """Whether its model was used: a suspicious one perhaps in no average of weights."""
         return self.status in ("ok", "suspicious")
 
 

@@ -1,5 +1,10 @@
 """``metrics.jsonl``: what every stage measures, written as it happens."""
 
+import contextlib
+import itertools
+import logging
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +13,8 @@ from typing import Any
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import append_text, json_line
+
+_log = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 
@@ -24,7 +31,9 @@ class MetricsLog:
     Parameters
     ----------
     folder : Path | None
-        Where ``metrics.jsonl`` is appended to; None writes nothing.
+        Where ``metrics.jsonl`` is appended to; None writes nothing. What stands there under
+        another name too, as in a snapshot made of hard links, is not: it becomes
+        ``metrics-<n>.jsonl``, and a new file goes on.
     every_seconds : float
         Shortest time between two writes.
     clock : Callable[[], float]
@@ -67,6 +76,7 @@ class MetricsLog:
                 return
             text = "".join(json_line(line) + "\n" for line in self._waiting)
             self._waiting.clear()
+            _make_way(self.path)
             append_text(self.path, text)  # whole lines, so that a killed run leaves whole lines
 
     def __enter__(self) -> "MetricsLog":
@@ -78,3 +88,19 @@ class MetricsLog:
         except RunFolderError:
             if kind is None:  # else the first error is the one to tell
                 raise
+
+
+def _make_way(path: Path) -> None:
+    """Rename what may not be appended to: a log is no reason to end a run."""
+    with contextlib.suppress(OSError):  # whatever is wrong, who writes says so
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return
+        names = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        path.rename(aside)
+        _log.warning(
+            "%s has another name too, or is no ordinary file: it is %s now, and a new one goes on.",
+            path,
+            aside.name,
+        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,10 @@ class RunFolder:
     settings: Mapping[str, Any] | None = None
     completed: bool = False
     flwr_run_id: int = 0
+    _ending: threading.RLock = field(
+        default_factory=threading.RLock, init=False, repr=False, compare=False
+    )
+    """Held while it is decided how the run ended: a thread and an exit handler may both say."""
 
     @classmethod
     def create(
@@ -214,14 +219,17 @@ class RunFolder:
         for sub in self._subfolders():
             if sub.is_dir() and not any(sub.iterdir()):
                 sub.rmdir()
-        self._write_state(state, reason)
+        with self._ending:
+            self._write_state(state, reason)
 
     def end_by(self, error: BaseException) -> None:
         """Record that an error ended the run, unless how it ended is on record already."""
         if not isinstance(error, Exception):  # Ctrl+C, exit, or Flower's own: nothing went wrong
             self.stop()
-        elif self._goes_on():
-            with contextlib.suppress(RunFolderError, OSError):  # the first error is the one to tell
+            return
+        # The first error is the one to tell.
+        with self._ending, contextlib.suppress(RunFolderError, OSError):
+            if self._goes_on():
                 self.finish(FAILED, harmless(str(error) or type(error).__name__, _LONGEST_REASON))
 
     def stop(self) -> None:
@@ -229,8 +237,8 @@ class RunFolder:
 
         May be called in any thread, and when a process ends.
         """
-        if self._goes_on():
-            with contextlib.suppress(RunFolderError, OSError):
+        with self._ending, contextlib.suppress(RunFolderError, OSError):
+            if self._goes_on():
                 self._write_state(STOPPED, _STOPPED)
 
     def _goes_on(self) -> bool:

@@ -107,10 +107,14 @@ def warnings(data: ReportData) -> list[str]:
             f"{len(lost)} of {len(data.clients)} clients took no part: the table says why."
         )
     if strange:
-        found.append(
-            f"{len(strange)} of {len(data.clients)} clients look suspicious, and were used all the "
-            "same: teacher.defence can leave them out."
-        )
+        told = f"{len(strange)} of {len(data.clients)} clients look suspicious, and were"
+        if data.config.get("server.method") == "fedavg":  # there is no teacher to defend
+            found.append(f"{told} averaged all the same: the table says what is odd.")
+        else:
+            found.append(
+                f"{told} used all the same, though in no average of weights where the table says "
+                "so: teacher.defence can leave them out."
+            )
     if student is None:
         return found
     if student < known.get("fedavg", 0.0):

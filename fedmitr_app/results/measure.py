@@ -1,6 +1,8 @@
 """Measure the global model, and beside it everything that it is compared with."""
 
-from collections.abc import Mapping, Sequence, Set
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config
+from fedmitr_app.errors import UploadError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
@@ -21,6 +24,8 @@ from fedmitr_app.reporting.progress import Progress
 from fedmitr_app.reporting.table import RESULT_NAMES
 from fedmitr_app.teacher import Teacher, Trust
 from fedmitr_app.uploads import RoundOutcome, Weighed
+
+_log = logging.getLogger(__name__)
 
 SHOWN_IMAGES = 30
 EVALUATION = "evaluation.json"
@@ -92,7 +97,7 @@ def measure(
     if task is None:
         settings = MethodSettings.of(config)
         task = Task.load(model, outcome.accepted, settings, folder.path, device)
-    teacher = (fused and fused.teacher) or task.defended().teacher
+    teacher = (fused and fused.teacher) or _compared_teacher(task, config.server.method)
     results = Results(
         outcome=outcome,
         global_state=global_state,
@@ -126,7 +131,8 @@ def measure(
     # The bare ensemble has no single model: its accuracy is the teacher's.
     single = config.server.method != "ensemble"
     other = None if control is None else control.model
-    scored = len(task.clients) + 2 + (other is not None) + single  # 2: the teacher, FedAvg
+    # Beside the clients: FedAvg, and perhaps the others.
+    scored = len(task.clients) + 1 + (teacher is not None) + (other is not None) + single
     key = {"of": task.origin, "images": len(test_set)}
     known = folder.read_json(EVALUATION)
     if known.pop("key", None) == key and _are_scores(known):
@@ -138,6 +144,37 @@ def measure(
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
     folder.write_json(EVALUATION, {"key": key, **accuracy})
     return replace(results, accuracy=accuracy)
+
+
+def _compared_teacher(task: Task, method: str) -> Teacher | None:
+    """Return the ensemble that the global model is compared with; None if nobody is of use to it.
+
+    Raises
+    ------
+    UploadError
+        If nobody is, and the ensemble is all that there is.
+    """
+    # What clients know had no say in a plain average, and what their weights tell was said there.
+    said = method != "fedavg"
+    try:
+        with contextlib.nullcontext() if said else _unsaid("fedmitr_app.methods.task"):
+            return task.defended().teacher
+    except UploadError as error:
+        if method == "ensemble":
+            raise
+        _log.warning("The global model is compared with no ensemble: %s", error)
+        return None
+
+
+@contextlib.contextmanager
+def _unsaid(name: str) -> Iterator[None]:
+    """Keep back what a module would log."""
+    logger = logging.getLogger(name)
+    logger.addFilter(refuse := lambda record: False)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
 
 
 def _are_scores(known: Mapping[str, Any]) -> bool:

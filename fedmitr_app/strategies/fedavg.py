@@ -21,7 +21,7 @@ class OneShotFedAvg(OneShotStrategy):
 
     Without those whose weights can't be averaged with the others', for which their sizes and order
     beside the initial arrays' speak, and with arrays that were scaled scaled back; a warning names
-    them.
+    them, and ``left_out`` has the former's keys.
 
     Parameters
     ----------
@@ -50,7 +50,9 @@ class OneShotFedAvg(OneShotStrategy):
         """Return the average, summed in float64 with flat memory."""
         initial = self._initial or {}
         weighed = compare(uploads, initial)
-        for upload, found in zip(uploads, weighed, strict=True):
+        pairs = [*zip(uploads, weighed, strict=True)]
+        self.left_out = frozenset(upload.client for upload, found in pairs if found.unfit)
+        for upload, found in pairs:
             for reason in found.reasons:
                 _log.warning("%s is suspicious: %s.", upload.client, reason)
         return average_fit(uploads, weighed, initial, self.weights)

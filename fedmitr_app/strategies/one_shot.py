@@ -81,7 +81,8 @@ class OneShotStrategy(Strategy):
         How long a steady number of nodes counts as all; pause between looks.
 
     ``outcome`` is what became of the replies, also after an error; ``scores`` what nodes
-    measured of the fused model, by the metric's name.
+    measured of the fused model, by the metric's name; ``left_out`` the keys of those whose uploads
+    were accepted, and not used.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class OneShotStrategy(Strategy):
         self.metrics_log = MetricsLog(self.run_dir)
         self.outcome = RoundOutcome()
         self.scores: dict[str, FederatedScore] = {}
+        self.left_out: frozenset[str] = frozenset()
         self.reference: dict[str, ArraySpec] = {}
         self._spool: Spool | None = None
         self._told: Mapping[int, list[str]] = {}

@@ -34,6 +34,8 @@ from fedmitr_app.uploads import Upload
 
 CONTROL = "control"
 """The control's part of the run folder; of no use once the run is over."""
+AVERAGES = ("fedavg", "fedavg-uniform")
+"""Methods to which an upload that no average takes is of no use at all."""
 
 
 class OneShotMethod(OneShotStrategy):
@@ -69,7 +71,8 @@ class OneShotMethod(OneShotStrategy):
     control : Fused | None
         The same of the student on procedural images, if asked for.
     left_out : frozenset[str]
-        Keys of the clients whose uploads were accepted, and of no use or distrusted.
+        Keys of the clients whose uploads were accepted, and of no use or distrusted; of a method
+        that only averages, also those that no average takes.
 
     Raises
     ------
@@ -118,7 +121,6 @@ class OneShotMethod(OneShotStrategy):
         self.task: Task | None = None
         self.fused: Fused | None = None
         self.control: Fused | None = None
-        self.left_out: frozenset[str] = frozenset()
 
     def summary_lines(self) -> list[str]:
         """Add the method and its settings, and the device if the strategy chose it."""
@@ -176,7 +178,12 @@ class OneShotMethod(OneShotStrategy):
             for each, trust, weighed in judged
             if each.key not in kept
         }
-        self.left_out = frozenset(reasons)
+        unused = {
+            each.key
+            for each, weighed in zip(self.task.clients, self.task.weighed, strict=True)
+            if weighed.unfit and self.method in AVERAGES
+        }
+        self.left_out = unused.union(reasons)
         if len(kept) < self.min_clients:
             told = "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items()))
             raise AggregationError(

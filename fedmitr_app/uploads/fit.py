@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from fedmitr_app.errors import ConfigError, UploadError
+from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.files import reason_of
 from fedmitr_app.reading import open_tensors
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims
@@ -37,6 +37,8 @@ def check_fit(upload: Upload, reference: Mapping[str, ArraySpec], expected: Expe
     ------
     UploadError
         With the first difference.
+    RunFolderError
+        If its weights can't be read.
     """
     check_claims(
         Claims(architecture=upload.architecture, input_spec=upload.input_spec), expected
@@ -56,4 +58,5 @@ def check_fit(upload: Upload, reference: Mapping[str, ArraySpec], expected: Expe
                 if value.dtype != spec.dtype:
                     raise UploadError(f"{name} is {value.dtype} where the server has {spec.dtype}.")
     except (OSError, ValueError) as error:
-        raise UploadError(f"{upload.weights} cannot be read back: {reason_of(error)}.") from error
+        why = f"{upload.weights} cannot be read back: {reason_of(error)}."
+        raise RunFolderError(why) from error

@@ -42,6 +42,10 @@ _HEAD = "head.weight"
 Shapes = dict[str, tuple[int, ...]]
 
 
+class UnreadableUpload(UploadError):
+    """The system doesn't let an upload's files be read: nothing says that they are damaged."""
+
+
 def make_manifest(
     client: str, claims: Claims, node: int, digest: str, moments: str
 ) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def read_upload(path: Path) -> Upload:
     Raises
     ------
     UploadError
-        In one sentence, if one of them is gone, damaged, or nothing that a client may send.
+        In one sentence, if one of them is gone, damaged, or nothing that a client may send;
+        ``UnreadableUpload`` if it is there and can't be read.
     """
     at, weights = path, path.with_suffix(".safetensors")
     try:
@@ -105,7 +110,9 @@ def read_upload(path: Path) -> Upload:
             _require_moments(upload, shapes.get(_HEAD))
     except (OSError, ValueError, UploadError) as error:
         why = reason_of(error).rstrip(".")
-        raise UploadError(f"{at} cannot be read back: {why}.") from error
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        kind = UnreadableUpload if refused else UploadError
+        raise kind(f"{at} cannot be read back: {why}.") from error
     return upload
 
 

@@ -13,7 +13,7 @@ from fedmitr_app.files import reason_of, unwritable, write_atomically, write_jso
 from fedmitr_app.reading import open_ordinary, read_json, require_folder, require_ordinary
 from fedmitr_app.reporting.status import how_it_stands, settle_status
 from fedmitr_app.uploads.claims import Expected
-from fedmitr_app.uploads.fit import check_fit
+from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
@@ -131,11 +131,18 @@ class RoundFolder:
 
         Those that are there from a run that was stopped are held to ``reference``, if it is
         given, and ``expected``, as those that come are.
+
+        Raises
+        ------
+        ConfigError
+            If they are of another model: they stay as they are, for a server that has theirs.
+        RunFolderError
+            If the folder can't be read or written.
         """
 
         def fits(upload: Upload) -> None:
             if reference is not None:
-                check_fit(upload, reference, expected)
+                require_fit([upload], reference, expected)
 
         spool = Spool(self.path / UPLOADS, self.path / REJECTED, self.resume, fits)
         self._begun = True

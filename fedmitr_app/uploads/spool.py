@@ -8,6 +8,7 @@ Each appears by an atomic rename.
 
 import dataclasses
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,13 @@ from fedmitr_app.files import arrays_digest, reason_of, unwritable, write_atomic
 from fedmitr_app.reading import read_table, require_folder
 from fedmitr_app.text import harmless
 from fedmitr_app.uploads.claims import Claims
-from fedmitr_app.uploads.manifest import make_manifest, manifest_name, rank, read_upload
+from fedmitr_app.uploads.manifest import (
+    UnreadableUpload,
+    make_manifest,
+    manifest_name,
+    rank,
+    read_upload,
+)
 from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file, save_state
 
@@ -66,9 +73,15 @@ class Spool:
         Folder for the reasons, ``<n>.json``; made if absent.
     resume : bool
         Go on with a round that was stopped: uploads that are there count, if their clients
-        gave a key. The others can't be told from what the same clients will send again.
+        gave a key. The others can't be told from what the same clients will send again: they
+        are put aside, as damaged ones are, among the rejected as ``<file>.aside``.
     require_fit : Callable[[Upload], None], optional
-        Raises ``UploadError`` for an upload that is there and not of this round's model.
+        Raises an error for an upload that is there and not of this round's model.
+
+    Raises
+    ------
+    RunFolderError
+        If a folder can't be used, or holds uploads that can't be read now.
     """
 
     def __init__(
@@ -148,19 +161,31 @@ class Spool:
         return len(self._digests)
 
     def _take_up(self, require_fit: Callable[[Upload], None]) -> None:
-        for path in self.rejected.glob("*.json"):
-            _remove(path)  # who was refused will be asked again
+        aside = {}
         for path in self.uploads.glob("*.json"):
             try:
                 upload = read_upload(path)
-                if upload.client != _keyless(upload.digest):
-                    require_fit(upload)
-                    self._digests.add(upload.digest)
-                    self.here.setdefault(upload.client, set()).add(upload.node)
-                    continue
+            except UnreadableUpload as error:  # too many open files, a network that fails
+                raise RunFolderError(
+                    f"{error} No upload was touched: mend that, or take the file away, and go on."
+                ) from error
             except UploadError as error:
-                _log.warning("%s Whoever sent it is asked again.", error)
-            _remove_upload(path.with_suffix(".safetensors"))
+                aside[path] = str(error)
+                continue
+            require_fit(upload)
+            if upload.client == _keyless(upload.digest):
+                aside[path] = f"{upload.client} has no client key."
+                continue
+            self._digests.add(upload.digest)
+            self.here.setdefault(upload.client, set()).add(upload.node)
+        # Only now: what ends with an error above has changed nothing.
+        for path in self.rejected.glob("*.json"):
+            _remove(path)  # who was refused will be asked again
+        for path, reason in aside.items():
+            kept = f"its files are kept in {self.rejected}"
+            _log.warning("%s Whoever sent it is asked again; %s.", reason, kept)
+            for file in _files_of(path.with_suffix(".safetensors")):
+                _put_aside(file, self.rejected)
 
     def reject(self, rejection: Rejection) -> None:
         """Note, and log, that a reply could not be used."""
@@ -183,7 +208,8 @@ class Spool:
                 continue
             why = f"its weights are those of {first.client!r} to the last bit, and count once."
             self.reject(Rejection(upload.client, why, upload.node))
-            _remove_upload(upload.weights)
+            for file in _files_of(upload.weights):
+                _remove(file)
         return list(kept.values())
 
 
@@ -221,10 +247,19 @@ def _keyless(digest: str) -> str:
     return f"weights-{digest[:12]}"
 
 
-def _remove_upload(weights: Path) -> None:
-    # The manifest first: without it nothing counts.
-    for file in (weights.with_suffix(".json"), weights, moments_file(weights)):
-        _remove(file)
+def _files_of(weights: Path) -> tuple[Path, Path, Path]:
+    """Return an upload's files, the manifest first: without it nothing counts."""
+    return weights.with_suffix(".json"), weights, moments_file(weights)
+
+
+def _put_aside(file: Path, folder: Path) -> None:
+    """Move a file to where nobody reads it but a person: what seems damaged may be good."""
+    try:
+        os.replace(file, folder / f"{file.name}.aside")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be moved to {folder}: {reason_of(error)}.") from error
 
 
 def _remove(file: Path) -> None:

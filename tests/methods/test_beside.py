@@ -1,6 +1,7 @@
 """A method in another process: the same result, its lines and records, no harm when it fails."""
 
 import importlib
+import threading
 import time
 from dataclasses import replace
 from multiprocessing import active_children
@@ -88,6 +89,23 @@ def test_an_error_here_does_not_wait_for_the_other(task):
     with pytest.raises(ValueError, match="here"), beside("fedmitr", slow):
         raise ValueError("here")
     assert time.monotonic() - started < 60 and torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_nothing_is_recorded_once_it_is_over(task):
+    """Who would write on then writes into a folder that may be another process's."""
+    heard, recording = [], threading.Event()
+
+    def record(stage, **values):
+        recording.set()
+        time.sleep(0.5)  # a slow disk
+        heard.append(stage)
+
+    with pytest.raises(ValueError, match="here"), beside("fedmitr", replace(task, record=record)):
+        assert recording.wait(60)
+        raise ValueError("here")
+    assert not [thread for thread in threading.enumerate() if thread.name == "beside"]
+    assert heard
 
 
 @pytest.mark.usefixtures("two_threads")

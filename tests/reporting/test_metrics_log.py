@@ -1,6 +1,7 @@
 """metrics.jsonl: whole lines, soon on disk, and never in the way of another error."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -57,6 +58,31 @@ def test_a_folder_that_is_gone_is_one_sentence_unless_something_worse_happened(
     with pytest.raises(KeyboardInterrupt), MetricsLog(gone) as log:
         log.add("inversion", loss=1.0)
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("what", ["snapshot", "link", "pipe"])
+def test_what_may_not_be_appended_to_makes_way(what: str, tmp_path: Path, caplog) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    log = MetricsLog(folder, every_seconds=0.0)
+    for step in range(3):  # two snapshots, as of `cp -al`, each while the run goes on
+        log.add("inversion", step=step)
+        if what == "snapshot" and step < 2:
+            (tmp_path / f"snapshot-{step}").hardlink_to(folder / "metrics.jsonl")
+        elif step == 0:
+            (folder / "metrics.jsonl").rename(elsewhere)
+            if what == "pipe":
+                os.mkfifo(folder / "metrics.jsonl")
+            else:
+                (folder / "metrics.jsonl").symlink_to(elsewhere)
+    assert lines(folder)[-1] == {"stage": "inversion", "step": 2}
+    assert "has another name too, or is no ordinary file: it is metrics-1.jsonl now" in caplog.text
+    if what == "snapshot":
+        kept = [folder / f"metrics-{n}.jsonl" for n in (1, 2)]
+        assert [json.loads(path.read_text())["step"] for path in kept] == [0, 1]
+        assert json.loads((tmp_path / "snapshot-0").read_text())["step"] == 0
+    else:
+        assert json.loads(elsewhere.read_text())["step"] == 0
 
 
 def test_without_a_folder_nothing_is_kept() -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import stat
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import write_json
 from fedmitr_app.reporting import RunFolder
+from fedmitr_app.reporting.status import read_status
 
 
 def test_a_named_folder_is_made_absolute_and_claimed(
@@ -134,6 +137,53 @@ def test_no_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     for path in (str(tmp_path / "x"), ""):
         with pytest.raises(RunFolderError, match=r"output\.run-dir.*permission denied"):
             RunFolder.create(path, seed=0)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("files", [False, True])
+def test_a_folder_that_may_not_be_looked_into_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool, files: bool
+) -> None:
+    """Tests may run as root, whom no mode stops: the system's answers are put in."""
+
+    def denied(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch, pytest.raises(RunFolderError) as refusal:
+        patch.setattr(Path, "exists" if files else "iterdir", denied)
+        RunFolder.create(str(tmp_path), seed=0, resume=resume)
+    words = "holds other files" if files else "cannot be used: permission denied"
+    assert words in str(refusal.value)
+
+
+def test_a_working_directory_that_is_gone_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RunFolderError, match=r"^output\.run-dir = 'fedmitr-runs' cannot be used"):
+        RunFolder.create("", seed=0)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_who_stops_a_run_that_ends_just_now_leaves_how_it_ended(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit handler has read "running" when the run's own thread writes "completed"."""
+    finishing = threading.Thread(target=folder.finish, args=("completed",))
+
+    def read(path: Path) -> dict[str, Any]:
+        found = read_status(path)
+        finishing.start()
+        finishing.join(0.3)  # it may not end before what was read is acted on
+        return found
+
+    monkeypatch.setattr("fedmitr_app.reporting.run_folder.read_status", read)
+    folder.stop()
+    finishing.join(30)
+    assert read_status(folder.path)["state"] == "completed"
 
 
 def test_json_is_valid_whatever_it_is_given(folder: RunFolder) -> None:

@@ -33,7 +33,11 @@ def test_the_headline_counts_whose_models_were_used() -> None:
     rows = [ClientRow(name, status=name) for name in ("ok", "suspicious", "left out", "rejected")]
     data = replace(with_accuracy(student=0.5), clients=rows)
     assert "one upload from each of 2 clients" in headline_sentence(data)
-    assert "2 of 4 clients took no part" in warnings(data)[0]
+    lost, strange = warnings(data)
+    assert "2 of 4 clients took no part" in lost
+    assert "1 of 4" in strange and "though in no average of weights where the table" in strange
+    plain = replace(data, config={"server.method": "fedavg"})
+    assert "averaged all the same" in warnings(plain)[1] and "defence" not in warnings(plain)[1]
 
 
 def test_the_headline_without_some_or_all_numbers() -> None:

@@ -1,6 +1,7 @@
 """Folders of uploads that come from somebody else are held to what uploads are."""
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -223,9 +224,39 @@ def test_an_upload_of_another_model_is_refused(strange, arrays, words):
     (upload,) = [each for each in read_spool(strange / "uploads") if each.client == "a"]
     with pytest.raises(ConfigError, match=words):
         require_fit([upload], REFERENCE, Expected())
-    # And in a round that was stopped, whoever sent it is asked again.
-    spool = RoundFolder(strange, resume=True).spool(REFERENCE, Expected())
-    assert list(spool.here) == ["c"] and not list((strange / "uploads").glob("a.*"))
+    # In a round that was stopped too: the mistake may be the server's, and nobody's work is lost.
+    with pytest.raises(ConfigError, match=words):
+        RoundFolder(strange, resume=True).spool(REFERENCE, Expected())
+    assert len(list((strange / "uploads").iterdir())) == 6
+
+
+def test_what_cannot_be_read_now_ends_the_resume_and_not_the_uploads(strange, monkeypatch):
+    """Too many open files, a network's file system that fails: each upload may be whole."""
+
+    def fails(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    (strange / "rejected" / "1.json").write_text("{}")
+    before = sorted(strange.rglob("*"))
+    with monkeypatch.context() as patch, pytest.raises(RunFolderError) as raised:
+        patch.setattr("fedmitr_app.uploads.manifest.open_tensors", fails)
+        RoundFolder(strange, resume=True).spool(REFERENCE, Expected())
+    assert ".safetensors cannot be read back: input/output error. No upload" in str(raised.value)
+    assert sorted(strange.rglob("*")) == before
+    assert sorted(RoundFolder(strange, resume=True).spool(REFERENCE).here) == ["a", "c"]
+
+
+def test_damaged_uploads_are_put_aside_and_asked_for_again(strange, caplog):
+    weights = manifest_of(strange).with_suffix(".safetensors")
+    weights.write_bytes(damaged := weights.read_bytes()[:-1])
+    manifest_of(strange, "c").rename(strange / "uploads" / "1.json")  # a reason's name
+    for _ in range(2):  # what was put aside stays there when the round is gone on with again
+        spool = RoundFolder(strange, resume=True).spool(REFERENCE, Expected())
+        assert not spool.here
+    assert "Whoever sent it is asked again; its files are kept in" in caplog.text
+    aside = {path.name: path.read_bytes() for path in (strange / "rejected").iterdir()}
+    assert aside[f"{weights.name}.aside"] == damaged and len(aside) == 4
+    assert json.loads(aside["1.json.aside"])["client"] == "c"
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder"])
@@ -256,10 +287,13 @@ def test_links_pipes_and_folders_are_refused(strange, tmp_path, file, what):
     assert not list((tmp_path / "new").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("place", ["rejected/1.json", "uploads/x.json"])
-def test_a_folder_where_a_file_is_to_go_is_one_sentence(strange, place):
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [("rejected/1.json", "cannot be removed: "), ("uploads/x.json", "cannot be read back: it ")],
+)
+def test_a_folder_where_a_file_is_to_go_is_one_sentence(strange, place, words):
     (strange / place).mkdir(parents=True)
-    with pytest.raises(RunFolderError, match=f"{place} cannot be removed: "):
+    with pytest.raises(RunFolderError, match=f"{place} {words}"):
         RoundFolder(strange, resume=True).spool()
 
 
