@@ -207,11 +207,11 @@ class Task:
                 found.setdefault(number, each.alike)
         return found
 
-    def defended(self) -> "Task":
+    def defended(self, warn: bool = True) -> "Task":
         """Return the task as ``teacher.defence`` leaves it: perhaps without some clients.
 
         Without those, at any rate, whose answers aren't finite numbers, or beyond all measure, or
-        another client's. Who stays, but in no average of weights, is told of too.
+        another client's. What is found of each is logged, if ``warn``.
 
         Raises
         ------
@@ -224,9 +224,9 @@ class Task:
             left_out = trust.left_out(strict) or (strict and weighed.suspicious)
             if not left_out:
                 kept.append(number)
-            done = "left out" if left_out else "teaches all the same (teacher.defence)"
+            done = "left out" if left_out else "stays all the same (teacher.defence)"
             told = weighed.findings if left_out else weighed.reasons
-            for reason in filter(None, [trust.reason, *told]):
+            for reason in filter(None, [trust.reason, *told] if warn else []):
                 _log.warning("%s is suspicious, and %s: %s.", client.key, done, reason)
         if len(kept) == len(self.clients):
             return self

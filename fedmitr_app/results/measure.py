@@ -1,8 +1,7 @@
 """Measure the global model, and beside it everything that it is compared with."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,26 +154,13 @@ def _compared_teacher(task: Task, method: str) -> Teacher | None:
         If nobody is, and the ensemble is all that there is.
     """
     # What clients know had no say in a plain average, and what their weights tell was said there.
-    said = method != "fedavg"
     try:
-        with contextlib.nullcontext() if said else _unsaid("fedmitr_app.methods.task"):
-            return task.defended().teacher
+        return task.defended(warn=method != "fedavg").teacher
     except UploadError as error:
         if method == "ensemble":
             raise
         _log.warning("The global model is compared with no ensemble: %s", error)
         return None
-
-
-@contextlib.contextmanager
-def _unsaid(name: str) -> Iterator[None]:
-    """Keep back what a module would log."""
-    logger = logging.getLogger(name)
-    logger.addFilter(refuse := lambda record: False)
-    try:
-        yield
-    finally:
-        logger.removeFilter(refuse)
 
 
 def _are_scores(known: Mapping[str, Any]) -> bool:

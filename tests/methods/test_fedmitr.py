@@ -194,7 +194,7 @@ def test_a_loud_model_is_left_out_where_that_is_asked_for(
     kept = [client.key for client in task.defended().clients]
     strict = defence == "leave-one-out"
     assert ("client-001" in kept) != strict and len(kept) == (2 if strict else 3)
-    done = "left out" if strict else "teaches all the same"
+    done = "left out" if strict else "stays all the same"
     assert f"client-001 is suspicious, and {done}" in caplog.text
 
 

@@ -164,7 +164,7 @@ def test_what_ruins_an_average_is_in_none_and_teaches_all_the_same(tmp_path, cap
     task, rest, (guilty,) = attacked(name, model_of(64), 4, tmp_path)
     defended = task.defended()
     assert [client.key for client in defended.clients] == [each.client for each in task.uploads]
-    assert f"{guilty} is suspicious, and teaches all the same" in caplog.text
+    assert f"{guilty} is suspicious, and stays all the same" in caplog.text
     assert "so that no average of weights takes it" in caplog.text
     for method, weighting in (("fedavg", "num-examples"), ("fedavg-uniform", "uniform")):
         found = METHODS[method](defended).model.vit.state_dict()
@@ -181,7 +181,7 @@ def test_what_was_scaled_is_averaged_as_if_it_never_had_been(tmp_path, caplog):
     honest = average(honest_uploads(model, 4, tmp_path / "a"))
     defended = task.defended()
     assert len(defended.clients) == 4
-    assert f"{guilty} is suspicious, and teaches all the same" in caplog.text
+    assert f"{guilty} is suspicious, and stays all the same" in caplog.text
     assert "so that averages of weights scale it back" in caplog.text
     for key, value in honest.items():
         assert (defended.average[key] - value).norm() < 0.25 * value.norm()
