@@ -42,7 +42,7 @@ def test_clients_that_are_all_alike_count_once(federation):
         arrays = reply.content["arrays"]
         for name, array in arrays.items():
             value = first.setdefault(name, array.numpy())
-            noise = 1e-5 * number if value.dtype.kind == "f" else 0
+            noise = 1e-6 * number if value.dtype.kind == "f" else 0
             arrays[name] = Array(value + value.dtype.type(noise))
         return reply
 
