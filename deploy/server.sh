@@ -8,9 +8,15 @@ here=$(dirname "${BASH_SOURCE[0]}")
 loopback=${FEDMITR_LOOPBACK:-$PWD/loopback}
 [ -e "$loopback/loopback.key" ] || "$here/certificates.sh" loopback "$loopback"
 
+# The SuperLink waits for whoever follows a log, without end: not longer than ten seconds here.
 end() {
   trap - EXIT INT TERM
   kill "${parts[@]}" 2>/dev/null || true
+  for _ in {1..10}; do
+    kill -0 "${parts[@]}" 2>/dev/null || break
+    sleep 1
+  done
+  kill -KILL "${parts[@]}" 2>/dev/null || true
   wait
 }
 parts=()

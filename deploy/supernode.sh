@@ -23,6 +23,7 @@ for name in FEDMITR_SUPERLINK FEDMITR_CA FEDMITR_KEY FEDMITR_CLIENT FEDMITR_DATA
   [ -n "${!name:-}" ] || fail "$name isn't set; deploy/supernode.env shows what a node needs."
 done
 for file in "$FEDMITR_CA" "$FEDMITR_KEY" "$FEDMITR_DATA" ${FEDMITR_TRUSTED:+"$FEDMITR_TRUSTED"}; do
+  [ -e "$file" ] || fail "$file doesn't exist, or lies where $(id -un) may not look."
   [ -r "$file" ] || fail "$file can't be read by $(id -un)."
 done
 # They become words of a configuration in quotes.

@@ -149,6 +149,7 @@ def _evaluate(client: Client, content: RecordDict) -> RecordDict:
         device=client.device,
         batch_size=client.config.server.eval_batch_size,
     )
+    _log.info("client %s: %s of %d images is %.3f.", client.key, name, len(shard), share)
     metrics = {name: share, KEYS.weighted_by: len(shard)}
     upload = {"client-key": client.key, "status": "ok", "reason": problem}
     return RecordDict({METRICS_KEY: MetricRecord(metrics), UPLOAD_KEY: ConfigRecord(upload)})
@@ -163,7 +164,10 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     told = told_config(content, KEYS).get("class-names")
     _log.info("client %s: %s", client.key, shard.read)
     shard = align_labels(shard, tuple(map(clean_name, told))) if told else shard
-    return hold_out(shard, config.client.holdout, config.seed, client.key)
+    trained_on, held = hold_out(shard, config.client.holdout, config.seed, client.key)
+    if len(held):
+        _log.info("client %s: %d of them held out (client.holdout).", client.key, len(held))
+    return trained_on, held
 
 
 def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
@@ -185,7 +189,7 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
         theirs = "which the server's model does not know: its classes are " + join_names(names[:10])
         raise DataError(
             f"This client holds images of {join_names(unknown[:5])}, {theirs}.",
-            public=f"it holds images of {len(unknown)} class(es) that its own log names, {theirs}.",
+            public=f"it holds images of classes ({len(unknown)}; its own log names them), {theirs}.",
         )
     numbers = [names.index(name) if name in names else -1 for name in shard.class_names]
     labels = torch.tensor(numbers, dtype=torch.int64)[shard.labels]

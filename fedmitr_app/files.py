@@ -168,9 +168,11 @@ def json_line(data: Mapping[str, Any]) -> str:
 
 def unwritable(path: Path, error: BaseException) -> RunFolderError:
     """Return the sentence for a file or folder that the system refuses to write."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Of safetensors the number is unknown.
+    space = "free some space there, or " if full or not isinstance(error, OSError) else ""
     return RunFolderError(
-        f"{path} cannot be written: {reason_of(error)}; free some space there or choose another "
-        "run folder."
+        f"{path} cannot be written: {reason_of(error)}; {space}choose another folder."
     )
 
 

@@ -164,7 +164,7 @@ def test_the_proxy_forwards_every_call_of_a_node_and_no_other() -> None:
     ("script", "told", "sentence"),
     [
         ("supernode.sh", {"FEDMITR_CLIENT": ""}, "FEDMITR_CLIENT isn't set"),
-        ("supernode.sh", {"FEDMITR_KEY": "/nowhere"}, "/nowhere can't be read"),
+        ("supernode.sh", {"FEDMITR_KEY": "/nowhere"}, "/nowhere doesn't exist"),
         ("supernode.sh", {"FEDMITR_CLIENT": 'a" x="'}, "FEDMITR_CLIENT holds a quote"),
         ("supernode.sh", {"FEDMITR_SECONDS": "soon"}, "FEDMITR_SECONDS is 'soon'"),
         ("supernode.sh", {"FEDMITR_TRUSTED": "/dev/null"}, "names no ssh-ed25519 key"),

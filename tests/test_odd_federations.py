@@ -135,7 +135,7 @@ def test_an_upload_in_no_average_took_no_part_in_one(federation, caplog, method)
     assert "left out" in line and "pos_embed" in line
     page = (federation.folder / "report.html").read_text()
     assert "one upload from each of 2 clients" in page and "1 of 3 clients took no part" in page
-    assert "look suspicious" not in page
+    assert "suspicious" not in page
     if method == "fedavg":  # said when it is averaged, and not again of a teacher without a say
         (said,) = [line for line in caplog.messages if "suspicious" in line]
         assert said.startswith("client-001 is suspicious: ") and "no average of weights" in said

@@ -22,7 +22,9 @@ def headline_sentence(data: ReportData) -> str:
     if not known and told:
         return f"By the clients' own measure the global model reaches {measured}{source}."
     if not known:
-        return f"The global model was made{source}, and nothing was evaluated: no test set."
+        scored = data.config.get("server.federated-evaluation")
+        nor = ", and no client's evaluation came" if scored else ""
+        return f"The global model was made{source}, and nothing was evaluated: no test set{nor}."
     tail = f" By the clients' own measure it reaches {measured}." if told else ""
     if "student" not in known:
         shown = ", ".join(f"{name} {percent(value)}" for name, value in known.items())
@@ -107,13 +109,14 @@ def warnings(data: ReportData) -> list[str]:
             f"{len(lost)} of {len(data.clients)} clients took no part: the table says why."
         )
     if strange:
-        told = f"{len(strange)} of {len(data.clients)} clients look suspicious, and were"
+        look = "look" if len(strange) > 1 else "looks"
+        told = f"{len(strange)} of {len(data.clients)} clients {look} suspicious"
         if data.config.get("server.method") == "fedavg":  # there is no teacher to defend
-            found.append(f"{told} averaged all the same: the table says what is odd.")
+            found.append(f"{told}, used all the same: the table says what is odd.")
         else:
             found.append(
-                f"{told} used all the same, though in no average of weights where the table says "
-                "so: teacher.defence can leave them out."
+                f"{told}, used all the same: the table says what is odd. One with far more images "
+                "than the others can look so too; teacher.defence leaves out who does."
             )
     if student is None:
         return found

@@ -34,7 +34,7 @@ from fedmitr_app.uploads.outcome import RoundOutcome
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 2.0
+_SECONDS_BETWEEN_LINES, _MANY_NODES = 2.0, 50
 _SHOWN_NODES = 3
 
 
@@ -161,7 +161,8 @@ class Collector:
         for reason in checked.left_out:
             _log.warning("%s: %s", key, harmless(reason))
         now = time.monotonic()
-        if now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked:
+        due = now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked
+        if due or asked < _MANY_NODES:
             self._last_line = now
             total = f"/{asked}" if asked else ""
             examples = checked.claims.num_examples or "unknown"

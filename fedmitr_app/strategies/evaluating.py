@@ -31,7 +31,10 @@ class _Reply:
 
 
 def collect_scores(
-    replies: Iterable[Message], keys: RecordKeys, known: Collection[str] | None = None
+    replies: Iterable[Message],
+    keys: RecordKeys,
+    known: Collection[str] | None = None,
+    patience: float = 0.0,
 ) -> dict[str, FederatedScore]:
     """Return each metric's mean over the nodes that report it, by their numbers of images.
 
@@ -44,6 +47,8 @@ def collect_scores(
         The metrics that there are, each a share: others are left out, and so are replies with a
         value that is no share. None takes any finite number under any name, as Flower's own
         strategies do.
+    patience : float
+        Seconds to wait for the others once one node has answered; 0 waits for all.
     """
     stream = replies if isinstance(replies, ReplyStream) else None
     heard: list[_Reply] = []
@@ -62,13 +67,16 @@ def collect_scores(
             told = error if isinstance(error, UploadError) else "it could not be read."
             _log.warning("The evaluation of %s is left out: %s", who, harmless(told))
             continue
+        if stream and patience and len(answered) == 1:
+            stream.hurry(patience)
         received += found is None
         heard += [found] if found is not None and found.metrics else []
     if received:
         _log.info("%d node(s) received the global model.", received)
     if stream and stream.pending:
         silent = ", ".join(sorted(stream.name(node) for node in stream.pending.values()))
-        _log.warning("No evaluation came from %s.", silent)
+        setting = "server.patience" if patience and answered else "server.timeout"
+        _log.warning("No evaluation came in time (%s) from %s.", setting, silent)
     names = sorted({name for reply in heard for name in reply.metrics})
     return {name: _score(name, [each for each in heard if name in each.metrics]) for name in names}
 

@@ -28,7 +28,7 @@ from fedmitr_app.strategies.records import (
     pack_state,
     reference_of_record,
 )
-from fedmitr_app.strategies.streaming_grid import ReplyStream, StreamingGrid
+from fedmitr_app.strategies.streaming_grid import StreamingGrid
 from fedmitr_app.strategies.waiting import await_nodes
 from fedmitr_app.uploads import (
     ArraySpec,
@@ -281,9 +281,8 @@ class OneShotStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Return each metric's mean, without bad replies and those that come past patience."""
-        if self.patience and isinstance(replies, ReplyStream):
-            replies.hurry(self.patience)
-        self.scores = collect_scores(replies, self.keys, self.evaluation_metrics)
+        how = self.keys, self.evaluation_metrics, self.patience
+        self.scores = collect_scores(replies, *how)
         means = MetricRecord({name: score.value for name, score in self.scores.items()})
         return means or None
 

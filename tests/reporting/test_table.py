@@ -46,8 +46,8 @@ def test_the_result_table_says_what_the_student_gains() -> None:
 
 def test_the_result_table_without_a_student_or_a_test_set() -> None:
     assert "lead" not in result_table({"accuracy": {"fedavg": 0.5}})
-    assert result_table({}) == "no test set: nothing was evaluated"
-    assert result_table({"accuracy": {"student": None}}).startswith("no test set")
+    assert result_table({}) == "nothing was evaluated: there is no test set, and no client's score"
+    assert result_table({"accuracy": {"student": None}}).startswith("nothing was evaluated")
 
 
 def test_what_clients_measured_stands_below_or_instead() -> None:

@@ -95,7 +95,7 @@ def test_what_is_no_evaluation_costs_nobody_elses(caplog):
         "node-12 holds no data to evaluate on.",
         "node-13 is left out: no images",
         "node-14 is left out: it has 0 records of metrics",
-        "No evaluation came from node-15.",
+        "No evaluation came in time (server.timeout) from node-15.",
     ):
         assert words in caplog.text
 
