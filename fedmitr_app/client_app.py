@@ -15,6 +15,7 @@ from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
 from fedmitr_app.keeping import keep_model
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, model_with
 from fedmitr_app.partitions import ImageSet, clean_name, hold_out, join_names, load_shard
+from fedmitr_app.partitions.names import count_of
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.progress import Progress
@@ -186,10 +187,10 @@ def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
     unknown = [shard.class_names[label] for label in sorted(present)]
     unknown = [name for name in unknown if name not in names]
     if unknown:
-        theirs = "which the server's model does not know: its classes are " + join_names(names[:10])
+        theirs = f"which the server's model does not know: its classes are {join_names(names[:10])}"
         raise DataError(
             f"This client holds images of {join_names(unknown[:5])}, {theirs}.",
-            public=f"it holds images of classes ({len(unknown)}; its own log names them), {theirs}.",
+            public=f"it holds images of {count_of(len(unknown), 'class')}, {theirs}.",
         )
     numbers = [names.index(name) if name in names else -1 for name in shard.class_names]
     labels = torch.tensor(numbers, dtype=torch.int64)[shard.labels]

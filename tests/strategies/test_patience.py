@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from flwr.app import MessageType, MetricRecord, RecordDict
 from PIL import Image
 
 from fedmitr_app.client_app import read_client
@@ -9,7 +10,7 @@ from fedmitr_app.config import default_run_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions import load_shard
 from fedmitr_app.strategies import OneShotFedAvg
-from tests.strategies.fake_grid import LateGrid, context, record, theta0
+from tests.strategies.fake_grid import FakeGrid, LateGrid, context, record, reply, theta0
 from tests.strategies.test_one_shot import QUICK, keyed
 
 
@@ -36,6 +37,37 @@ def test_patience_begins_when_there_are_enough(clock):
     strategy = OneShotFedAvg(min_clients=3, patience=0.1, **QUICK)
     strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=20.0)
     assert len(strategy.outcome.accepted) == 3
+
+
+class SlowScores(FakeGrid):
+    """Nodes evaluate for seconds: the first answers after all patience, the last much later."""
+
+    def __init__(self, clock):
+        super().__init__([11, 12, 13], self.reply)
+        self.clock, self.ready = clock, {11: 5.0, 12: 5.1, 13: 9.0}
+
+    def reply(self, message):
+        if message.metadata.message_type == MessageType.TRAIN:
+            return keyed(message)
+        return reply(message, RecordDict({"metrics": MetricRecord({"num-examples": 5, "a": 0.5})}))
+
+    def pull_messages(self, message_ids):
+        ids = [
+            each
+            for each in message_ids
+            if (asked := self.pushed.get(each)) is None
+            or asked.metadata.message_type == MessageType.TRAIN
+            or self.clock.now >= self.ready[asked.metadata.dst_node_id]
+        ]
+        return super().pull_messages(ids) if ids else []
+
+
+def test_patience_with_evaluations_begins_with_the_first(clock, caplog):
+    strategy = OneShotFedAvg(patience=0.2, federated_evaluation=True, **QUICK)
+    strategy.start(SlowScores(clock), record(theta0()), timeout=20.0)
+    assert strategy.scores["a"].nodes == 2
+    assert clock.now == pytest.approx(5.2, abs=0.05)
+    assert "No evaluation came in time (server.patience) from node-13." in caplog.text
 
 
 @pytest.mark.parametrize("key", [" a", "a,b", "a#b", ""])
