@@ -84,7 +84,8 @@ def result_table(metrics: Mapping[str, Any]) -> str:
         shown = [[what, percent(value), basis] for what, value, basis in federated]
         header = ["global model, as clients say", "accuracy", "rests on"]
         blocks.append(aligned(header, shown, left=(0, 2)))
-    return "\n\n".join(blocks) or "nothing was evaluated: there is no test set, and no client's score"
+    nothing = "nothing was evaluated: there is no test set, and no client's score"
+    return "\n\n".join(blocks) or nothing
 
 
 def federated_results(metrics: Mapping[str, Any]) -> list[tuple[str, float, str]]:
