@@ -126,7 +126,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
 
 
 def _evaluate(client: Client, content: RecordDict) -> RecordDict:
-    told = records_of(content, ConfigRecord).get(KEYS.config, {})
+    told = told_config(content, KEYS)
     model, problem = _load_model(client, content), ""
     if client.model_dir is not None:
         try:

@@ -190,14 +190,14 @@ def _misfits(
 
     None if that is no matter of scale.
     """
-    usual_size, usual_peak = (max(median(x), floor, _TINY) for x in (part.sizes, part.peaks))
-    slopes = part.slopes
+    slopes, median_size = part.slopes, median(part.sizes)
+    usual_size, usual_peak = (max(x, floor, _TINY) for x in (median_size, median(part.peaks)))
     usual = 0.0 if slopes is None else median(slopes)
-    for client, (size, peak) in enumerate(zip(part.sizes[:-1].tolist(), part.peaks.tolist())):
-        reason, factor = "", median(part.sizes) / max(size, _TINY)
+    *sizes, start = part.sizes.tolist()
+    for client, (size, peak) in enumerate(zip(sizes, part.peaks.tolist())):
+        reason, factor = "", median_size / max(size, _TINY)
         if slopes is not None:
             slope = float(slopes[client])
-            start = float(part.sizes[-1])
             kept = slope * start / max(size, _TINY)
             factor = usual / slope if kept >= LEAST_KEPT else None
             if not LEAST_SLOPE * usual * decayed[client] <= slope <= MOST_SLOPE * usual:
@@ -205,16 +205,13 @@ def _misfits(
                     f"its {part.name} holds {slope:.3g} times the initial one where the median's "
                     f"holds {usual:.3g}: it was scaled, or put in another order"
                 )
-        for what, ratio, limit in (
-            ("largest value", peak / usual_peak, MOST_PEAK),
-            ("root mean square", size / usual_size, MOST_SIZE),
-        ):
-            of_size = what == "root mean square"
-            if of_size and not part.weights:
-                continue
-            too_small = of_size and ratio < 1 / limit and usual_size > floor
-            if ratio > limit or too_small:
-                reason = f"the {what} of its {part.name} is {ratio:.3g} times the median's"
+        ratio = peak / usual_peak
+        if ratio > MOST_PEAK:
+            reason = f"the largest value of its {part.name} is {ratio:.3g} times the median's"
+        ratio = size / usual_size
+        too_small = ratio < 1 / MOST_SIZE and usual_size > floor
+        if part.weights and (ratio > MOST_SIZE or too_small):
+            reason = f"the root mean square of its {part.name} is {ratio:.3g} times the median's"
         if reason:
             peaks = factor is not None and peak * factor > MOST_PEAK * usual_peak
             yield client, reason, None if peaks else factor
