@@ -195,6 +195,11 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def kind_and_reason(error: BaseException) -> str:
+    """Return what kind an error is and its words, short and on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def reason_of(error: BaseException) -> str:
     """Return in one line why something failed, without the path and number a system adds."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

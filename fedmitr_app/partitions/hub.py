@@ -15,6 +15,7 @@ from huggingface_hub.utils import get_session
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
+from fedmitr_app.files import kind_and_reason
 from fedmitr_app.partitions.columns import find_image_column
 from fedmitr_app.partitions.labels import Indices, has_labels
 from fedmitr_app.partitions.names import some_names
@@ -78,9 +79,9 @@ def read_hub(data: DataConfig, domains: bool) -> Reading:
     except Exception as error:
         # The hub client, its network stack and the builders raise many unrelated kinds.
         raise DataError(
-            f"{where} could not be loaded from the Hugging Face hub ({_reason(error)}): check "
-            "the name, its subset (owner/name:subset) and the network, or use local files with "
-            "data.source = 'parquet' or 'image-folder'.",
+            f"{where} could not be loaded from the Hugging Face hub ({kind_and_reason(error)}): "
+            "check the name, its subset (owner/name:subset) and the network, or use local files "
+            "with data.source = 'parquet' or 'image-folder'.",
             public="its dataset could not be loaded from the Hugging Face hub: its own log says "
             "why.",
         ) from error
@@ -181,14 +182,10 @@ def _require_hub(where: str) -> None:
     except Exception as error:  # its network stack differs from version to version
         raise DataError(
             f"{where} needs the Hugging Face hub, but {datasets.config.HF_ENDPOINT} does not "
-            f"answer ({_reason(error)}): check the network, set HF_HUB_OFFLINE=1 before the "
-            "SuperLink or SuperNode starts (the apps inherit it) to use what is in the cache, or "
-            "use local files with data.source = 'parquet' or 'image-folder'."
+            f"answer ({kind_and_reason(error)}): check the network, set HF_HUB_OFFLINE=1 before "
+            "the SuperLink or SuperNode starts (the apps inherit it) to use what is in the cache, "
+            "or use local files with data.source = 'parquet' or 'image-folder'."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _rows(split: Dataset, data: DataConfig, domains: bool, where: str) -> Rows:

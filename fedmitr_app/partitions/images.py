@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fedmitr_app.errors import DataError
+from fedmitr_app.files import kind_and_reason
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """All that is ever decoded. Pillow knows more: PostScript, which starts a program, among them."""
@@ -204,7 +205,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"none of {', '.join(FORMATS)}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return kind_and_reason(error)
 
 
 def _name(cell: Any) -> str:
