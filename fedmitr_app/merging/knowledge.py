@@ -39,14 +39,14 @@ def shared_counts(taken: Mergeable) -> Tensor | None:
 def row_changes(taken: Mergeable) -> Tensor:
     """Return how far each client's head rows went from where they began, ``[K, C]``, float64.
 
-    As a share of its own largest, so that no client gains by long rows. A row of zeros went
-    nowhere either: it was set so before the training.
+    As a share of its own largest, so that no client gains by long rows. They began at θ₀'s rows,
+    or at zero where a client fits its head anew: at whichever some row has stayed nearer to.
     """
     found = []
     for _, name, value, _ in taken.arrays(HEAD[0].__eq__):
-        change = (value - taken.initial[name].double()).norm(dim=1)
-        change = torch.minimum(change, value.norm(dim=1))
-        found.append(change / change.amax().clamp_min(torch.finfo(torch.float32).tiny))
+        lengths = torch.stack([value - taken.initial[name].double(), value]).norm(dim=2)
+        lengths /= lengths.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        found.append(lengths[lengths.amin(1).argmin()])
     return torch.stack(found)
 
 
