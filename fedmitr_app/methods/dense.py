@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.inversion.losses import cross_entropy
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.generator import Objective, generate_and_distil
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.task import Task
 
 
 def dense(task: Task) -> Fused:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fedmitr_app.errors import MethodUnavailable
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments, pool_moments, too_long
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from fedmitr_app.inversion import (
     steps_per_image,
 )
 from fedmitr_app.inversion.make_shard import Job, Point
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining, share
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.reporting.progress import Progress
 

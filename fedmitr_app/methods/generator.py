@@ -31,8 +31,10 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Place, Pool, PoolData
 from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.targets import draw_targets
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.student import StudentTraining, share
-from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.randomness import generator, seeded_init
 from fedmitr_app.reporting.progress import Progress

@@ -62,7 +62,7 @@ class StudentTraining:
         self._task = task
         config, sample = task.settings.distillation, images[:CHOOSING_IMAGES]
         first = initial_student(
-            config.student, task.model, task.clients, task.trusted_average, task.teacher, sample
+            config.student, task.model, task.clients, task.merged, task.teacher, sample
         )
         self._rng = generator(task.settings.seed, "distillation")
         self._distiller = Distiller(first.to(task.device), task.teacher, config, self._rng)

@@ -216,7 +216,7 @@ def test_every_setting_refuses_another_type_by_name(key):
         ("inversion.schedule", ("dense", "sparse", "random")),
         ("inversion.gradient", ("joint", "frugal")),
         ("distillation.relabel", ("none", "token", "image", "background")),
-        ("distillation.student", ("initial", "average", "best-client")),
+        ("distillation.student", ("initial", "merged", "best-client")),
         ("distillation.train", ("all", "head", "last-blocks")),
     ],
 )

@@ -10,7 +10,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.fedcgs import SHRINKAGE, fedcgs, gaussian_head
-from fedmitr_app.methods.task import MethodSettings, Task
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.task import Task
 from fedmitr_app.training import class_moments
 from fedmitr_app.uploads import Claims, Spool, read_spool
 from fedmitr_app.uploads.upload import moments_file

@@ -14,8 +14,9 @@ from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
-from fedmitr_app.uploads import Upload, average
+from fedmitr_app.uploads import Upload
 from tests.inversion.tiny import SPEC, contents, random_images, tiny_vit
+from tests.merging.plain import average
 
 CPU = torch.device("cpu")
 
@@ -217,7 +218,7 @@ def test_what_is_turned_down_is_no_part_of_the_students_start(theta0, uploads, t
     task = task.defended()
     assert len(task.clients) == 3
     expected = average([uploads[0], uploads[2]]) if defence == "clip" else average(uploads)
-    found = task.trusted_average
+    found = task.merged
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
