@@ -29,8 +29,10 @@ METHODS = (
     "fedavg-uniform",
     "best-client",
     "fedcgs",
+    "afl",
     "ensemble",
 )
+NEED_MOMENTS = ("fedcgs", "afl")
 BACKENDS = ("local", "ray")
 COMBINATIONS = (
     "mean-logits",
