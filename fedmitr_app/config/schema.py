@@ -30,8 +30,10 @@ METHODS = (
     "merged",
     "best-client",
     "fedcgs",
+    "afl",
     "ensemble",
 )
+NEED_MOMENTS = ("fedcgs", "afl")
 BACKENDS = ("local", "ray")
 COMBINATIONS = (
     "mean-logits",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fedmitr_app.methods.afl import afl
 from fedmitr_app.methods.averaging import fedavg, fedavg_uniform, merged
 from fedmitr_app.methods.best_client import best_client
 from fedmitr_app.methods.co_boosting import co_boosting
@@ -32,5 +33,6 @@ METHODS: dict[str, Method] = {
     "dense": dense,
     "co-boosting": co_boosting,
     "fedcgs": fedcgs,
+    "afl": afl,
     "real-images": real_images,
 }

@@ -46,8 +46,8 @@ class OneShotMethod(OneShotStrategy):
     model : PatchViT | VisionTransformer
         The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
     method : str
-        As ``server.method``, but one that makes a single model. ``fedcgs`` needs clients that
-        send class moments, as this package's do.
+        As ``server.method``, but one that makes a single model. ``fedcgs`` and ``afl`` need
+        clients that send class moments, as this package's do.
     settings : MethodSettings | None
         The same uploads and settings give the same model on a CPU; None: the defaults.
     input_spec : InputSpec | None

