@@ -168,7 +168,7 @@ class InversionConfig:
     schedule: str = choice("sparse", *SCHEDULES)
     stops: tuple[float, ...] = numbers((0.1, 0.2, 0.3), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
-    learning_rate: float = number(0.03, low=0.0, open_low=True)
+    learning_rate: float = number(0.015, low=0.0, open_low=True)
     step_scale: str = choice("pixel", "pixel", "image")
     beta1: float = number(0.5, low=0.0, high=0.9999)
     beta2: float = number(0.99, low=0.0, high=0.9999)

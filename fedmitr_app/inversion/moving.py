@@ -105,7 +105,7 @@ class Moving:
         self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
         self._own = own_pixels(self.alive, self._size, self._patch)
         self._variation = variation_of(starts, self.alive, self._own, self._patch)
-        self._optimiser = PatchAdam(read_patches(starts, self._own), config)
+        self._optimiser = PatchAdam(read_patches(starts, self._own), config, model.spec)
         bounds = model.spec.pixel_range(starts)
         self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
         self.views = Views.plain(batch, device)
