@@ -44,6 +44,7 @@ COMBINATIONS = (
     "median-softmax",
 )
 NEED_LABEL_COUNTS = ("label-aware", "prior-shared")
+LOSSES = ("cross-entropy", "logit-adjusted", "one-vs-all")
 DEFENCES = ("none", "clip", "leave-one-out")
 PRECISIONS = ("float32", "bfloat16")
 STARTS = ("white", "multi-scale", "procedural")
@@ -113,7 +114,11 @@ class ClientConfig:
 
     epochs: int = whole(20, low=1)
     batch_size: int = whole(32, low=1)
+    loss: str = choice("cross-entropy", *LOSSES)
+    balance: float = number(1.0, low=0.0, high=1.0)
+    head_first: bool = flag(False)
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
+    head_learning_rate: float = number(0.0, low=0.0)
     weight_decay: float = number(0.05, low=0.0)
     warmup: float = number(0.1, low=0.0, high=1.0)
     label_smoothing: float = number(0.1, low=0.0, high=0.9)

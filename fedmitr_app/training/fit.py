@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
@@ -14,6 +13,8 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
+from fedmitr_app.training.head import fit_head, shard_features
+from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
 
 # Skewed shards of a few images give rare, very steep steps.
@@ -31,6 +32,9 @@ def fit(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Train ``model`` in place on one shard, with AdamW, warm-up and cosine decay.
+
+    With ``config.head_first`` the head is fitted before, on the features that the model gives as
+    it comes, and from zero: whatever its rows held is forgotten.
 
     Any shard of at least one image of at least one class works: an epoch is cut into
     batches of nearly equal size, none above ``config.batch_size``. With ``config.max_seconds``
@@ -73,11 +77,24 @@ def fit(
             "above 0 so that every client gets some."
         )
     started = clock()
-    model.to(device).train()
+    model.to(device)
     images, labels = shard.images.to(device), shard.labels.to(device)
     batches = math.ceil(len(shard) / config.batch_size)
     steps = config.epochs * batches
-    groups = parameter_groups(model, config.weight_decay)
+    counts = torch.bincount(labels, minlength=model.num_classes)
+    loss_of = client_loss(config.loss, counts, config.label_smoothing, config.balance)
+
+    def in_time() -> bool:
+        return not config.max_seconds or clock() - started < config.max_seconds
+
+    if config.head_first:
+        model.eval()
+        features = shard_features(
+            model, images, batch_size=config.batch_size, in_time=in_time
+        )
+        fit_head(model.vit.head, features, labels[: len(features)], loss_of, in_time=in_time)
+    model.train()
+    groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     scheduler = warmup_cosine(optimizer, steps, config.warmup)
@@ -96,7 +113,7 @@ def fit(
                 resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
             pixels = augment(images[batch], config.augment, generator)
             logits = model(model.spec.normalise(pixels)).logits
-            loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+            loss = loss_of(logits, labels[batch])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
@@ -124,14 +141,26 @@ def fit(
     }
 
 
-def parameter_groups(model: PatchViT, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    model: PatchViT, weight_decay: float, head_rate: float = 0.0
+) -> list[dict[str, object]]:
     """Split the trainable parameters into those that decay and those that don't.
 
     Biases, norms, and what the ViT itself lists (position embedding, class token) don't:
-    decay there pulls towards nothing meaningful.
+    decay there pulls towards nothing meaningful. With a ``head_rate`` above 0 the head's
+    parameters are in groups of their own, with that learning rate.
     """
     vit = model.vit
-    return param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=vit.no_weight_decay())
+    head = set(vit.head.parameters()) if head_rate else set()
+    split = []
+    groups = param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=vit.no_weight_decay())
+    for group in groups:
+        parameters = group["params"]
+        split.append({**group, "params": [each for each in parameters if each not in head]})
+        own = [each for each in parameters if each in head]
+        if own:
+            split.append({**group, "params": own, "lr": head_rate})
+    return [group for group in split if group["params"]]
 
 
 def _require_finite(loss: Tensor, epoch: int, config: ClientConfig) -> None:
