@@ -212,7 +212,7 @@ def test_every_setting_refuses_another_type_by_name(key):
         ("server.method", METHODS),
         ("teacher.combine", COMBINATIONS),
         ("client.augment", ("none", "shift", "shift-flip", "affine")),
-        ("inversion.start", ("white", "multi-scale", "procedural")),
+        ("inversion.start", ("white", "multi-scale", "procedural", "dead-leaves", "photo-crops")),
         ("inversion.schedule", ("dense", "sparse", "random")),
         ("inversion.gradient", ("joint", "frugal")),
         ("distillation.relabel", ("none", "token", "image", "background")),
