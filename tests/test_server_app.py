@@ -176,7 +176,7 @@ def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
     [
         "dense-inversion",
         "random-patches",
-        "procedural",
+        "uninverted",
         "noise",
         "dense",
         "co-boosting",
@@ -190,7 +190,7 @@ def test_every_rival_makes_a_model_and_a_report(federation, method):
     metrics = federation.run(**changes, **{"client.share-moments": method == "fedcgs"})
     makes_images = method not in ("fedavg-uniform", "best-client", "fedcgs")
     assert ("inversion" in metrics) == makes_images == (federation.folder / "pool").exists()
-    with_control = makes_images and method not in ("procedural", "noise")
+    with_control = makes_images and method not in ("uninverted", "noise")
     assert (metrics["accuracy"]["control"] is not None) == with_control
     if method == "best-client":
         assert metrics["accuracy"]["student"] in metrics["accuracy"]["clients"].values()

@@ -21,7 +21,7 @@ METHODS = (
     "fedmitr",
     "dense-inversion",
     "random-patches",
-    "procedural",
+    "uninverted",
     "noise",
     "dense",
     "co-boosting",

@@ -13,7 +13,7 @@ from fedmitr_app.methods.fedmitr import fedmitr
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.methods.real_images import real_images
 from fedmitr_app.methods.task import Fused, Task
-from fedmitr_app.methods.uninverted import noise, procedural
+from fedmitr_app.methods.uninverted import noise, uninverted
 
 Method = Callable[[Task], Fused]
 
@@ -21,7 +21,7 @@ METHODS: dict[str, Method] = {
     "fedmitr": fedmitr,
     "dense-inversion": dense_inversion,
     "random-patches": random_patches,
-    "procedural": procedural,
+    "uninverted": uninverted,
     "noise": noise,
     "fedavg": fedavg,
     "fedavg-uniform": fedavg_uniform,
