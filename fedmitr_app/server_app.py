@@ -57,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 UNFINISHED = (CHECKPOINT, ADVERSARY, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
-# Methods whose images are theirs to make: what those earn is seen beside procedural ones.
+# Methods whose images are theirs to make: what those earn is seen beside mere starts.
 WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
 
 app = ServerApp()

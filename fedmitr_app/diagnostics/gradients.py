@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
-from fedmitr_app.inversion.geometry import draw_views, own_pixels
+from fedmitr_app.inversion.geometry import own_pixels
+from fedmitr_app.inversion.looks import draw_look
 from fedmitr_app.inversion.make_shard import Assignment, assign
 from fedmitr_app.inversion.moving import pixel_gradient
 from fedmitr_app.inversion.objective import Objective
@@ -135,8 +136,8 @@ def over_views(
     variation = variation_of(inverted.images, alive, own, model.patch_size)
     grads = []
     for _ in range(views):
-        look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)
-        found = pixel_gradient(objective, inverted.images, alive, own, look, variation)
+        look = draw_look(len(alive), model.spec, model.num_patches, config, rng).to(alive.device)
+        found = pixel_gradient(objective, inverted.images, alive, own, [look], variation)
         grads.append(found.grad)
     seen = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
     variance = seen.var(0).sum(1)

@@ -15,7 +15,7 @@ from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.methods.real_images import real_images
 from fedmitr_app.methods.task import Task
-from fedmitr_app.methods.uninverted import noise, procedural
+from fedmitr_app.methods.uninverted import noise, uninverted
 
 Method = Callable[[Task], Fused]
 
@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
     "fedmitr": fedmitr,
     "dense-inversion": dense_inversion,
     "random-patches": random_patches,
-    "procedural": procedural,
+    "uninverted": uninverted,
     "noise": noise,
     "fedavg": fedavg,
     "fedavg-uniform": fedavg_uniform,
