@@ -249,3 +249,32 @@ def test_time_that_runs_out_in_the_heads_fit_leaves_one_step():
     )
     assert metrics["steps"] == 1
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("labels", [[1], [2] * 5, [0, 1] * 4, [0, 1, 2] * 6])
+def test_the_uploaded_head_can_be_made_of_class_means_of_the_trained_features(labels):
+    trained, model = tiny_vit(), tiny_vit()
+    run(trained, shard_of(labels), loss="one-vs-all", augment="none")
+    run(model, shard_of(labels), loss="one-vs-all", augment="none", head="class-means")
+    for name, value in trained.vit.state_dict().items():
+        assert torch.equal(value, model.vit.state_dict()[name]) or name.startswith("head.")
+    with torch.no_grad():
+        features = model(SPEC.normalise(shard_of(labels).images)).features
+    for c in range(3):
+        own = features[torch.tensor(labels) == c]
+        row = len(own) / len(labels) / 4 * own.mean(0) if len(own) else torch.zeros(16)
+        assert torch.allclose(model.vit.head.weight[c], row, atol=1e-5)
+
+
+def test_training_leaves_time_for_the_class_means():
+    model, shard, forwards = tiny_vit(), shard_of([0, 1, 2] * 20), []
+    model.register_forward_pre_hook(lambda module, inputs: forwards.append(module.training))
+
+    def clock() -> float:
+        return float(len(forwards))
+
+    config = ClientConfig(epochs=9, batch_size=10, head="class-means", max_seconds=28.0)
+    draws = generator(0, "client-0", "training")
+    metrics = fit(model, shard, config, generator=draws, device="cpu", clock=clock)
+    assert metrics["steps"] == 27 and forwards.count(False) == 1
+    assert model.vit.head.weight.any()
