@@ -178,7 +178,7 @@ class MergeConfig:
     head: str = choice("average", *HEADS)
     knowledge: str = choice("auto", *KNOWLEDGE)
     density: float = number(0.2, low=0.0, high=1.0, open_low=True)
-    scale: float = number(1.0, low=0.0, open_low=True)
+    scale: float = number(1.0, low=0.0)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fedmitr_app.merging.knowledge import (
 )
 from fedmitr_app.merging.merge import merge
 from fedmitr_app.merging.mergeable import Mergeable
+from fedmitr_app.merging.stretching import own_length, stretch
 from fedmitr_app.merging.ties import ties
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "isotropic",
     "label_shares",
     "merge",
+    "own_length",
     "row_changes",
     "shared_counts",
+    "stretch",
     "ties",
 ]

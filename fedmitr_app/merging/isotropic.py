@@ -11,11 +11,11 @@ from fedmitr_app.merging.averaging import average
 from fedmitr_app.merging.mergeable import Mergeable
 
 
-def isotropic(taken: Mergeable, scale: float) -> dict[str, Tensor]:
+def isotropic(taken: Mergeable) -> dict[str, Tensor]:
     """Return the average with each matrix's step from θ₀ as long in all its directions.
 
-    ``U S Vᵀ`` becomes ``scale · mean(S) · U Vᵀ`` (stated; there of the sum of the clients' steps,
-    here of their weighted mean, whose scale they have to choose either way). Directions that
+    ``U S Vᵀ`` becomes ``mean(S) U Vᵀ`` (stated; there of the sum of the clients' steps times a
+    number, here of their weighted mean). Directions that
     nobody took, of singular values that are rounding alone, stay out of it (choice). What is no
     matrix, and the head, is averaged.
     """
@@ -29,5 +29,5 @@ def isotropic(taken: Mergeable, scale: float) -> dict[str, Tensor]:
         taken_up = sizes > rounding
         if taken_up.any():
             step = sizes[taken_up].mean() * left[:, taken_up] @ right[taken_up]
-            state[name] = (start + scale * step).to(value.dtype)
+            state[name] = (start + step).to(value.dtype)
     return state

@@ -9,6 +9,7 @@ from fedmitr_app.merging.averaging import average, class_wise_head
 from fedmitr_app.merging.isotropic import isotropic
 from fedmitr_app.merging.knowledge import class_weights, label_shares
 from fedmitr_app.merging.mergeable import Mergeable
+from fedmitr_app.merging.stretching import stretch
 from fedmitr_app.merging.ties import ties
 
 
@@ -33,11 +34,12 @@ def merge(
     if not taken.uploads:
         return dict(taken.initial)
     if config.trunk == "ties":
-        state = ties(taken, config.density, config.scale)
+        state = ties(taken, config.density)
     elif config.trunk == "isotropic":
-        state = isotropic(taken, config.scale)
+        state = isotropic(taken)
     else:
         state = average(taken)
+    state = stretch(taken, state, config.scale)
     if config.head == "class-wise":
         shares = label_shares(taken, config.knowledge, probed)
         state |= class_wise_head(taken, class_weights(taken, shares))

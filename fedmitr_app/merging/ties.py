@@ -13,8 +13,8 @@ from fedmitr_app.merging.averaging import average
 from fedmitr_app.merging.mergeable import Array, Mergeable, in_type
 
 
-def ties(taken: Mergeable, density: float, scale: float) -> dict[str, Tensor]:
-    """Return θ₀ and ``scale`` times the merged step; what is outside the trunk is averaged.
+def ties(taken: Mergeable, density: float) -> dict[str, Tensor]:
+    """Return θ₀ and the merged step; what is outside the trunk is averaged.
 
     Of a client's step from θ₀, all arrays together, the ``density`` largest values stay. A value's
     sign is that of their sum over the clients, its size the mean of those that have this sign. A
@@ -38,7 +38,7 @@ def ties(taken: Mergeable, density: float, scale: float) -> dict[str, Tensor]:
     for name in list(sums):
         nobody = counted[name] == 0
         step = sums.pop(name) / counted.pop(name).masked_fill_(nobody, 1.0)
-        state[name] = in_type(taken.initial[name].double() + scale * step, dtypes[name])
+        state[name] = in_type(taken.initial[name].double() + step, dtypes[name])
     return state
 
 

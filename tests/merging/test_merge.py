@@ -20,6 +20,7 @@ from fedmitr_app.merging import (
     isotropic,
     label_shares,
     merge,
+    own_length,
     row_changes,
     ties,
 )
@@ -106,17 +107,16 @@ def test_ties_by_loops(tmp_path, start, clients, density):
         agree = [(size, value) for size, value in values if value * total > 0]
         weight = sum(size for size, _ in agree)
         mean = sum(size * value for size, value in agree) / weight if agree else 0.0
-        expected.append(begin + 1.5 * mean)
-    found = ties(taken, density, 1.5)
+        expected.append(begin + mean)
+    found = ties(taken, density)
     np.testing.assert_allclose(flat(found), expected, rtol=1e-5, atol=1e-6)
     plain = average(taken.uploads)
     assert all(torch.equal(found[name], plain[name]) for name in ("head.weight", "head.bias"))
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_isotropic_by_the_full_decomposition(tmp_path, start, scale):
+def test_isotropic_by_the_full_decomposition(tmp_path, start):
     uploads = sent(tmp_path, trained(start, 3))
-    found, plain = isotropic(Mergeable.of(uploads, start), scale), average(uploads)
+    found, plain = isotropic(Mergeable.of(uploads, start)), average(uploads)
     for name, value in plain.items():
         if not name.startswith("blocks") or value.dim() != 2:
             assert torch.equal(found[name], value), name
@@ -125,7 +125,7 @@ def test_isotropic_by_the_full_decomposition(tmp_path, start, scale):
         left, sizes, right = np.linalg.svd(step)  # square, with what the shape lacks
         spectrum = np.zeros(step.shape)
         np.fill_diagonal(spectrum, sizes.mean())
-        expected = start[name].double().numpy() + scale * left @ spectrum @ right
+        expected = start[name].double().numpy() + left @ spectrum @ right
         np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -135,7 +135,7 @@ def test_isotropic_invents_no_direction(tmp_path, start):
     one = torch.outer(torch.arange(1.0, 7.0), torch.arange(1.0, 5.0))
     states[0]["blocks.0.fc.weight"] = start["blocks.0.fc.weight"] + one
     uploads = sent(tmp_path, states, [5, 5])
-    found = isotropic(Mergeable.of(uploads, start), 1.0)
+    found = isotropic(Mergeable.of(uploads, start))
     same(found, average(uploads), rtol=1e-5, atol=1e-6)
 
 
@@ -309,6 +309,42 @@ def test_arrays_keep_their_types(tmp_path, start, config):
     assert all(value.isfinite().all() for value in found.values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize("trunk", ["average", "ties"])
+def test_a_scale_stretches_the_step_of_all_but_the_head(tmp_path, start, trunk):
+    taken = Mergeable.of(sent(tmp_path, trained(start, 3)), start)
+    plain = merge(taken, MergeConfig(trunk, density=0.5), unasked)
+    found = merge(taken, MergeConfig(trunk, density=0.5, scale=1.7), unasked)
+    for name, value in plain.items():
+        times = 1.0 if name.startswith("head") else 1.7
+        torch.testing.assert_close(found[name], start[name] + times * (value - start[name]))
+
+
+def length(state: State, start: State) -> float:
+    squares = [(state[name] - start[name]).square().sum() for name in SHAPES if "head" not in name]
+    return float(sum(squares) ** 0.5)
+
+
+def test_a_merged_step_may_be_as_long_as_the_clients_own(tmp_path, start):
+    shared, states = drawn(7, 0.1), trained(start, 3)
+    states = [{name: value + shared[name] for name, value in state.items()} for state in states]
+    taken = Mergeable.of(sent(tmp_path, states, [10, 20, 70]), start)
+    found = merge(taken, MergeConfig(scale=0.0), unasked)
+    lengths = [length(state, start) for state in states]
+    expected = sum(share * own for share, own in zip((0.1, 0.2, 0.7), lengths))
+    assert length(found, start) == pytest.approx(expected, rel=1e-4)
+    assert length(found, start) > 1.05 * length(average(taken.uploads), start)
+
+
+def test_who_goes_against_the_others_stretches_no_step_without_end(tmp_path, start):
+    (state,) = trained(start, 1)
+    against = {name: start[name] - 0.99 * (value - start[name]) for name, value in state.items()}
+    taken = Mergeable.of(sent(tmp_path, [state, state, against, against], [5] * 4), start)
+    scale = own_length(taken, average(taken.uploads))
+    assert scale == pytest.approx(2.0, rel=1e-3)  # the root of their number
+    still = Mergeable.of(sent(tmp_path, [start] * 2), start)
+    assert own_length(still, start) == 1.0
+
+
 def test_by_default_a_merge_is_the_average_to_the_last_bit(tmp_path, start):
     uploads = sent(tmp_path, trained(start, 4))
     same(merge(Mergeable.of(uploads, start), MergeConfig(), unasked), average(uploads))
@@ -318,7 +354,7 @@ def test_a_density_of_all_is_a_mean_of_those_that_agree(tmp_path, start):
     """Of two alike with opposite steps nothing is left; nor is anything made up."""
     state = trained(start, 1)[0]
     mirrored = {name: 2 * start[name] - value for name, value in state.items()}
-    found = ties(Mergeable.of(sent(tmp_path, [state, mirrored], [7, 7]), start), 1.0, 1.0)
+    found = ties(Mergeable.of(sent(tmp_path, [state, mirrored], [7, 7]), start), 1.0)
     for name, value in found.items():
         most = (state[name] - start[name]).abs().max()
         assert math.isfinite(float(most)) and (value - start[name]).abs().max() <= 1.01 * most
