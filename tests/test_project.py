@@ -16,7 +16,10 @@ KNOW_FLOWER = ("client_app.py", "server_app.py", "strategies")
 MOST_LINES = 300
 # Tests of one room may be longer: a table of cases is no program.
 MOST_LINES_OF_TESTS = 450
-CORE = ("methods", "inversion", "distillation", "teacher", "models", "training", "uploads")
+CORE = (
+    *("methods", "inversion", "distillation", "teacher", "merging", "models", "training"),
+    "uploads",
+)
 
 
 def sources(folder: Path) -> list[Path]:

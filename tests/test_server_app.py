@@ -183,12 +183,13 @@ def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
         "fedavg-uniform",
         "best-client",
         "fedcgs",
+        "afl",
     ],
 )
 def test_every_rival_makes_a_model_and_a_report(federation, method):
     changes = {"server.method": method, "generator.steps": 2}
-    metrics = federation.run(**changes, **{"client.share-moments": method == "fedcgs"})
-    makes_images = method not in ("fedavg-uniform", "best-client", "fedcgs")
+    metrics = federation.run(**changes, **{"client.share-moments": method in ("fedcgs", "afl")})
+    makes_images = method not in ("fedavg-uniform", "best-client", "fedcgs", "afl")
     assert ("inversion" in metrics) == makes_images == (federation.folder / "pool").exists()
     with_control = makes_images and method not in ("uninverted", "noise")
     assert (metrics["accuracy"]["control"] is not None) == with_control

@@ -27,10 +27,13 @@ METHODS = (
     "co-boosting",
     "fedavg",
     "fedavg-uniform",
+    "merged",
     "best-client",
     "fedcgs",
+    "afl",
     "ensemble",
 )
+NEED_MOMENTS = ("fedcgs", "afl")
 BACKENDS = ("local", "ray")
 COMBINATIONS = (
     "mean-logits",
@@ -50,7 +53,10 @@ PRECISIONS = ("float32", "bfloat16")
 STARTS = ("white", "multi-scale", "procedural", "dead-leaves", "photo-crops")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
-STUDENT_INITS = ("initial", "average", "best-client")
+STUDENT_INITS = ("initial", "merged", "best-client")
+TRUNKS = ("average", "ties", "isotropic")
+HEADS = ("average", "class-wise")
+KNOWLEDGE = ("auto", "head-norms", "probed", "label-counts")
 TRAINABLE = ("all", "head", "last-blocks")
 DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
@@ -159,6 +165,18 @@ class TeacherConfig:
     combine: str = choice("prior-probed", *COMBINATIONS)
     probe_images: int = whole(2048, low=1)
     defence: str = choice("none", *DEFENCES)
+    merged: bool = flag(False)
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """The uploads' weights merged into one model."""
+
+    trunk: str = choice("average", *TRUNKS)
+    head: str = choice("average", *HEADS)
+    knowledge: str = choice("auto", *KNOWLEDGE)
+    density: float = number(0.2, low=0.0, high=1.0, open_low=True)
+    scale: float = number(1.0, low=0.0, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -216,7 +234,7 @@ class DistillationConfig:
     tau: float = number(1.0, low=0.0, open_low=True)
     relabel: str = choice("token", *RELABELS)
     token_head: str = choice("shared", "shared", "auxiliary")
-    student: str = choice("average", *STUDENT_INITS)
+    student: str = choice("merged", *STUDENT_INITS)
     train: str = choice("all", *TRAINABLE)
     last_blocks: int = whole(1, low=1)
     mixup: float = number(0.0, low=0.0)
@@ -250,6 +268,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     inversion: InversionConfig = field(default_factory=InversionConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)

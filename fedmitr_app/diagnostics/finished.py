@@ -15,7 +15,8 @@ from fedmitr_app.diagnostics.diagnose import Distilled
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import reason_of
 from fedmitr_app.inversion import Pool, PoolData
-from fedmitr_app.methods.task import MethodSettings, Task
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec, PatchViT, build_vit
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.reading import open_tensors, read_table

@@ -15,7 +15,7 @@ def initial_student(
     kind: str,
     model: PatchViT,
     clients: Sequence[ClientModel],
-    average: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
     teacher: Teacher,
     images: Tensor,
 ) -> PatchViT:
@@ -24,18 +24,18 @@ def initial_student(
     Parameters
     ----------
     kind : str
-        ``initial``: θ₀; ``average``: the uploads' weight average; ``best-client``: the client
+        ``initial``: θ₀; ``merged``: the uploads' merged model; ``best-client``: the client
         that agrees most with the teacher on ``images`` (no test data is looked at).
     model : PatchViT
         Holds θ₀; not changed.
-    average : Mapping[str, Tensor]
-        The averaged state, timm's keys.
+    merged : Mapping[str, Tensor]
+        The merged state, timm's keys.
     images : Tensor
         Synthetic images ``[n, C, H, W]`` for the choice of a client.
     """
     student = copy.deepcopy(model)
-    if kind == "average":
-        student.vit.load_state_dict(average)
+    if kind == "merged":
+        student.vit.load_state_dict(merged)
     elif kind == "best-client":
         best = best_client(clients, teacher, images)
         student.vit.load_state_dict(clients[best].model.vit.state_dict())

@@ -21,7 +21,7 @@ from fedmitr_app.experiments import symmetries
 from fedmitr_app.experiments.symmetries import HEAD, POSITION, State, copied
 from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
-from fedmitr_app.uploads.averaging import MOST_EXAMPLES
+from fedmitr_app.uploads.shares import MOST_EXAMPLES
 from fedmitr_app.uploads.upload import moments_file
 
 SCALE = 100.0

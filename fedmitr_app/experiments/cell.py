@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, harmless_keys
+from fedmitr_app.config import NEED_LABEL_COUNTS, NEED_MOMENTS, Config, flatten, harmless_keys
 from fedmitr_app.errors import FedmitrError, MethodUnavailable
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
@@ -26,7 +26,10 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import describe_environment
 
 # What a result depends on; a section that only some methods read counts for those.
-SECTIONS = ("seed", "data", "partition", "model", "client", "teacher", "inversion", "distillation")
+SECTIONS = (
+    *("seed", "data", "partition", "model", "client"),
+    *("merge", "teacher", "inversion", "distillation"),
+)
 SECTIONS_OF = {"dense": ("generator",), "co-boosting": ("generator",)}
 REAL_IMAGES = 4096
 _log = logging.getLogger(__name__)
@@ -126,8 +129,8 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         results / "uploads" / uploads_name(cell.federation, config), config
     )
     unknown = any(upload.label_counts is None for upload in uploads)
-    if config.teacher.combine in NEED_LABEL_COUNTS and unknown:
-        # The teacher would fall back to another combination, under this one's name.
+    if _reads_label_counts(config) and unknown:
+        # Teacher or merge would fall back to another way, under this one's name.
         raise MethodUnavailable("its clients share no label counts (client.share-label-counts)")
     model = initial_model(config)
     with tempfile.TemporaryDirectory(prefix="fedmitr-cell-") as folder:
@@ -167,12 +170,19 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
     return found
 
 
+def _reads_label_counts(config: Config) -> bool:
+    merge = config.merge
+    class_wise = merge.head == "class-wise" and merge.knowledge == "label-counts"
+    return class_wise or config.teacher.combine in NEED_LABEL_COUNTS
+
+
 def _beside_weights(cell: Cell) -> str:
     """What the row's clients upload beside their weights, for the table to say."""
-    client, teacher = cell.config.client, cell.config.teacher
-    if cell.row.method == "fedcgs":
-        return "class moments"
-    counts = client.share_label_counts and teacher.combine in NEED_LABEL_COUNTS
+    client = cell.config.client
+    if cell.row.method in NEED_MOMENTS:
+        # From scratch there is nothing in the features that the moments are of.
+        return "class moments" if cell.config.model.weights else "class moments of a random θ₀"
+    counts = client.share_label_counts and _reads_label_counts(cell.config)
     return "label counts" if counts else ""
 
 

@@ -14,7 +14,7 @@ import torch
 from fedmitr_app.config import flatten
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.experiments.cell import cell_name, code_name, failed, read_cell, run_cell
-from fedmitr_app.experiments.federate import train_federation, uploads_name
+from fedmitr_app.experiments.federate import train_federation, trained_by, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
 from fedmitr_app.reporting.progress import duration
 
@@ -89,7 +89,7 @@ def run_grid(
             fusions[name] = (_words(cell), run_cell, (cell, results, device, code))
     there |= dict(zip(fusions, _all(fusions.values(), workers, log), strict=True))
     found = []
-    for name, cell in zip(names, grid.cells, strict=True):
+    for name, cell, clients in zip(names, grid.cells, trained_by(grid.cells), strict=True):
         result = there[name]
         if isinstance(result, Exception):
             result = failed(cell, result)
@@ -97,6 +97,7 @@ def run_grid(
         flat = flatten(cell.config)
         curve = {key: flat[key] for key in (grid.curve.x, *grid.curve.lines)} if grid.curve else {}
         what = {"row": cell.row.name, "attack": cell.attack, "attackers": cell.attackers}
+        what["trained_by"] = clients
         found.append({**result, **what, **curve})
     return found
 

@@ -6,8 +6,10 @@ A method is a function from a :class:`Task` to a :class:`Fused`; it raises
 
 from fedmitr_app.methods.beside import beside
 from fedmitr_app.methods.fedmitr import fedmitr
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import METHODS, Method
-from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
 
 __all__ = [

@@ -1,11 +1,12 @@
-"""One round of federated averaging (McMahan et al., AISTATS 2017)."""
+"""The uploads' weights as one model: federated averaging (McMahan et al., 2017), or a merge."""
 
 import copy
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 
 
@@ -17,6 +18,11 @@ def fedavg(task: Task) -> Fused:
 def fedavg_uniform(task: Task) -> Fused:
     """Average the uploads, each counting for the same."""
     return Fused(_loaded(task, task.averaged("uniform")))
+
+
+def merged(task: Task) -> Fused:
+    """Merge the uploads as ``merge.*`` says: what a student starts from, and must beat."""
+    return Fused(_loaded(task, task.merged))
 
 
 def _loaded(task: Task, state: Mapping[str, Tensor]) -> PatchViT:

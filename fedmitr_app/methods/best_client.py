@@ -2,7 +2,8 @@
 
 from fedmitr_app.distillation.students import best_client as most_agreeing
 from fedmitr_app.inversion import starting_images
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.task import Task
 from fedmitr_app.randomness import generator
 
 IMAGES = 256

@@ -34,13 +34,14 @@ from torch import Tensor
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.inversion.losses import cross_entropy
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.generator import (
     Objective,
     ensemble_logits,
     generate_and_distil,
     number_of_turns,
 )
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
@@ -70,7 +71,7 @@ def co_boosting(task: Task) -> Fused:
         nonlocal ensemble
         for images, targets in zip(pool.images.split(one_turn), pool.targets.split(one_turn)):
             ensemble = ensemble.step(images, targets, config.weight_step)
-        for client, weight in zip(task.clients, ensemble.weights, strict=True):
+        for client, weight in zip(task.members, ensemble.weights, strict=True):
             task.record("ensemble", turn=turn, client=client.key, weight=weight)
         teacher, rng = ensemble.teacher, generator(settings.seed, "co-boosting", turn)
         moved = [

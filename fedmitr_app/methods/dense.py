@@ -11,16 +11,17 @@ nothing but the generator's architecture holds the images near natural ones: DEN
 here than on the convolutional networks it was made for.
 
 Choice: the ensemble is the task's teacher (``teacher.combine = "mean-logits"`` is the paper's),
-and the student trains as every method's does, with fewer and larger turns than the paper's
-hundreds. More in :mod:`fedmitr_app.methods.generator`.
+and the student that is returned trains as every method's does, on the finished pool, with fewer
+and larger turns than the paper's hundreds. More in :mod:`fedmitr_app.methods.generator`.
 """
 
 from torch import Tensor
 
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.inversion.losses import cross_entropy
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.generator import Objective, generate_and_distil
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.task import Task
 
 
 def dense(task: Task) -> Fused:

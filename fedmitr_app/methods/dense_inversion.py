@@ -8,7 +8,9 @@ which a ViT has not.
 from dataclasses import replace
 
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.task import Task
 
 
 def settings(ours: MethodSettings) -> MethodSettings:

@@ -1,6 +1,7 @@
 """The bare ensemble: keep every upload; the ceiling that distillation aims at."""
 
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.task import Task
 
 
 def ensemble(task: Task) -> Fused:

@@ -6,6 +6,12 @@ batch joins the pool; the student goes on distilling on the pool so far. The two
 in the generator's loss and in what happens to the pool and the ensemble before the student
 sees them: both are arguments here.
 
+Choice: the student that generators work against is not the one that is returned. The papers'
+alternates for hundreds of turns at one learning rate, so that the last images are learned as
+well as the first; a handful of turns under one warm-up and cosine give the full pool an eighth
+of the steps at hardly any rate. So the returned student is a new one, distilled on the finished
+pool with all the ``distillation.steps``, as every other method's is.
+
 From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
 N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
 loss is kept. Choice: half as many steps at three times the rate (``generator``'s defaults:
@@ -31,8 +37,10 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Place, Pool, PoolData
 from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.targets import draw_targets
-from fedmitr_app.methods.student import StudentTraining, share
-from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.student import StudentTraining, adversary, share
+from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.randomness import generator, seeded_init
 from fedmitr_app.reporting.progress import Progress
@@ -190,12 +198,15 @@ def generate_batch(
 
 
 def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = None) -> Fused:
-    """Alternate a fresh generator and the student's training until all images are made.
+    """Alternate a fresh generator and its adversary's training, then distil on all images.
 
     Parameters
     ----------
     task : Task
-        Its ``inversion.images`` are shared out over the turns, its ``distillation.steps`` too.
+        Its ``inversion.images`` are shared out over the turns. The student that is returned
+        takes all its ``distillation.steps`` on the finished pool; the adversary, unless
+        ``generator.disagreement`` is 0, a share of as many after each turn but the last, on the
+        way and beside them.
     objective : Objective
         The generator's loss. In the first turn there is no student yet (choice, as in the
         inversion's rounds).
@@ -211,25 +222,30 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
     settings, teacher = task.settings, task.teacher
     pool = Pool(task.folder / "pool", task.model.num_patches)
     pool.clear()  # a run that was stopped is begun anew: only FedMITR's own goes on
-    student: StudentTraining | None = None
-    curves, seconds = [], {"inversion": 0.0, "distillation": 0.0}
-    turns = number_of_turns(settings)
+    against: StudentTraining | None = None
+    curves, seconds = [], {"inversion": 0.0}
+    turns, steps = number_of_turns(settings), settings.distillation.steps
     for turn in range(turns):
         started = time.monotonic()
         count = share(settings.inversion.images, turn, turns)
-        made = _generate(task, teacher, objective, student.model if student else None, turn, count)
+        made = _generate(task, teacher, objective, against.model if against else None, turn, count)
         pool.add(made.batch, _provenance(settings, teacher, turn), Place(turn))
         curves.append(made.curves)
         # What is distilled is what is stored.
         data = lesson = pool.load(task.device)
         if boost:
             teacher, lesson = boost(data, turn)
-        generated = time.monotonic()
-        student = student or StudentTraining(task, lesson.images)
-        student.learn_from(teacher)
-        student.go_on(lesson, share(settings.distillation.steps, turn, turns))
-        seconds["inversion"] += generated - started
-        seconds["distillation"] += time.monotonic() - generated
+        seconds["inversion"] += time.monotonic() - started
+        if settings.generator.disagreement > 0 and turn < turns - 1:
+            against = against or adversary(task, lesson.images, turns)
+            against.learn_from(teacher)
+            against.go_on(lesson, share(steps, turn, turns))
+    if against:
+        seconds["adversary"] = against.seconds
+        del against  # its optimiser holds twice the model
+    student = StudentTraining(task, lesson.images)
+    student.learn_from(teacher)
+    student.go_on(lesson, steps)
     return Fused(
         model=student.finish(),
         teacher=teacher,
@@ -239,7 +255,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
             for name in curves[0]
         },
         distillation_loss=student.losses,
-        seconds=seconds,
+        seconds={**seconds, "distillation": student.seconds},
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.task import Fused, MethodSettings, Task
+from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.task import Task
 
 
 def settings(ours: MethodSettings) -> MethodSettings:

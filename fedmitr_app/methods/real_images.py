@@ -6,8 +6,9 @@ import torch
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.inversion import PoolData
+from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.student import StudentTraining
-from fedmitr_app.methods.task import Fused, Task
+from fedmitr_app.methods.task import Task
 from fedmitr_app.randomness import generator
 
 

@@ -1,4 +1,4 @@
-"""What every one-shot method is given, and what it gives back.
+"""What every one-shot method is given.
 
 Knows tensors and typed settings only: any process, any device, no Flower.
 """
@@ -7,7 +7,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmitr_app.config import (
-    Config,
-    DistillationConfig,
-    GeneratorConfig,
-    InversionConfig,
-    TeacherConfig,
-    decisive,
-)
+from fedmitr_app.config import decisive
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, json_line
 from fedmitr_app.inversion import starting_images
 from fedmitr_app.memory import room_for
+from fedmitr_app.merging import Mergeable, average, merge
+from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.models import PatchViT, VisitingViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
-from fedmitr_app.teacher import ClientModel, Teacher, Trust, probe, same_answers, screen
-from fedmitr_app.uploads import Upload, Weighed, average_fit, compare, example_counts
+from fedmitr_app.teacher import (
+    ClientModel,
+    Teacher,
+    Trust,
+    priors_of,
+    probe,
+    same_answers,
+    screen,
+)
+from fedmitr_app.uploads import Upload, Weighed, compare, example_counts
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """What decides the global model, given the uploads."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    inversion: InversionConfig = field(default_factory=InversionConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    seed: int = 0
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-
-    @classmethod
-    def of(cls, config: Config) -> "MethodSettings":
-        """Take the methods' part of a run's configuration."""
-        return cls(
-            config.teacher,
-            config.inversion,
-            config.distillation,
-            config.seed,
-            config.generator,
-        )
-
-    @property
-    def weighting(self) -> str:
-        """How much an upload counts for: by what its client says, of which a defence doubts."""
-        return "num-examples" if self.teacher.defence == "none" else "capped-examples"
+MERGED = "merged"
+"""The merged model's key among the teacher's members."""
 
 
 @dataclass(frozen=True)
@@ -147,26 +126,35 @@ class Task:
         """
         return self.averaged(self.settings.weighting)
 
-    @property
-    def trusted_average(self) -> dict[str, Tensor]:
-        """The same; where loud models are only turned down, without the suspicious ones.
+    def averaged(self, weighting: str) -> dict[str, Tensor]:
+        """Average what can be averaged; θ₀ if there is nothing."""
+        return average(self._mergeable(weighting))
 
-        Their logits can be clipped, their weights not. Other defences leave them out altogether.
+    @cached_property
+    def merged(self) -> dict[str, Tensor]:
+        """The uploads merged as ``merge.*`` says, by default averaged.
+
+        Where loud models are only turned down, without the suspicious ones: their logits can be
+        clipped, their weights not. Other defences leave them out altogether.
         """
-        if self.settings.teacher.defence != "clip":
-            return self.average
-        pairs = zip(self.clients, self.trust, strict=True)
-        distrusted = {client.key for client, trust in pairs if trust.reason}
-        if len(distrusted) in (0, len(self.uploads)):
-            return self.average
-        return self.averaged(self.settings.weighting, distrusted)
+        distrusted: set[str] = set()
+        if self.settings.teacher.defence == "clip":
+            pairs = zip(self.clients, self.trust, strict=True)
+            distrusted = {client.key for client, trust in pairs if trust.reason}
+        if len(distrusted) == len(self.uploads):
+            distrusted = set()
+        taken = self._mergeable(self.settings.weighting, distrusted)
 
-    def averaged(self, weighting: str, without: Set[str] = frozenset()) -> dict[str, Tensor]:
-        """Average what can be averaged, some clients left out; θ₀ if there is nothing."""
+        def priors() -> Tensor:
+            rows = [self.uploads.index(upload) for upload in taken.uploads]
+            return priors_of(self.probed[rows])
+
+        return merge(taken, self.settings.merge, priors)
+
+    def _mergeable(self, weighting: str, without: Set[str] = frozenset()) -> Mergeable:
         pairs = zip(self.uploads, self.weighed, strict=True)
-        kept = [pair for pair in pairs if pair[0].client not in without]
-        uploads, weighed = zip(*kept)
-        return average_fit(uploads, weighed, self._initial, weighting)
+        uploads, weighed = zip(*(pair for pair in pairs if pair[0].client not in without))
+        return Mergeable.of(uploads, self._initial, weighed, weighting)
 
     @property
     def _initial(self) -> Mapping[str, Tensor]:
@@ -175,7 +163,10 @@ class Task:
     @cached_property
     def probed(self) -> Tensor:
         """The clients' logits of the same procedural images, ``[K, n, classes]``."""
-        count, models = self.settings.teacher.probe_images, [each.model for each in self.clients]
+        return self._probe(self.clients)
+
+    def _probe(self, clients: Sequence[ClientModel]) -> Tensor:
+        count, models = self.settings.teacher.probe_images, [each.model for each in clients]
         with Progress("what the clients know", count * len(models)) as progress:
             rng = generator(self.settings.seed, "probing")
             images = starting_images("procedural", count, self.model.spec, rng)
@@ -243,53 +234,45 @@ class Task:
         return rest.knowing(probed=self.probed[kept], weighed=weighed)
 
     @cached_property
+    def members(self) -> tuple[ClientModel, ...]:
+        """Who teaches: the clients, and with ``teacher.merged`` their merged model.
+
+        That is a client like the others, which holds all examples.
+        """
+        if not self.settings.teacher.merged:
+            return self.clients
+        model, visiting = copy.deepcopy(self.model), self.clients[0].model.__class__ is VisitingViT
+        model.vit.load_state_dict(self.merged)
+        model.eval().requires_grad_(False)
+        model = VisitingViT(model) if visiting else model.to(self.device)
+        counts = [client.label_counts for client in self.clients]
+        whole = None if None in counts else tuple(map(sum, zip(*counts)))
+        size = sum(client.num_examples for client in self.clients)
+        return (*self.clients, ClientModel(MERGED, model, size, whole))
+
+    @cached_property
     def teacher(self) -> Teacher:
-        """The clients combined as the settings say; priors are probed on procedural images."""
-        teacher = Teacher.build(
-            self.clients, self.settings.teacher, lambda: self.probed, self.device
-        )
-        headline(f"teacher: {len(self.clients)} models, combined by {teacher.combine}")
+        """The members combined as the settings say; priors are probed on procedural images."""
+        others = self.members[len(self.clients) :]
+
+        def probed() -> Tensor:
+            return torch.cat([self.probed, self._probe(others)]) if others else self.probed
+
+        teacher = Teacher.build(self.members, self.settings.teacher, probed, self.device)
+        headline(f"teacher: {len(self.members)} models, combined by {teacher.combine}")
         return teacher
 
     def alter(self, change: Callable[[MethodSettings], MethodSettings], **fields: Any) -> "Task":
         """Return the same uploads under changed settings; the teacher too, unless it changes."""
         settings = change(self.settings)
         altered = replace(self, settings=settings, **fields)
-        found = {"weighed", "probed", "teacher"}
-        if settings.teacher == self.settings.teacher:
+        found = {"weighed"}
+        if (settings.teacher, settings.merge) == (self.settings.teacher, self.settings.merge):
             self.teacher  # worked out here, once
-        else:
-            found -= {"teacher", "probed"}
+            found |= {"probed", "merged", "members", "teacher"}
         return altered.knowing(**{name: vars(self)[name] for name in found & vars(self).keys()})
 
     def knowing(self, **found: Any) -> "Task":
         """Take what was found elsewhere: ``probed``, ``weighed``, ``teacher``."""
         self.__dict__.update(found)
         return self
-
-
-@dataclass(frozen=True)
-class Fused:
-    """What a method made of the uploads."""
-
-    model: PatchViT | None
-    """The global model; None if the method has none, as the bare ensemble."""
-    teacher: Teacher | None = None
-    """What taught it, or what answers in its place."""
-    images: int = 0
-    """Synthetic images made; they are in the task's ``pool``."""
-    dropped: int = 0
-    """Images that came to nothing, and are not there."""
-    inversion: InversionConfig | None = None
-    """How they were made, if they were inverted or come from starting images."""
-    inversion_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    distillation_loss: Sequence[float] = ()
-    """One number a step of the student."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """What its stages took, by name."""
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Class logits ``[B, classes]`` of model input ``[B, C, H, W]``."""
-        if self.model is not None:
-            return self.model(images).logits
-        return self.teacher(images).logits

@@ -39,7 +39,7 @@ def collect_scores(
     """Return each metric's mean over the nodes that report it, by their numbers of images.
 
     Nothing proves those numbers: they count as uploads' do under a defence, for at most
-    ``uploads.averaging.CAP`` times the median node's, and all alike if one can't be right.
+    ``uploads.shares.CAP`` times the median node's, and all alike if one can't be right.
 
     Parameters
     ----------

@@ -9,9 +9,10 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.merging import Mergeable, average
 from fedmitr_app.strategies.one_shot import OneShotStrategy
-from fedmitr_app.uploads import Upload, average_fit, compare
-from fedmitr_app.uploads.averaging import WEIGHTINGS
+from fedmitr_app.uploads import Upload, compare
+from fedmitr_app.uploads.shares import WEIGHTINGS
 
 _log = logging.getLogger(__name__)
 
@@ -55,4 +56,4 @@ class OneShotFedAvg(OneShotStrategy):
         for upload, found in pairs:
             for reason in found.reasons:
                 _log.warning("%s is suspicious: %s.", upload.client, reason)
-        return average_fit(uploads, weighed, initial, self.weights)
+        return average(Mergeable.of(uploads, initial, weighed, self.weights))

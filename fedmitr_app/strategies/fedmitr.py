@@ -4,7 +4,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.config import DistillationConfig, InversionConfig, MergeConfig, TeacherConfig
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.models import PatchViT
 from fedmitr_app.strategies.one_shot_method import OneShotMethod
@@ -21,6 +21,8 @@ class FedMITR(OneShotMethod):
         The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
     teacher, inversion, distillation : TeacherConfig, InversionConfig, DistillationConfig
         How the uploads are combined, inverted and distilled.
+    merge : MergeConfig
+        How their weights are merged into what the student starts from.
     seed : int
         Run seed: the same uploads and seed give the same model on a CPU.
     **others
@@ -34,6 +36,7 @@ class FedMITR(OneShotMethod):
         teacher: TeacherConfig | None = None,
         inversion: InversionConfig | None = None,
         distillation: DistillationConfig | None = None,
+        merge: MergeConfig | None = None,
         seed: int = 0,
         **others: Any,
     ) -> None:
@@ -42,5 +45,6 @@ class FedMITR(OneShotMethod):
             inversion or InversionConfig(),
             distillation or DistillationConfig(),
             seed=seed,
+            merge=merge or MergeConfig(),
         )
         super().__init__(model, "fedmitr", settings, **others)

@@ -34,7 +34,7 @@ from fedmitr_app.uploads import Upload
 
 CONTROL = "control"
 """The control's part of the run folder; of no use once the run is over."""
-AVERAGES = ("fedavg", "fedavg-uniform")
+AVERAGES = ("fedavg", "fedavg-uniform", "merged")
 """Methods to which an upload that no average takes is of no use at all."""
 
 
@@ -46,8 +46,8 @@ class OneShotMethod(OneShotStrategy):
     model : PatchViT | VisionTransformer
         The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
     method : str
-        As ``server.method``, but one that makes a single model. ``fedcgs`` needs clients that
-        send class moments, as this package's do.
+        As ``server.method``, but one that makes a single model. ``fedcgs`` and ``afl`` need
+        clients that send class moments, as this package's do.
     settings : MethodSettings | None
         The same uploads and settings give the same model on a CPU; None: the defaults.
     input_spec : InputSpec | None
@@ -125,9 +125,10 @@ class OneShotMethod(OneShotStrategy):
     def summary_lines(self) -> list[str]:
         """Add the method and its settings, and the device if the strategy chose it."""
         lines = [*super().summary_lines(), f"Method: {self.method}"]
-        parts = [self.settings.teacher, self.settings.inversion, self.settings.distillation]
+        settings = self.settings
+        parts = [settings.merge, settings.teacher, settings.inversion, settings.distillation]
         if self.method in ("dense", "co-boosting"):
-            parts.append(self.settings.generator)
+            parts.append(settings.generator)
         for part in parts:
             words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
             lines.append(f"{type(part).__name__}: {words}")

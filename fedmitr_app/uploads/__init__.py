@@ -1,8 +1,7 @@
 """What a client sends once, checked by itself and kept on disk until the server fuses it."""
 
-from fedmitr_app.uploads.averaging import average, doubtful_counts, example_counts
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
-from fedmitr_app.uploads.comparing import Weighed, average_fit, compare
+from fedmitr_app.uploads.comparing import Weighed, compare
 from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.moments import (
     ClassMoments,
@@ -14,6 +13,7 @@ from fedmitr_app.uploads.moments import (
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
 from fedmitr_app.uploads.rounds import RoundFolder, read_round
+from fedmitr_app.uploads.shares import doubtful_counts, example_counts
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (
@@ -35,8 +35,6 @@ __all__ = [
     "Spool",
     "Upload",
     "Weighed",
-    "average",
-    "average_fit",
     "check_arrays",
     "check_claims",
     "check_headers",

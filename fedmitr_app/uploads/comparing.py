@@ -32,8 +32,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedmitr_app.uploads.averaging import average
-from fedmitr_app.uploads.parts import Part, is_fused, median, part_name, parts_of
+from fedmitr_app.uploads.parts import Part, median, parts_of
 from fedmitr_app.uploads.upload import Upload
 
 LEAST_SLOPE, MOST_SLOPE = 0.5, 5.0
@@ -127,39 +126,6 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     names = ["" if first is None else uploads[first].client for first in firsts]
     pairs = [tuple(own.items()) for own in factors]
     return [Weighed(*each) for each in zip(unfit, names, scaled, pairs, strict=True)]
-
-
-def average_fit(
-    uploads: Sequence[Upload],
-    weighed: Sequence[Weighed],
-    initial: Mapping[str, Tensor],
-    weights: str = "num-examples",
-) -> dict[str, Tensor]:
-    """Average the uploads that can be, as :func:`average` does; θ₀ if there are none.
-
-    What was scaled is scaled back; of honest uploads it is the plain average to the last bit.
-    """
-    factors = {
-        upload.client: dict(found.factors)
-        for upload, found in zip(uploads, weighed, strict=True)
-        if not found.unfit
-    }
-    fit = [upload for upload in uploads if upload.client in factors]
-    if not fit:
-        return dict(initial)
-    return average(fit, weights, lambda *array: _scaled_back(*array, factors))
-
-
-def _scaled_back(
-    upload: Upload, name: str, value: Tensor, factors: Mapping[str, Mapping[str, float]]
-) -> Tensor:
-    own = factors[upload.client]
-    if not own:
-        return value
-    if not is_fused(name, value):
-        return value * own.get(name, 1.0)
-    thirds = zip("qkv", value.chunk(3))
-    return torch.cat([third * own.get(part_name(name, letter), 1.0) for letter, third in thirds])
 
 
 def _decayed(parts: Sequence[Part]) -> list[float]:

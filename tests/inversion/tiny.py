@@ -114,7 +114,7 @@ def distillation_config(**changes) -> DistillationConfig:
         "tau": 1.5,
         "relabel": "image",
         "token_head": "shared",
-        "student": "average",
+        "student": "merged",
         "train": "all",
         "last_blocks": 1,
         "mixup": 1.0,

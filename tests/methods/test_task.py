@@ -13,9 +13,10 @@ from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.memory import room_for
 from fedmitr_app.methods import METHODS, MethodSettings, Task, fedmitr
 from fedmitr_app.models import InputSpec, PatchViT, VisitingViT, build_vit
-from fedmitr_app.uploads import Upload, average
+from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import ALIGNMENT, save_state
 from tests.inversion.tiny import tiny_vit
+from tests.merging.plain import average
 
 STATUS = Path("/proc/self/status")
 CPU = torch.device("cpu")
@@ -155,7 +156,7 @@ def test_honest_uploads_are_averaged_as_ever_to_the_last_bit(tmp_path, count, de
     task = Task.load(model, uploads, settings, tmp_path, CPU)
     expected = average(uploads, settings.weighting)
     fused = METHODS["fedavg"](task).model.vit.state_dict()
-    for found in (task.average, task.trusted_average, fused):
+    for found in (task.average, task.merged, fused):
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -171,7 +172,7 @@ def test_what_ruins_an_average_is_in_none_and_teaches_all_the_same(tmp_path, cap
         expected = average(rest, weighting)
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert all(
-        torch.equal(defended.trusted_average[key], value) for key, value in average(rest).items()
+        torch.equal(defended.merged[key], value) for key, value in average(rest).items()
     )
 
 

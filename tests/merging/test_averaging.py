@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 
 from fedmitr_app.errors import ConfigError, UploadError
-from fedmitr_app.uploads import Claims, Spool, Upload, average, example_counts, read_spool
-from fedmitr_app.uploads.averaging import client_shares
+from fedmitr_app.uploads import Claims, Spool, Upload, example_counts, read_spool
+from fedmitr_app.uploads.shares import client_shares
+from tests.merging.plain import average
 
 
 def spooled(folder, count, size=5):
@@ -96,7 +97,7 @@ def test_memory_does_not_grow_with_the_number_of_uploads(tmp_path, monkeypatch):
             most.append(len(alive))
             return value
 
-    monkeypatch.setattr("fedmitr_app.uploads.averaging.safe_open", Watched)
+    monkeypatch.setattr("fedmitr_app.merging.mergeable.safe_open", Watched)
 
     def peak(folder, count):
         tracemalloc.start()

@@ -1,12 +1,8 @@
-"""The weighted average of uploads, read one array at a time."""
+"""Say what each upload counts for."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, UploadError
 from fedmitr_app.uploads.upload import Upload
@@ -30,47 +26,6 @@ class Counted(Protocol):
 
     @property
     def num_examples(self) -> int | None: ...
-
-
-def average(
-    uploads: Sequence[Upload],
-    weights: str = "num-examples",
-    change: Callable[[Upload, str, Tensor], Tensor] = lambda upload, name, value: value,
-) -> dict[str, Tensor]:
-    """Return the average state dict of the uploads (FedAvg, McMahan et al., 2017).
-
-    Sums in float64, in the order given (sorted uploads make it reproducible), and
-    holds one sum and one array of one upload in memory, however many uploads.
-    Integers are rounded to the nearest; truth values follow the majority by weight.
-
-    Parameters
-    ----------
-    uploads : Sequence[Upload]
-        At least one, all with the same names and shapes.
-    weights : {"num-examples", "capped-examples", "uniform"}
-        What each upload counts for; see :func:`example_counts`.
-    change : Callable[[Upload, str, Tensor], Tensor]
-        Returns an upload's array as it is to be averaged.
-
-    Returns
-    -------
-    dict[str, Tensor]
-        In the first upload's types and order of names.
-    """
-    shares = client_shares(uploads, weights)
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for upload, share in zip(uploads, shares, strict=True):
-        with safe_open(upload.weights, framework="pt") as stored:
-            for name in stored.keys():
-                value = stored.get_tensor(name)
-                if name not in sums:
-                    sums[name] = torch.zeros(value.shape, dtype=torch.float64)
-                    dtypes[name] = value.dtype
-                value = change(upload, name, value.to(torch.float64))
-                sums[name].add_(value, alpha=share)
-    # One at a time, so that the float64 sums go as their results come.
-    return {name: _back(sums.pop(name), dtypes[name]) for name in list(sums)}
 
 
 def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> list[float]:
@@ -110,11 +65,3 @@ def doubtful_counts(uploads: Sequence[Counted]) -> list[str]:
     return [
         each.client for each in uploads if each.num_examples is None or each.num_examples > most
     ]
-
-
-def _back(total: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.bool:
-        return total > 0.5
-    if not dtype.is_floating_point:
-        total = total.round()
-    return total.to(dtype)

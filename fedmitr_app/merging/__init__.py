@@ -1,0 +1,26 @@
+"""The uploads' weights merged into one model, without data."""
+
+from fedmitr_app.merging.averaging import average, class_wise_head
+from fedmitr_app.merging.isotropic import isotropic
+from fedmitr_app.merging.knowledge import (
+    class_weights,
+    label_shares,
+    row_changes,
+    shared_counts,
+)
+from fedmitr_app.merging.merge import merge
+from fedmitr_app.merging.mergeable import Mergeable
+from fedmitr_app.merging.ties import ties
+
+__all__ = [
+    "Mergeable",
+    "average",
+    "class_weights",
+    "class_wise_head",
+    "isotropic",
+    "label_shares",
+    "merge",
+    "row_changes",
+    "shared_counts",
+    "ties",
+]

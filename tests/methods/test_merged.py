@@ -1,0 +1,159 @@
+"""The merged model as a row, as a student's start, and as one more member of the teacher."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedmitr_app.config import (
+    DistillationConfig,
+    GeneratorConfig,
+    InversionConfig,
+    MergeConfig,
+    TeacherConfig,
+)
+from fedmitr_app.config.schema import COMBINATIONS
+from fedmitr_app.merging import Mergeable, merge
+from fedmitr_app.methods import METHODS, MethodSettings, Task
+from fedmitr_app.methods.student import StudentTraining
+from fedmitr_app.models import VisitingViT
+from fedmitr_app.teacher import priors_of
+from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads.upload import save_state
+from tests.inversion.tiny import CLASSES, random_images, tiny_vit
+
+CPU = torch.device("cpu")
+COUNTS = [(6, 4, 0, 0, 0), (0, 5, 15, 0, 0), (0, 0, 10, 20, 0)]
+CLASS_WISE = MergeConfig(head="class-wise")
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    found, start = [], tiny_vit(40, torch.float32).vit.state_dict()
+    for number, counts in enumerate(COUNTS):
+        path = tmp_path / f"client-{number:03d}.safetensors"
+        rng = torch.Generator().manual_seed(number)
+        state = {
+            name: value + 0.05 * torch.randn(value.shape, generator=rng)
+            for name, value in start.items()
+        }
+        held = (torch.tensor(counts) > 0).float()
+        for name in ("head.weight", "head.bias"):
+            rows = held.reshape(-1, *[1] * (start[name].dim() - 1))
+            state[name] = start[name] + rows * (state[name] - start[name] + 0.3)
+        save_state({name: value.numpy() for name, value in state.items()}, path)
+        found.append(Upload(path.stem, sum(counts), path, label_counts=counts))
+    return found
+
+
+def task_of(uploads, folder, merge=CLASS_WISE, merged=True, **teacher):
+    settings = MethodSettings(
+        TeacherConfig(probe_images=8, merged=merged, **teacher),
+        InversionConfig(images=6, batch_size=4, iterations=3, stops=(0.5,), candidates=2),
+        DistillationConfig(steps=4, batch_size=4),
+        generator=GeneratorConfig(turns=1, steps=1, latent=8, width=8),
+        merge=merge,
+    )
+    return Task.load(tiny_vit(40, torch.float32), uploads, settings, folder, CPU)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], value) for name, value in other.items())
+
+
+@pytest.mark.parametrize("knowledge", ["auto", "head-norms", "probed", "label-counts"])
+@pytest.mark.parametrize("trunk", ["average", "ties", "isotropic"])
+def test_the_row_and_the_students_start_are_the_merge(uploads, tmp_path, trunk, knowledge):
+    config = MergeConfig(trunk, "class-wise", knowledge)
+    task = task_of(uploads, tmp_path, config, merged=False)
+    taken = Mergeable.of(uploads, task.model.vit.state_dict())
+    expected = merge(taken, config, lambda: priors_of(task.probed))
+    assert not same(expected, task.average)
+    for state in (
+        task.merged,
+        METHODS["merged"](task).model.vit.state_dict(),
+        StudentTraining(task, random_images(4, dtype=torch.float32)).model.vit.state_dict(),
+    ):
+        assert same(state, expected)
+
+
+def test_without_an_upload_that_is_left_out_the_others_are_asked_what_they_know(uploads, tmp_path):
+    task = task_of(uploads, tmp_path, MergeConfig(head="class-wise", knowledge="probed"))
+    weighed = list(task.weighed)
+    weighed[1] = weighed[1]._replace(unfit="whatever")
+    task.knowing(weighed=weighed)
+    rest = [uploads[0], uploads[2]]
+    taken = Mergeable.of(rest, task.model.vit.state_dict())
+    expected = merge(taken, task.settings.merge, lambda: priors_of(task.probed[[0, 2]]))
+    assert same(task.merged, expected)
+
+
+def test_the_merged_member_is_a_client_that_holds_everything(uploads, tmp_path):
+    plain, task = task_of(uploads, tmp_path, merged=False), task_of(uploads, tmp_path)
+    assert plain.members == plain.clients and len(plain.teacher.models) == 3
+    *clients, one = task.members
+    assert clients == list(task.clients)
+    assert one.num_examples == 60 and one.label_counts == (6, 9, 25, 20, 0)
+    assert same(one.model.vit.state_dict(), task.merged)
+    assert not any(parameter.requires_grad for parameter in one.model.parameters())
+    silent = [uploads[0], replace(uploads[1], label_counts=None)]
+    assert task_of(silent, tmp_path).members[-1].label_counts is None
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_every_combination_takes_it(uploads, tmp_path, combine):
+    task = task_of(uploads, tmp_path, combine=combine, defence="clip")
+    teacher = task.teacher
+    assert teacher.combine == combine and len(teacher.models) == 4
+    assert teacher.class_weights.shape == (4, CLASSES) and teacher.logit_scale.shape == (4,)
+    images = random_images(3, dtype=torch.float32)
+    logits = torch.stack([each.model(images).logits for each in task.members])
+    torch.testing.assert_close(teacher(images).logits, teacher.combine_logits(logits))
+    if combine == "num-examples":
+        torch.testing.assert_close(
+            teacher.normalised_weights[:, 0], torch.tensor([10, 20, 30, 60]) / 120
+        )
+
+
+@pytest.mark.parametrize("method", ["fedmitr", "dense", "co-boosting", "best-client", "ensemble"])
+def test_methods_learn_from_it(uploads, tmp_path, method):
+    records = []
+    task = task_of(uploads, tmp_path / "with")
+    task = replace(task, record=lambda stage, **values: records.append((stage, values)))
+    found = METHODS[method](task)
+    other = METHODS[method](task_of(uploads, tmp_path / "without", merged=False))
+    images = random_images(5, dtype=torch.float32)
+    if method != "best-client":
+        assert len(found.teacher.models) == 4
+        assert not torch.equal(found.predict(images), other.predict(images))
+    if method == "co-boosting":
+        told = {values["client"] for stage, values in records if stage == "ensemble"}
+        assert told == {"client-000", "client-001", "client-002", "merged"}
+
+
+@pytest.mark.parametrize("ensemble", ["loop", "stacked"])
+def test_few_members_an_image_may_be_the_merged_one(uploads, tmp_path, ensemble):
+    task = task_of(uploads, tmp_path)
+    inversion = replace(task.settings.inversion, teachers_per_image=1, ensemble=ensemble)
+    task = task.alter(lambda settings: replace(settings, inversion=inversion))
+    assert METHODS["fedmitr"](task).images == 6
+
+
+def test_it_visits_the_device_as_the_clients_do(uploads, tmp_path, monkeypatch):
+    here = task_of(uploads, tmp_path)
+    monkeypatch.setattr("fedmitr_app.methods.task.room_for", lambda size, device: False)
+    task = task_of(uploads, tmp_path)
+    assert all(type(member.model) is VisitingViT for member in task.members)
+    images = random_images(3, dtype=torch.float32)
+    torch.testing.assert_close(task.teacher(images).logits, here.teacher(images).logits)
+
+
+def test_another_merge_makes_another_teacher_of_the_same_uploads(uploads, tmp_path):
+    task = task_of(uploads, tmp_path)
+    kept = task.alter(lambda settings: replace(settings, seed=1))
+    assert kept.teacher is task.teacher and kept.merged is task.merged
+    other = task.alter(lambda settings: replace(settings, merge=MergeConfig()))
+    assert other.weighed is task.weighed and other.origin != task.origin
+    assert same(other.merged, task.average)
+    assert same(other.teacher.models[-1].vit.state_dict(), task.average)
