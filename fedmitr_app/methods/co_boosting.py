@@ -18,11 +18,11 @@ thousandth per pixel); in each turn one step of the weights for each turn's imag
 Choice: w multiplies what the task's teacher already knows of each client and class, and the
 teacher normalises the product (with ``teacher.combine = "mean-logits"`` it is the paper's A_w
 up to its scale); the student sees the whole pool moved anew in each of ``generator.turns`` parts
-of its steps instead of each batch anew, so that its training is else every method's; the weights' steps take a turn's new images
-too, from the first turn on (the public code: those of earlier turns), and the output
-diversification reads plain logits (the public code: softmax of a quarter of them). The public
-code's decay of the step by 0.99 a turn is left out, as too little for so few turns. More in
-:mod:`fedmitr_app.methods.generator`.
+of its steps instead of each batch anew, so that its training is else every method's; the
+weights' steps take a turn's new images too, from the first turn on (the public code: those of
+earlier turns), and the output diversification reads plain logits (the public code: softmax of a
+quarter of them). The public code's decay of the step by 0.99 a turn is left out, as too little
+for so few turns. More in :mod:`fedmitr_app.methods.generator`.
 """
 
 import math
