@@ -180,7 +180,8 @@ def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
     accuracies = result.get("clients_accuracy")
     each = " / ".join(f"{100 * value:.1f}" for value in accuracies.values()) if accuracies else None
     best = max(accuracies.values()) if accuracies else None
-    return {"beside_weights": "", "trained_by": "", **result, "clients_accuracy": each, "best_client": best}
+    usual = {"beside_weights": "", "trained_by": ""}
+    return {**usual, **result, "clients_accuracy": each, "best_client": best}
 
 
 def _each_client(part: pd.DataFrame) -> str:

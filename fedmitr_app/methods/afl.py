@@ -9,12 +9,19 @@ as θ₀'s features are: where θ₀ is random, so are they.
 
 import numpy as np
 
-from fedmitr_app.methods.closed_form import ABSENT, mean_variance, pooled_moments, with_head
+from fedmitr_app.methods.closed_form import (
+    ABSENT,
+    mean_variance,
+    pooled_moments,
+    shrinkage,
+    with_head,
+)
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments
 
-RIDGE = 1e-2
+MOST = 0.99
+"""Share at most that the penalty takes the covariance's place for: all of it is no regression."""
 
 
 def afl(task: Task) -> Fused:
@@ -28,13 +35,13 @@ def afl(task: Task) -> Fused:
     return with_head(task, *ridge_head(pooled_moments(task)))
 
 
-def ridge_head(moments: ClassMoments, ridge: float = RIDGE) -> tuple[np.ndarray, np.ndarray]:
+def ridge_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
     """Return weight ``[C, D]`` and bias ``[C]`` of the regression on one-hot labels.
 
     The paper's has no bias; here there is one, which isn't penalised (choice: the same as to
-    regress on features and labels less their means). γ is ``ridge`` times a feature's mean
-    variance times the number of images (choice; the paper takes its own γ away again, which
-    needs as many images as features have directions). A class without images is never answered.
+    regress on features and labels less their means). γ is what shrinks the covariance as far as
+    the discriminant's is (:func:`shrinkage`; choice: the paper takes its own γ away again, which
+    needs more images than features have directions). A class without images is never answered.
     """
     present = moments.counts > 0
     total, (classes, size) = moments.counts.sum(), moments.sums.shape
@@ -42,7 +49,8 @@ def ridge_head(moments: ClassMoments, ridge: float = RIDGE) -> tuple[np.ndarray,
     covariance = moments.scatter / total - np.outer(mean, mean)
     shares = moments.counts[present] / total
     common = moments.sums[present] / total - np.outer(shares, mean)
-    penalty = ridge * mean_variance(covariance, moments) * np.eye(size)
+    share = min(shrinkage(covariance, total), MOST)
+    penalty = share / (1 - share) * mean_variance(covariance, moments) * np.eye(size)
     weight, bias = np.zeros((classes, size)), np.full(classes, ABSENT)
     weight[present] = np.linalg.solve(covariance + penalty, common.T).T
     bias[present] = shares - weight[present] @ mean

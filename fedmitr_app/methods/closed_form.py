@@ -63,6 +63,18 @@ def _believed(task: Task) -> list[ClassMoments]:
     return believed
 
 
+def shrinkage(covariance: np.ndarray, count: float) -> float:
+    """Return how far a covariance ``[D, D]`` of ``count`` images is to be shrunk, from 0 to 1.
+
+    Oracle approximating shrinkage (Chen et al., IEEE Transactions on Signal Processing, 2010), as
+    scikit-learn's ``oas`` has it (choice: the papers take a constant, but few images of a
+    pre-trained model's features need a third, many of a random one's hardly any).
+    """
+    squares, square = float((covariance**2).sum()), float(np.trace(covariance) ** 2)
+    varied = (count + 1) * (squares - square / len(covariance))
+    return min(1.0, (squares + square) / varied) if varied > 0 else 1.0
+
+
 def mean_variance(covariance: np.ndarray, moments: ClassMoments) -> float:
     """Return a feature's mean variance under ``covariance`` ``[D, D]``, above 0.
 

@@ -9,12 +9,16 @@ It is worth as much as θ₀'s features are: where θ₀ is random, so are they.
 
 import numpy as np
 
-from fedmitr_app.methods.closed_form import ABSENT, mean_variance, pooled_moments, with_head
+from fedmitr_app.methods.closed_form import (
+    ABSENT,
+    mean_variance,
+    pooled_moments,
+    shrinkage,
+    with_head,
+)
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments
-
-SHRINKAGE = 1e-2
 
 
 def fedcgs(task: Task) -> Fused:
@@ -28,21 +32,19 @@ def fedcgs(task: Task) -> Fused:
     return with_head(task, *gaussian_head(pooled_moments(task)))
 
 
-def gaussian_head(
-    moments: ClassMoments, shrinkage: float = SHRINKAGE
-) -> tuple[np.ndarray, np.ndarray]:
+def gaussian_head(moments: ClassMoments) -> tuple[np.ndarray, np.ndarray]:
     """Return weight ``[C, D]`` and bias ``[C]`` of the linear discriminant.
 
     w_c = Σ⁻¹ μ_c and b_c = ln π_c − ½ μ_cᵀ Σ⁻¹ μ_c, both less their mean over the classes that
-    have images, which changes no answer; Σ is the pooled covariance within classes,
-    shrunk a hundredth of the way to a multiple of the identity (choice): few images span fewer
-    directions than features have. A class without images is never answered.
+    have images, which changes no answer; Σ is the pooled covariance within classes, shrunk
+    towards a multiple of the identity (:func:`shrinkage`): few images span fewer directions than
+    features have. A class without images is never answered.
     """
     present = moments.counts > 0
     total, (classes, size) = moments.counts.sum(), moments.sums.shape
     covariance = moments.within_scatter() / total
-    usual = mean_variance(covariance, moments)
-    covariance = (1 - shrinkage) * covariance + shrinkage * usual * np.eye(size)
+    share, usual = shrinkage(covariance, total), mean_variance(covariance, moments)
+    covariance = (1 - share) * covariance + share * usual * np.eye(size)
     means = moments.sums[present] / moments.counts[present, None]
     weight, bias = np.zeros((classes, size)), np.full(classes, ABSENT)
     weight[present] = np.linalg.solve(covariance, means.T).T

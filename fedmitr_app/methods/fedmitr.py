@@ -31,8 +31,9 @@ def fedmitr(task: Task) -> Fused:
 
     With ``inversion.rounds`` above 1 each turn inverts its share of the images, if
     ``inversion.disagreement`` is above 0 against a student that learns from the pool so far, see
-    :func:`adversary`. The student that is returned learns from the whole pool. The same settings and uploads give the same model on a CPU,
-    also where an earlier run was stopped and left its part in the task's folder.
+    :func:`adversary`. The student that is returned learns from the whole pool. The same settings
+    and uploads give the same model on a CPU, also where an earlier run was stopped and left its
+    part in the task's folder.
 
     Raises
     ------

@@ -49,8 +49,16 @@ from fedmitr_app.teacher import Teacher
 Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """The generator's loss per image ``[B]``, of the ensemble's logits ``[B, C]``, the targets
 ``[B, C]`` and the student's logits ``[B, C]``, or None before there is a student."""
-Boost = Callable[[PoolData, int], tuple[Teacher, PoolData]]
-"""From the pool so far and the turn to who teaches, and on what, until the next turn."""
+
+
+class Boost(NamedTuple):
+    """What a method does to ensemble and pool before a student sees them."""
+
+    learn: Callable[[PoolData, int], Teacher]
+    """From the pool so far and the turn to who teaches until the next turn."""
+    move: Callable[[PoolData, Teacher, int], PoolData]
+    """From a pool, its teacher and the number of this move to what the student sees of it."""
+
 
 LARGEST_START = 8
 
@@ -211,7 +219,8 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         The generator's loss. In the first turn there is no student yet (choice, as in the
         inversion's rounds).
     boost : Boost, optional
-        Called each turn between the generator and the student.
+        The ensemble learns each turn between the generator and the adversary; the pool is moved
+        anew for each of the adversary's goes, and as often for the student that is returned.
 
     Raises
     ------
@@ -232,20 +241,25 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         pool.add(made.batch, _provenance(settings, teacher, turn), Place(turn))
         curves.append(made.curves)
         # What is distilled is what is stored.
-        data = lesson = pool.load(task.device)
+        data = pool.load(task.device)
         if boost:
-            teacher, lesson = boost(data, turn)
+            teacher = boost.learn(data, turn)
         seconds["inversion"] += time.monotonic() - started
         if settings.generator.disagreement > 0 and turn < turns - 1:
-            against = against or adversary(task, lesson.images, turns)
+            lesson = boost.move(data, teacher, turn) if boost else data
+            against = against or adversary(task, data.images, turns)
             against.learn_from(teacher)
             against.go_on(lesson, share(steps, turn, turns))
     if against:
         seconds["adversary"] = against.seconds
         del against  # its optimiser holds twice the model
-    student = StudentTraining(task, lesson.images)
+    started, goes = time.monotonic(), turns if boost else 1
+    student = StudentTraining(task, data.images)
     student.learn_from(teacher)
-    student.go_on(lesson, steps)
+    for go in range(goes):
+        lesson = boost.move(data, teacher, turns + go) if boost else data
+        student.go_on(lesson, share(steps, go, goes))
+    seconds["distillation"] = time.monotonic() - started
     return Fused(
         model=student.finish(),
         teacher=teacher,
@@ -255,7 +269,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
             for name in curves[0]
         },
         distillation_loss=student.losses,
-        seconds={**seconds, "distillation": student.seconds},
+        seconds=seconds,
     )
 
 

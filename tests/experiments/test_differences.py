@@ -81,7 +81,8 @@ def test_every_row_is_set_against_every_reference_in_each_federation():
 
 
 def test_the_printed_tables_are_in_points():
-    page = markdown(frame(ours=OURS, other=WORSE, lost=[None] * 5, one=[0.8, *[None] * 4]), ["ours"])
+    some = {"other": WORSE, "lost": [None] * 5, "one": [0.8, *[None] * 4]}
+    page = markdown(frame(ours=OURS, **some), ["ours"])
     assert "**5 clients, iid: more than ours**" in page
     assert "| method | difference, points | 95 % interval | told | seeds |" in page
     assert "| other | -2.0 ± 0.4 | -3.2 to -0.8 | lower | 5 |" in page

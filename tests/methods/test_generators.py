@@ -353,10 +353,27 @@ def test_the_adversary_learns_turn_by_turn_on_the_pool_so_far(task, monkeypatch)
     assert [go[:4] for go in goes] == [
         ("adversary", 3, 2, 4),
         ("adversary", 7, 2, 4),
-        ("distillation", 11, STEPS, STEPS),
+        ("distillation", 11, 2, STEPS),
+        ("distillation", 11, 2, STEPS),
+        ("distillation", 11, 3, STEPS),
     ]
     # A schedule of its own begins anew where the student does.
     assert goes[2][4] == pytest.approx(goes[0][4], rel=0.5) and goes[1][4] < goes[0][4]
+
+
+def test_the_student_never_sees_the_same_move_twice(task, monkeypatch):
+    seen, go_on = [], StudentTraining.go_on
+
+    def watched(self, pool, steps):
+        seen.append(pool.images)
+        go_on(self, pool, steps)
+
+    monkeypatch.setattr(StudentTraining, "go_on", watched)
+    co_boosting(task)
+    plain = Pool(task.folder / "pool", task.model.num_patches).load().images
+    looks = [images[:3] for images in (*seen, plain)]
+    assert len(seen) == 5
+    assert all(not torch.equal(a, b) for i, a in enumerate(looks) for b in looks[:i])
 
 
 def test_the_weights_take_a_step_for_each_turns_images_so_far(task, monkeypatch):
