@@ -46,6 +46,9 @@ COMBINATIONS = (
 NEED_LABEL_COUNTS = ("label-aware", "prior-shared")
 DEFENCES = ("none", "clip", "leave-one-out")
 PRECISIONS = ("float32", "bfloat16")
+MATMULS = ("torch", "onednn")
+AUTO = "auto"
+"""Of these two: what is faster here, decided once a run."""
 STARTS = ("white", "multi-scale", "procedural")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
@@ -100,7 +103,8 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
-    precision: str = choice("float32", *PRECISIONS)
+    precision: str = choice("float32", AUTO, *PRECISIONS)
+    matmul: str = choice("torch", AUTO, *MATMULS)
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(3, low=1)
