@@ -16,6 +16,8 @@ _DEIT_TINY: Preset = {
     "data.std": IMAGENET_STD,
     "model.name": "deit_tiny_patch16_224",
     "model.weights": "hub",
+    "model.precision": "auto",
+    "model.matmul": "auto",
     "client.epochs": 5,
     "client.augment": "shift-flip",
     "client.learning-rate": 3e-4,

@@ -51,6 +51,9 @@ LOSSES = ("cross-entropy", "logit-adjusted", "one-vs-all")
 CLIENT_HEADS = ("trained", "class-means")
 DEFENCES = ("none", "clip", "leave-one-out")
 PRECISIONS = ("float32", "bfloat16")
+MATMULS = ("torch", "onednn")
+AUTO = "auto"
+"""Of these two: what is faster here, decided once a run."""
 STARTS = ("white", "multi-scale", "procedural", "dead-leaves", "photo-crops")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
@@ -108,7 +111,8 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
-    precision: str = choice("float32", *PRECISIONS)
+    precision: str = choice("float32", AUTO, *PRECISIONS)
+    matmul: str = choice("torch", AUTO, *MATMULS)
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(3, low=1)

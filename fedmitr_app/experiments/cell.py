@@ -161,6 +161,8 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         "test_images": len(test),
         "split": config.data.test_split,
         "beside_weights": _beside_weights(cell),
+        "precision": config.model.precision,
+        "matmul": config.model.matmul,
         **_last(fused),
     }
     if cell.row.method == "best-client":
