@@ -3,8 +3,7 @@
 DENSE (NeurIPS 2022) and, after it, Co-Boosting (ICLR 2024) alternate, turn by turn: a fresh
 convolutional generator learns one batch of images for one fixed draw of noise and labels; the
 batch joins the pool; the student goes on distilling on the pool so far. The two papers differ
-in the generator's loss and in what happens to the pool and the ensemble before the student
-sees them: both are arguments here.
+in the generator's loss and in what happens to pool and ensemble before the student sees them.
 
 Choice: the student that generators work against is not the one that is returned. The papers'
 alternates for hundreds of turns at one learning rate, so that the last images are learned as
@@ -15,11 +14,10 @@ pool with all the ``distillation.steps``, as every other method's is.
 From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
 N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
 loss is kept. Choice: half as many steps at three times the rate (``generator``'s defaults:
-better here for less time, on validation images); the noise stays as drawn (there Adam moves it
-too, by a few hundredths); labels are balanced, not independent; the losses are taken on views
-with the inversion's own rolls and flips (DENSE crops and mirrors likewise); images larger than
-32 pixels get more doublings from a smaller start, where the papers' first layer would hold most
-of a hundred million weights. ``inversion.gradient`` plays no part.
+better here for less time, on validation images); the noise stays as drawn (there Adam moves it by
+a few hundredths); labels are balanced; the losses are taken on views with the inversion's rolls
+and flips (DENSE crops and mirrors); images larger than 32 pixels get more doublings from a smaller
+start, else the first layer would hold most of a hundred million weights.
 """
 
 import math
