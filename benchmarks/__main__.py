@@ -34,12 +34,13 @@ from benchmarks.whole_run import whole_run
 DEFAULT = Size("small", 28, 5, 512, 15, asked=2)
 SMALL = Size("small", 28, 5, 128, 40)
 DEIT = Size("deit_tiny_patch16_224", 96, 2, 16, 20)
+ONE = DEIT._replace(image=224, clients=1, batch=8)
 TINY = Size("deit_tiny_patch16_224", 224, 5, 128, 100, "bfloat16")
 BASE = Size("deit_base_patch16_224", 224, 5, 64, 100, "bfloat16")
 SIZES = {
     "cpu": {
-        "schedules": [DEFAULT, SMALL, DEIT._replace(image=224, clients=1, batch=8)],
-        "published": [SMALL._replace(batch=32), DEIT],
+        "schedules": [DEFAULT, SMALL, ONE],
+        "published": [SMALL._replace(batch=32), DEIT, ONE, ONE._replace(precision="bfloat16")],
         "growth": [SMALL._replace(clients=2, batch=32)],
         "options": [SMALL],
         "distillation": [SMALL._replace(batch=64), DEIT],

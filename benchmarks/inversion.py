@@ -16,12 +16,12 @@ from benchmarks.common import (
     seconds,
 )
 from benchmarks.published import published_inversion
-from fedmitr_app.config import InversionConfig
+from fedmitr_app.config import InversionConfig, ModelConfig
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import Schedule, invert_batch, starting_images
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.targets import draw_members, draw_targets
-from fedmitr_app.models import require_compiler
+from fedmitr_app.models import decide, require_compiler
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
@@ -140,8 +140,16 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
 def against_published(
     results: Results, size: Size, device: torch.device, repeats: int = 3
 ) -> None:
-    """Our loop over the published one's throughput, both schedules."""
+    """Our loop over the published one's throughput, both schedules.
+
+    Ours multiplies as ``model.matmul = "auto"`` has it here; the published one in float32.
+    """
     ours = size.teacher(device)
+    asked = ModelConfig(precision=size.precision, matmul="auto")
+    matmul = decide(asked, ours.models[0], device).matmul
+    for model in ours.models:
+        model.matmul = matmul
+    case = f"{size}, by {matmul}"
     theirs = size._replace(precision="float32").teacher(device).models
     model, rng = ours.models[0], generator(0, "benchmark")
     starts = starting_images("white", size.batch, model.spec, rng).to(device)
@@ -160,7 +168,8 @@ def against_published(
             repeats,
         )
         faster = median_ratio(taken["theirs"], taken["ours"])
-        results.add("published loop", str(size), f"{name}: ours over its", faster, "", **size.of)
+        of = {**size.of, "matmul": matmul}
+        results.add("published loop", case, f"{name}: ours over its", faster, "", **of)
 
 
 GROWS = ("clients", "batch", "image", "iterations")
