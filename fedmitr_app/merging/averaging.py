@@ -1,6 +1,6 @@
 """The weighted average of uploads, and means of head rows with weights of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -57,3 +57,22 @@ def class_wise_head(taken: Mergeable, weights: Tensor) -> dict[str, Tensor]:
         rows = shares[client].reshape(-1, *[1] * (value.dim() - 1)) * value
         sums[name] = sums[name] + rows if name in sums else rows
     return {name: in_type(value, dtypes[name]) for name, value in sums.items()}
+
+
+def cosine_head(averaged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a classifier whose rows are as long as each other, without biases.
+
+    Of clients' heads of class means the average holds each class's mean times its share of all
+    images: the directions are what is wanted, also where some classes are rarer (choice).
+
+    Parameters
+    ----------
+    averaged : Mapping[str, Tensor]
+        An averaged state dict. The new rows are as long as its rows together, as one class's
+        would be that has all images; a row of zeros stays.
+    """
+    name, bias = HEAD
+    rows = averaged[name].double()
+    lengths = rows.norm(dim=1, keepdim=True)
+    rows = rows * lengths.sum() / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    return {name: rows.to(averaged[name].dtype), bias: torch.zeros_like(averaged[bias])}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fedmitr_app.config import MergeConfig
-from fedmitr_app.merging.averaging import average, class_wise_head
+from fedmitr_app.merging.averaging import average, class_wise_head, cosine_head
 from fedmitr_app.merging.isotropic import isotropic
 from fedmitr_app.merging.knowledge import class_weights, label_shares
 from fedmitr_app.merging.mergeable import Mergeable
@@ -43,4 +43,6 @@ def merge(
     if config.head == "class-wise":
         shares = label_shares(taken, config.knowledge, probed)
         state |= class_wise_head(taken, class_weights(taken, shares))
+    elif config.head == "cosine":
+        state |= cosine_head(state)
     return state
