@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from fedmitr_app.errors import DataError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
 from fedmitr_app.keeping import keep_model
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of, model_with
+from fedmitr_app.models import DECIDED_KEYS, InputSpec, PatchViT, architecture_of, model_with
 from fedmitr_app.partitions import ImageSet, clean_name, hold_out, join_names, load_shard
 from fedmitr_app.partitions.names import count_of
 from fedmitr_app.randomness import generator
@@ -63,7 +63,9 @@ def _reply(
 ) -> Message:
     join_flower_log()
     try:
-        client = read_client(context, told_config(message.content, KEYS).get(GIVEN_KEY, []))
+        told = told_config(message.content, KEYS)
+        decided = {key: told[key] for key in DECIDED_KEYS if key in told}
+        client = read_client(context, told.get(GIVEN_KEY, []), decided)
         for line in device_lines(f"client {client.key}", client.device, torch.get_num_threads()):
             _log.info(line)
         content = work(client, message.content)

@@ -26,13 +26,16 @@ from fedmitr_app.config import (
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
-from fedmitr_app.methods.student import CHECKPOINT
+from fedmitr_app.methods.student import ADVERSARY, CHECKPOINT
 from fedmitr_app.models import (
     InputSpec,
     PatchViT,
     architecture_of,
     build_vit,
+    decide,
+    plain,
     require_compiler,
+    settings_of,
 )
 from fedmitr_app.partitions import (
     ImageSet,
@@ -55,9 +58,9 @@ from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
 
-UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
+UNFINISHED = (CHECKPOINT, ADVERSARY, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
-# Methods whose images are theirs to make: what those earn is seen beside procedural ones.
+# Methods whose images are theirs to make: what those earn is seen beside mere starts.
 WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
 
 app = ServerApp()
@@ -115,6 +118,8 @@ def _work_in(
     device: torch.device,
     started: float,
 ) -> RunFolder:
+    chosen = decide(config.model, setting.model, device, folder.settings)
+    config = replace(config, model=chosen)
     settings = flatten(config)
     if folder.settings is not None:
         require_same(folder.settings, settings)
@@ -173,7 +178,8 @@ def prepare(config: Config, device: torch.device) -> Setting:
             )
         names = class_names(data)
     spec = InputSpec.of(data)
-    model = build_vit(config.model, spec, len(names), config.seed)
+    # What 'auto' comes to is told the model once there is a folder to write it down in.
+    model = build_vit(plain(config.model), spec, len(names), config.seed)
     if server.compile:
         require_compiler(device)
         model.compiled = True
@@ -233,6 +239,7 @@ def fuse_and_measure(
     if config.inversion.backend == "ray" and is_simulation(grid):
         await_ray()
     told = {"class-names": list(setting.class_names), GIVEN_KEY: given_keys(grid)}
+    told |= settings_of(config.model)
     result = strategy.start(
         grid,
         ArrayRecord(setting.model.vit.state_dict()),

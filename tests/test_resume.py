@@ -115,8 +115,16 @@ def test_what_was_done_is_not_done_again(federation, whole, monkeypatch, module,
     assert all(path.stat().st_mtime_ns == then for path, then in pool.items())
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-@pytest.mark.parametrize("kind", ["pool/pool-00000-00000.safetensors", "distillation.safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "rounds"),
+    [
+        ("pool/pool-00000-00000.safetensors", 1),
+        ("pool/pool-00000-00000.safetensors", 2),
+        ("distillation.safetensors", 1),
+        ("distillation.safetensors", 2),
+        ("adversary.safetensors", 2),
+    ],
+)
 @pytest.mark.parametrize("how", ["cut", "a bit", "gone"])
 def test_damaged_files_are_noticed_and_made_again(
     tmp_path, federation, monkeypatch, caplog, kind, how, rounds

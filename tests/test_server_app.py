@@ -176,21 +176,22 @@ def test_fedavg_is_its_own_student_and_inverts_nothing(federation):
     [
         "dense-inversion",
         "random-patches",
-        "procedural",
+        "uninverted",
         "noise",
         "dense",
         "co-boosting",
         "fedavg-uniform",
         "best-client",
         "fedcgs",
+        "afl",
     ],
 )
 def test_every_rival_makes_a_model_and_a_report(federation, method):
     changes = {"server.method": method, "generator.steps": 2}
-    metrics = federation.run(**changes, **{"client.share-moments": method == "fedcgs"})
-    makes_images = method not in ("fedavg-uniform", "best-client", "fedcgs")
+    metrics = federation.run(**changes, **{"client.share-moments": method in ("fedcgs", "afl")})
+    makes_images = method not in ("fedavg-uniform", "best-client", "fedcgs", "afl")
     assert ("inversion" in metrics) == makes_images == (federation.folder / "pool").exists()
-    with_control = makes_images and method not in ("procedural", "noise")
+    with_control = makes_images and method not in ("uninverted", "noise")
     assert (metrics["accuracy"]["control"] is not None) == with_control
     if method == "best-client":
         assert metrics["accuracy"]["student"] in metrics["accuracy"]["clients"].values()
@@ -225,7 +226,7 @@ def test_a_server_without_data_makes_the_same_model(tmp_path):
 
 def test_the_control_is_another_student(federation):
     # Enough steps for the two students to differ on sixty images.
-    settings = {"distillation.steps": 30, "inversion.learning-rate": 0.3, "client.epochs": 6}
+    settings = {"distillation.steps": 30, "inversion.learning-rate": 0.15, "client.epochs": 6}
     accuracy = federation.run(**settings)["accuracy"]
     assert accuracy["control"] != accuracy["student"]
     assert not list(federation.folder.glob("control-*"))

@@ -21,7 +21,7 @@ METHODS = (
     "fedmitr",
     "dense-inversion",
     "random-patches",
-    "procedural",
+    "uninverted",
     "noise",
     "dense",
     "co-boosting",
@@ -30,8 +30,10 @@ METHODS = (
     "merged",
     "best-client",
     "fedcgs",
+    "afl",
     "ensemble",
 )
+NEED_MOMENTS = ("fedcgs", "afl")
 BACKENDS = ("local", "ray")
 COMBINATIONS = (
     "mean-logits",
@@ -46,9 +48,13 @@ COMBINATIONS = (
 )
 NEED_LABEL_COUNTS = ("label-aware", "prior-shared")
 LOSSES = ("cross-entropy", "logit-adjusted", "one-vs-all")
+CLIENT_HEADS = ("trained", "class-means")
 DEFENCES = ("none", "clip", "leave-one-out")
 PRECISIONS = ("float32", "bfloat16")
-STARTS = ("white", "multi-scale", "procedural")
+MATMULS = ("torch", "onednn")
+AUTO = "auto"
+"""Of these two: what is faster here, decided once a run."""
+STARTS = ("white", "multi-scale", "procedural", "dead-leaves", "photo-crops")
 SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
 STUDENT_INITS = ("initial", "merged", "best-client")
@@ -105,7 +111,8 @@ class ModelConfig:
 
     name: str = text("small")
     weights: str = text("")
-    precision: str = choice("float32", *PRECISIONS)
+    precision: str = choice("float32", AUTO, *PRECISIONS)
+    matmul: str = choice("torch", AUTO, *MATMULS)
     patch_size: int = whole(7, low=1)
     width: int = whole(64, low=8)
     depth: int = whole(3, low=1)
@@ -121,6 +128,7 @@ class ClientConfig:
     loss: str = choice("cross-entropy", *LOSSES)
     balance: float = number(1.0, low=0.0, high=1.0)
     head_first: bool = flag(False)
+    head: str = choice("trained", *CLIENT_HEADS)
     learning_rate: float = number(2e-3, low=0.0, open_low=True)
     head_learning_rate: float = number(0.0, low=0.0)
     weight_decay: float = number(0.05, low=0.0)
@@ -189,7 +197,7 @@ class InversionConfig:
     schedule: str = choice("sparse", *SCHEDULES)
     stops: tuple[float, ...] = numbers((0.1, 0.2, 0.3), low=0.0)
     drop: tuple[float, ...] = numbers((0.3,), low=0.0, high=0.95)
-    learning_rate: float = number(0.03, low=0.0, open_low=True)
+    learning_rate: float = number(0.015, low=0.0, open_low=True)
     step_scale: str = choice("pixel", "pixel", "image")
     beta1: float = number(0.5, low=0.0, high=0.9999)
     beta2: float = number(0.99, low=0.0, high=0.9999)
@@ -198,6 +206,9 @@ class InversionConfig:
     disagreement: float = number(0.0, low=0.0)
     roll: float = number(0.125, low=0.0, high=0.5)
     flip: float = number(0.0, low=0.0, high=1.0)
+    zoom: float = number(0.0, low=0.0, high=1.0)
+    colour: float = number(0.0, low=0.0, high=2.0)
+    views: int = whole(1, low=1, high=64)
     targets: str = choice("mixed", "balanced", "soft", "mixed", "own")
     teachers_per_image: int = whole(2, low=0)
     teachers_per_step: int = whole(0, low=0)

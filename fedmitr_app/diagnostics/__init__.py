@@ -5,13 +5,17 @@
 
 from fedmitr_app.diagnostics.claims import Verdict, verdicts
 from fedmitr_app.diagnostics.diagnose import Diagnosis, Distilled, Sizes, diagnose, distil_dense
+from fedmitr_app.diagnostics.likeness import Likeness, likeness, target_share
 
 __all__ = [
     "Diagnosis",
     "Distilled",
+    "Likeness",
     "Sizes",
     "Verdict",
     "diagnose",
     "distil_dense",
+    "likeness",
+    "target_share",
     "verdicts",
 ]

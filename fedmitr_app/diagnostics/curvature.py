@@ -7,12 +7,14 @@ Hessian with respect to the parameters.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedmitr_app.diagnostics.error_bars import PARTS, without_each
 from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.models import PatchViT
 
@@ -20,10 +22,10 @@ TOLERANCE = 1e-3
 MOST_ITERATIONS = 100
 
 
-def lipschitz(
+def input_gradients(
     model: PatchViT, images: Tensor, targets: Tensor, *, batch_size: int = 256
-) -> float:
-    """Return the largest norm of the loss's gradient with respect to an image.
+) -> Tensor:
+    """Return the norm of the loss's gradient with respect to each image.
 
     Parameters
     ----------
@@ -34,18 +36,25 @@ def lipschitz(
 
     Returns
     -------
-    float
-        ``max_i ||d CE(model(x_i), y_i) / d x_i||``: a lower bound of the loss's Lipschitz
-        constant.
+    Tensor
+        ``[n]``: ``||d CE(model(x_i), y_i) / d x_i||``. Their largest is a lower bound of the
+        loss's Lipschitz constant.
     """
-    largest = []
+    norms = []
     for part, labels in zip(images.split(batch_size), targets.split(batch_size), strict=True):
         part = part.detach().requires_grad_()
         # An image's loss doesn't depend on the others': the sum's gradient holds each one's.
         loss = cross_entropy(model(part).logits, labels).sum()
         (grad,) = torch.autograd.grad(loss, part)
-        largest.append(grad.flatten(1).norm(dim=1).max())
-    return float(torch.stack(largest).max())
+        norms.append(grad.flatten(1).norm(dim=1))
+    return torch.cat(norms)
+
+
+def largest_of_parts(norms: Tensor, rng: torch.Generator) -> tuple[float, ...]:
+    """Return the largest of each of ``PARTS`` parts of norms ``[n]``, dealt by chance."""
+    order = torch.randperm(len(norms), generator=rng).to(norms.device)
+    parts = norms[order].tensor_split(min(PARTS, len(norms)))
+    return tuple(float(part.max()) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,14 @@ class Eigenvalue:
         Hessian-vector products taken.
     converged : bool
         Whether it changed by less than the tolerance before the limit.
+    left_out : tuple[float, ...]
+        It without each part of the images in turn, to first order: the direction stays.
     """
 
     value: float
     iterations: int
     converged: bool
+    left_out: tuple[float, ...] = ()
 
 
 def top_eigenvalue(
@@ -74,8 +86,8 @@ def top_eigenvalue(
     *,
     tolerance: float = TOLERANCE,
     most_iterations: int = MOST_ITERATIONS,
-) -> Eigenvalue:
-    """Find the top eigenvalue of a loss's Hessian by power iteration.
+) -> tuple[Eigenvalue, Tensor]:
+    """Find the top eigenvalue of a loss's Hessian, and its vector ``[P]``, by power iteration.
 
     Each step is one Hessian-vector product (Pearlmutter, 1994), so that the Hessian itself,
     parameters squared, is never formed. The largest in size is the smoothness constant at this
@@ -100,15 +112,16 @@ def top_eigenvalue(
         slope = torch.cat([grad.flatten() for grad in grads])
         vector = torch.randn(len(slope), generator=rng, dtype=slope.dtype).to(slope.device)
         vector /= vector.norm()
-        value, before = 0.0, float("inf")
+        before = float("inf")
         for iteration in range(1, most_iterations + 1):
             product = _hessian_product(slope, parameters, vector)
             value = float(vector @ product)
             length = product.norm()
-            if abs(value - before) <= tolerance * abs(value) or length == 0:
-                return Eigenvalue(value, iteration, True)
+            done = abs(value - before) <= tolerance * abs(value) or bool(length == 0)
+            if done or iteration == most_iterations:
+                break
             vector, before = product / length, value
-    return Eigenvalue(value, most_iterations, False)
+    return Eigenvalue(value, iteration, done), vector
 
 
 def student_curvature(
@@ -124,21 +137,42 @@ def student_curvature(
 
     All images ``[n, C, H, W]`` and class probabilities ``[n, classes]`` go through at once,
     with their graph kept: some dozens are enough. Leaves the model as it was.
+
+    The loss is a mean over images, and to first order its eigenvalue is a mean too: of v·H_i v,
+    with v the top eigenvector and H_i the Hessian of image i alone.
     """
+
+    def loss(some: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(model(some).logits, labels).mean()
+
     parameters = list(model.parameters())
     trained = [parameter.requires_grad for parameter in parameters]
     try:
         model.requires_grad_(True)
-        return top_eigenvalue(
-            lambda: cross_entropy(model(images).logits, targets).mean(),
+        found, vector = top_eigenvalue(
+            partial(loss, images, targets),
             parameters,
             rng,
             tolerance=tolerance,
             most_iterations=most_iterations,
         )
+        parts, count = [], min(PARTS, len(images))
+        for some, labels in zip(images.tensor_split(count), targets.tensor_split(count)):
+            parts.append(_curvature_along(partial(loss, some, labels), parameters, vector))
+        return replace(found, left_out=without_each(torch.tensor(parts)))
     finally:
         for parameter, before in zip(parameters, trained, strict=True):
             parameter.requires_grad_(before)
+
+
+def _curvature_along(
+    loss: Callable[[], Tensor], parameters: Sequence[Tensor], vector: Tensor
+) -> float:
+    """Return ``v·Hv`` of a loss's Hessian, for a flat vector ``[P]``."""
+    with sdpa_kernel(SDPBackend.MATH):
+        grads = torch.autograd.grad(loss(), parameters, create_graph=True)
+        slope = torch.cat([grad.flatten() for grad in grads])
+        return float(vector @ _hessian_product(slope, parameters, vector))
 
 
 def _hessian_product(slope: Tensor, parameters: Sequence[Tensor], vector: Tensor) -> Tensor:

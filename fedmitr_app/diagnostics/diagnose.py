@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedmitr_app.diagnostics.curvature import lipschitz, student_curvature
+from fedmitr_app.diagnostics.curvature import (
+    input_gradients,
+    largest_of_parts,
+    student_curvature,
+)
 from fedmitr_app.diagnostics.figures import Diagnosis, StudentFigures
 from fedmitr_app.diagnostics.gap import gap
 from fedmitr_app.diagnostics.gradients import compare_gradients
@@ -116,14 +120,17 @@ def _student(
     with torch.no_grad():
         answers = [task.teacher(part).logits.softmax(-1) for part in images.split(most)]
     targets = torch.cat(answers)
-    rng = generator(task.settings.seed, "diagnosis", "curvature")
+    seed = task.settings.seed
+    rng = generator(seed, "diagnosis", "curvature")
     some = torch.randperm(len(images), generator=rng)[: sizes.curved].to(images.device)
     found = None
     if test is not None:
         spec = task.model.spec
-        found = gap(one.model, task.teacher, images, *test, spec, batch_size=most)
+        found = gap(one.model, task.teacher, images, *test, spec, seed, batch_size=most)
+    norms = input_gradients(one.model, images, targets, batch_size=most)
     return StudentFigures(
-        lipschitz=lipschitz(one.model, images, targets, batch_size=most),
+        lipschitz=float(norms.max()),
+        largest=largest_of_parts(norms, generator(seed, "diagnosis", "parts")),
         curvature=student_curvature(one.model, images[some], targets[some], rng),
         gap=found,
     )

@@ -18,6 +18,8 @@ class StudentFigures:
     ----------
     lipschitz : float
         Largest norm of an input gradient over its pool.
+    largest : tuple[float, ...]
+        The same over each of some parts of the pool.
     curvature : Eigenvalue
         Of its mean loss on some images of its pool.
     gap : Gap | None
@@ -25,6 +27,7 @@ class StudentFigures:
     """
 
     lipschitz: float
+    largest: tuple[float, ...]
     curvature: Eigenvalue
     gap: Gap | None
 

@@ -4,14 +4,16 @@ The paper's summaries claim a tighter generalisation bound; the gap that such a 
 measured here. Synthetic images, which nobody has labels for, are scored by the teacher's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedmitr_app.diagnostics.error_bars import part_means, without_each
 from fedmitr_app.models import InputSpec, PatchViT
+from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
 
@@ -25,12 +27,15 @@ class Gap:
         Agreement with the teacher's likeliest class, and the cross-entropy with it.
     test_accuracy, test_loss : float
         The same with the true labels of real images.
+    left_out : Mapping[str, tuple[float, ...]]
+        The four, by name, without each part of their images in turn.
     """
 
     pool_accuracy: float
     pool_loss: float
     test_accuracy: float
     test_loss: float
+    left_out: Mapping[str, tuple[float, ...]]
 
     @property
     def accuracy(self) -> float:
@@ -51,6 +56,7 @@ def gap(
     test_images: Tensor,
     test_labels: Tensor,
     spec: InputSpec,
+    seed: int,
     *,
     batch_size: int = 256,
 ) -> Gap:
@@ -62,6 +68,8 @@ def gap(
         Model input ``[n, C, H, W]``, on the models' device, as they are: no views, no mixup.
     test_images, test_labels : Tensor
         uint8 ``[m, C, H, W]`` and int64 ``[m]``, on any device.
+    seed : int
+        Of the run: deals the images to parts, the same test images alike for every student.
     """
     device = pool_images.device
     seen = ((part, teacher(part).logits.argmax(-1)) for part in pool_images.split(batch_size))
@@ -69,15 +77,24 @@ def gap(
         (spec.normalise(part.to(device)), labels.to(device))
         for part, labels in zip(test_images.split(batch_size), test_labels.split(batch_size))
     )
-    return Gap(*_scored(student, seen), *_scored(student, real))
+    values = {
+        f"{where}_{what}": each
+        for where, batches in (("pool", seen), ("test", real))
+        for what, each in zip(("accuracy", "loss"), _scored(student, batches))
+    }
+    left_out = {
+        name: without_each(part_means(each, generator(seed, "diagnosis", "parts")))
+        for name, each in values.items()
+    }
+    means = {name: float(each.double().mean()) for name, each in values.items()}
+    return Gap(**means, left_out=left_out)
 
 
-def _scored(student: PatchViT, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy."""
-    right, loss, count = 0, 0.0, 0
+def _scored(student: PatchViT, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return whether each image is classified right, and its cross-entropy, ``[n]``."""
+    right, losses = [], []
     for images, labels in batches:
         logits = student(images).logits
-        right += int((logits.argmax(-1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        count += len(labels)
-    return right / max(count, 1), loss / max(count, 1)
+        right.append(logits.argmax(-1) == labels)
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(right), torch.cat(losses)

@@ -5,6 +5,7 @@ the gradient with respect to an image's pixels, its norm, how it varies from ima
 how it varies over views of one image (choice: they name no estimator).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
+from fedmitr_app.diagnostics.error_bars import without_each
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
-from fedmitr_app.inversion.geometry import draw_views, own_pixels
+from fedmitr_app.inversion.geometry import own_pixels
+from fedmitr_app.inversion.looks import draw_look
 from fedmitr_app.inversion.make_shard import Assignment, assign
 from fedmitr_app.inversion.moving import pixel_gradient
 from fedmitr_app.inversion.objective import Objective
@@ -46,6 +49,8 @@ class GradientFigures:
         The same divided by the squared norm of the mean over views: noise to signal.
     norms, variances : tuple[float, ...]
         ``norm`` and ``norm_variance`` of each iteration, from the first.
+    left_out : Mapping[str, tuple[float, ...]]
+        The first five, by name, without each of the images in turn.
     """
 
     norm: float
@@ -55,6 +60,7 @@ class GradientFigures:
     view_spread: float
     norms: tuple[float, ...]
     variances: tuple[float, ...]
+    left_out: Mapping[str, tuple[float, ...]]
 
 
 def compare_gradients(
@@ -120,13 +126,14 @@ def over_views(
     config: InversionConfig,
     rng: torch.Generator,
     views: int,
-) -> tuple[float, float]:
-    """Return the gradient's variance over views of the finished images, and that of its mean.
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient's variance over views of each finished image, and relative to its mean.
 
     Returns
     -------
-    tuple[float, float]
-        ``view_variance`` and ``view_spread`` of :class:`GradientFigures`.
+    tuple[Tensor, Tensor]
+        ``[B]`` each, whose means are ``view_variance`` and ``view_spread`` of
+        :class:`GradientFigures`.
     """
     objective = Objective(teacher, batch.targets, config, batch.members)
     model, alive = teacher.models[0], inverted.keep_idx
@@ -135,26 +142,40 @@ def over_views(
     variation = variation_of(inverted.images, alive, own, model.patch_size)
     grads = []
     for _ in range(views):
-        look = draw_views(len(alive), size, config.roll, config.flip, rng).to(alive.device)
-        found = pixel_gradient(objective, inverted.images, alive, own, look, variation)
+        look = draw_look(len(alive), model.spec, model.num_patches, config, rng).to(alive.device)
+        found = pixel_gradient(objective, inverted.images, alive, own, [look], variation)
         grads.append(found.grad)
     seen = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
     variance = seen.var(0).sum(1)
     signal = seen.mean(0).square().sum(1)
-    return float(variance.mean()), float((variance / signal.clamp_min(_TINY)).mean())
+    return variance, variance / signal.clamp_min(_TINY)
 
 
-def _figures(norms: Tensor, first: int, views: tuple[float, float]) -> GradientFigures:
-    """Sum up norms ``[iterations, B]`` from iteration ``first`` on."""
-    variances, means = norms.var(1), norms.mean(1)
-    later = slice(first, None)
-    spread = variances.sqrt() / means.clamp_min(_TINY)
+def _figures(norms: Tensor, first: int, views: tuple[Tensor, Tensor]) -> GradientFigures:
+    """Sum up norms ``[iterations, B]`` from iteration ``first`` on, and views ``[B]``."""
+    count = norms.shape[1]
+    others = ~torch.eye(count, dtype=torch.bool, device=norms.device)
+    rest = [_of_norms(norms[first:, kept]) for kept in others]
+    left_out = {name: tuple(each[name] for each in rest) for name in rest[0]}
+    left_out |= {
+        name: without_each(each) for name, each in zip(("view_variance", "view_spread"), views)
+    }
     return GradientFigures(
-        norm=float(means[later].mean()),
-        norm_variance=float(variances[later].mean()),
-        norm_spread=float(spread[later].mean()),
-        view_variance=views[0],
-        view_spread=views[1],
-        norms=tuple(means.tolist()),
-        variances=tuple(variances.tolist()),
+        **_of_norms(norms[first:]),
+        view_variance=float(views[0].mean()),
+        view_spread=float(views[1].mean()),
+        norms=tuple(norms.mean(1).tolist()),
+        variances=tuple(norms.var(1).tolist()),
+        left_out=left_out,
     )
+
+
+def _of_norms(norms: Tensor) -> dict[str, float]:
+    """Sum up norms ``[iterations, B]``; of one image there is no variance: NaN."""
+    means = norms.mean(1)
+    variances = norms.var(1) if norms.shape[1] > 1 else torch.full_like(means, math.nan)
+    return {
+        "norm": float(means.mean()),
+        "norm_variance": float(variances.mean()),
+        "norm_spread": float((variances.sqrt() / means.clamp_min(_TINY)).mean()),
+    }

@@ -6,13 +6,15 @@ tokens the pseudo-label too, or no token anything (choice: they name no estimato
 """
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedmitr_app.config import DistillationConfig
+from fedmitr_app.diagnostics.error_bars import PARTS
 from fedmitr_app.distillation import Distiller
 from fedmitr_app.distillation.batches import draw_batch
 from fedmitr_app.inversion import PoolData
@@ -35,27 +37,55 @@ class Variance:
     relative : float
         The same divided by the squared norm of the mean gradient: noise to signal, free of
         the loss's scale.
+    left_out : Mapping[str, tuple[float, ...]]
+        Both, by name, without each part of the batches in turn.
     """
 
     total: float
     relative: float
+    left_out: Mapping[str, tuple[float, ...]]
 
 
 def gradient_variance(gradients: Iterable[Tensor]) -> Variance:
-    """Sum up flat gradients ``[P]``, two or more, with one of them in memory at a time.
+    """Sum up flat gradients ``[P]``, two or more, dealt to ``PARTS`` parts in turn.
 
-    Welford's method (Technometrics, 1962): no difference of two large sums.
+    Of each part its mean alone is kept in memory, and how far its gradients lie from that:
+    Welford's method (Technometrics, 1962), no difference of two large sums.
     """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for gradient in gradients:
-        count += 1
-        away = gradient - mean
-        mean = mean + away / count
-        squares = squares + away * (gradient - mean)
-    if count < 2:
-        raise ValueError(f"a variance needs at least 2 gradients, not {count}")
-    total = float(squares.sum()) / (count - 1)
-    return Variance(total, total / max(float(mean.square().sum()), _TINY))
+    counts, means, within = [0] * PARTS, [torch.zeros(())] * PARTS, [0.0] * PARTS
+    for number, gradient in enumerate(gradients):
+        part = number % PARTS
+        counts[part] += 1
+        away = gradient - means[part]
+        means[part] = means[part] + away / counts[part]
+        within[part] += float((away * (gradient - means[part])).sum())
+    parts = sum(count > 0 for count in counts)
+    size, spread = torch.tensor(counts[:parts]).double(), torch.tensor(within[:parts]).double()
+    if size.sum() < 2:
+        raise ValueError(f"a variance needs at least 2 gradients, not {sum(counts)}")
+    whole = sum(count * mean for count, mean in zip(counts, means[:parts])) / sum(counts)
+    away = [mean - whole for mean in means[:parts]]
+    products = torch.tensor([[float(one @ other) for other in away] for one in away]).double()
+    along = torch.tensor([float(whole @ one) for one in away]).double()
+
+    def of(kept: Tensor) -> tuple[float, float]:
+        """Return both figures of some of the parts, ``[parts]`` bool."""
+        weights = size * kept
+        count = float(weights.sum())
+        if count < 2:
+            return math.nan, math.nan
+        # About the mean of all: that of these parts lies off it by the shares' mixture.
+        shares = weights / count
+        off = float(shares @ products @ shares)
+        squares = float((spread * kept).sum() + weights @ products.diagonal()) - count * off
+        total = squares / (count - 1)
+        signal = float(whole @ whole) + 2 * float(shares @ along) + off
+        return total, total / max(signal, _TINY)
+
+    rest = [of(kept) for kept in ~torch.eye(parts, dtype=torch.bool)]
+    names = ("total", "relative")
+    left_out = dict(zip(names, map(tuple, zip(*rest))))
+    return Variance(*of(torch.ones(parts, dtype=torch.bool)), left_out)
 
 
 def variance_by_labels(

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.experiments import differences
 from fedmitr_app.experiments.figures import draw_figures
 from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.experiments.tables import latex, markdown, tidy
 from fedmitr_app.files import unwritable, write_text
 from fedmitr_app.reporting.environment import resolve_device
+
+
+DIFFERENCES = (
+    "Differences: mean ± standard error over the seeds, each seed's two rows with each other; the "
+    "interval by Student's t. What it says nothing of, more seeds may."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,8 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir(exist_ok=True)
         frame = tidy(results)
         write_text(folder / "results.csv", frame.to_csv(index=False))
-        write_text(folder / "table.tex", latex(frame))
-        page = f"# {grid.title}\n\n{markdown(frame)}\n{_provenance(results)}\n"
+        tex, tables = latex(frame), markdown(frame)
+        if grid.against:
+            between = differences.paired(frame, grid.against)
+            write_text(folder / "differences.csv", between.to_csv(index=False))
+            tex += "\n" + differences.latex(frame, grid.against)
+            tables += f"\n{differences.markdown(frame, grid.against)}\n{DIFFERENCES}\n"
+        write_text(folder / "table.tex", tex)
+        page = f"# {grid.title}\n\n{tables}\n{_provenance(results)}\n"
         write_text(folder / "table.md", page)
         draw_figures(frame, folder, grid.curve)
     except FedmitrError as error:

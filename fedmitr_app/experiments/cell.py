@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, harmless_keys
+from fedmitr_app.config import NEED_LABEL_COUNTS, NEED_MOMENTS, Config, flatten, harmless_keys
 from fedmitr_app.errors import FedmitrError, MethodUnavailable
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
@@ -161,6 +161,8 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         "test_images": len(test),
         "split": config.data.test_split,
         "beside_weights": _beside_weights(cell),
+        "precision": config.model.precision,
+        "matmul": config.model.matmul,
         **_last(fused),
     }
     if cell.row.method == "best-client":
@@ -179,8 +181,9 @@ def _reads_label_counts(config: Config) -> bool:
 def _beside_weights(cell: Cell) -> str:
     """What the row's clients upload beside their weights, for the table to say."""
     client = cell.config.client
-    if cell.row.method == "fedcgs":
-        return "class moments"
+    if cell.row.method in NEED_MOMENTS:
+        # From scratch there is nothing in the features that the moments are of.
+        return "class moments" if cell.config.model.weights else "class moments of a random θ₀"
     counts = client.share_label_counts and _reads_label_counts(cell.config)
     return "label counts" if counts else ""
 

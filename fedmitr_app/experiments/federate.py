@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from fedmitr_app.config import Config, flatten
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.experiments.grid import Federation
+from fedmitr_app.experiments.grid import KEYS_OF_AXES, Cell, Federation
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import class_names, hold_out, load_shard
 from fedmitr_app.randomness import generator
@@ -31,14 +32,38 @@ def initial_model(config: Config) -> PatchViT:
     return build_vit(config.model, spec, len(class_names(data)), config.seed)
 
 
-def uploads_name(federation: Federation, config: Config) -> str:
-    """Return the folder name of a federation's uploads: another for every setting that counts."""
+def settings_of_uploads(config: Config) -> dict[str, Any]:
+    """Return all settings that decide what clients upload, by run-config key."""
     flat = flatten(config)
     parts = {key: value for key, value in flat.items() if key.split(".")[0] in DECIDES_UPLOADS}
     # What a client may share beside its weights is always kept: rows take what they opt into.
     sharing = ("client.share-label-counts", "client.share-moments")
     for key in (*sharing, "client.device", "data.max-test", "data.test-path"):
         parts.pop(key)
+    return parts
+
+
+def trained_by(cells: Sequence[Cell]) -> list[str]:
+    """Return in words how each cell's clients are trained, as far as rows differ in that.
+
+    Empty where all rows are about the same uploads: the axes aside, no setting of theirs differs.
+    """
+    settings = [settings_of_uploads(cell.config) for cell in cells]
+    common = settings[0]
+    differing = [
+        key
+        for key in common
+        if key not in KEYS_OF_AXES and any(one[key] != common[key] for one in settings)
+    ]
+    return [
+        ", ".join(f"{key.removeprefix('client.')} {one[key]}" for key in differing)
+        for one in settings
+    ]
+
+
+def uploads_name(federation: Federation, config: Config) -> str:
+    """Return the folder name of a federation's uploads: another for every setting that counts."""
+    parts = settings_of_uploads(config)
     text = json.dumps({**parts, **dataclasses.asdict(federation)}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     skew = "" if federation.alpha is None else f"-alpha{federation.alpha:g}"

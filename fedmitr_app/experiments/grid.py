@@ -24,7 +24,7 @@ AXES: dict[str, type] = {
 # What the axes say must not be said again elsewhere.
 KEYS_OF_AXES = {"partition.kind": "kind", "partition.alpha": "alpha", "seed": "seeds"}
 WITHOUT_ALPHA = ("iid", "natural", "pathological")
-TOP = ("title", "axes", "settings", "rows", "figure")
+TOP = ("title", "axes", "settings", "rows", "table", "figure")
 # Said to a whole run's server, which an experiment has not: what its rows do, their methods say.
 WITHOUT_MEANING = ("server.", "output.")
 NO_ATTACK = "none"
@@ -86,6 +86,8 @@ class Grid:
     title: str
     cells: tuple[Cell, ...]
     curve: Curve | None = None
+    against: tuple[str, ...] = ()
+    """Names of the rows that the others' differences are taken to."""
 
 
 def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
@@ -95,6 +97,8 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     ``attackers``; without one the settings' own kind and α, 5 clients, seeds 0 to 2, no attack,
     else one attacker), ``settings`` (run-config keys for all rows), ``rows.<name>`` with
     ``method`` (the row's name unless given) and ``settings`` of its own, and perhaps
+    ``table`` with ``against``, names of rows that the others are compared with (the first row of
+    FedMITR unless given), and
     ``figure`` with two keys for a curve: ``x``, a setting, and ``line``, one or a list.
     What is given wins over a preset.
 
@@ -152,7 +156,8 @@ def read_grid(path: Path, overrides: Mapping[str, Any] | None = None) -> Grid:
                 )
             cells.append(Cell(row, federation, config, *attack))
     curve = _curve(table.get("figure"), cells[0].config, path)
-    return Grid(str(table.get("title", path.stem)), tuple(cells), curve)
+    against = _against(_table(table, "table", str(path)), rows, path)
+    return Grid(str(table.get("title", path.stem)), tuple(cells), curve, against)
 
 
 def _federations(axes: Mapping[str, list[Any]]) -> list[Federation]:
@@ -208,6 +213,19 @@ def _axis(name: str, values: Any, path: Path) -> list[Any]:
     if name in ("clients", "attackers") and min(values) < 1:
         raise ConfigError(f"{path}: axes.{name} = {values!r} must be numbers of at least 1.")
     return [kind(value) for value in values]
+
+
+def _against(given: Mapping[str, Any], rows: Sequence[Row], path: Path) -> tuple[str, ...]:
+    _only(given, ("against",), f"{path}, table")
+    ours = [row.name for row in rows if row.method == "fedmitr"]
+    names = given.get("against", ours[:1])
+    known = [row.name for row in rows]
+    if not isinstance(names, list) or not all(name in known for name in names):
+        raise ConfigError(
+            f"{path}: table.against = {names!r} must be a list of rows; known are "
+            f"{', '.join(known)}."
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _curve(figure: Any, config: Config, path: Path) -> Curve | None:

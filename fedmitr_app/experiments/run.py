@@ -14,7 +14,8 @@ import torch
 from fedmitr_app.config import flatten
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.experiments.cell import cell_name, code_name, failed, read_cell, run_cell
-from fedmitr_app.experiments.federate import train_federation, uploads_name
+from fedmitr_app.experiments.decided import decided
+from fedmitr_app.experiments.federate import train_federation, trained_by, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
 from fedmitr_app.reporting.progress import duration
 
@@ -56,6 +57,7 @@ def run_grid(
     """
     (results / "cells").mkdir(parents=True, exist_ok=True)
     (results / "uploads").mkdir(exist_ok=True)
+    grid = decided(grid, results / "decided.json", device)
     names = [cell_name(cell) for cell in grid.cells]
     # Two rows may say the same: it is computed once.
     cells = dict(zip(names, grid.cells, strict=True))
@@ -89,7 +91,7 @@ def run_grid(
             fusions[name] = (_words(cell), run_cell, (cell, results, device, code))
     there |= dict(zip(fusions, _all(fusions.values(), workers, log), strict=True))
     found = []
-    for name, cell in zip(names, grid.cells, strict=True):
+    for name, cell, clients in zip(names, grid.cells, trained_by(grid.cells), strict=True):
         result = there[name]
         if isinstance(result, Exception):
             result = failed(cell, result)
@@ -97,6 +99,7 @@ def run_grid(
         flat = flatten(cell.config)
         curve = {key: flat[key] for key in (grid.curve.x, *grid.curve.lines)} if grid.curve else {}
         what = {"row": cell.row.name, "attack": cell.attack, "attackers": cell.attackers}
+        what["trained_by"] = clients
         found.append({**result, **what, **curve})
     return found
 

@@ -26,6 +26,7 @@ COLUMNS = (
     "best_client",
     "clients_accuracy",
     "beside_weights",
+    "trained_by",
     "split",
     "device",
     "code",
@@ -39,14 +40,16 @@ HEADINGS = (
     "images",
     "steps",
     "beside weights",
+    "clients trained by",
     "seeds",
 )
+TRAINED_BY = HEADINGS.index("clients trained by")
 _IN_LATEX = str.maketrans(
     {
         **{mark: f"\\{mark}" for mark in "%&_#${}"},
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
         **{"±": r"$\pm$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "τ": r"$\tau$"},
-        **{"<": "$<$", ">": "$>$"},
+        **{"<": "$<$", ">": "$>$", "θ": r"$\theta$", "₀": "$_0$"},
     }
 )
 
@@ -90,6 +93,7 @@ def summary(frame: pd.DataFrame) -> list[list[str]]:
                 f"{good['images'].mean():.0f}",
                 f"{good['steps'].mean():.0f}",
                 str(good["beside_weights"].iloc[0]),
+                str(good["trained_by"].iloc[0]),
                 _seeds(part),
             ]
         )
@@ -124,46 +128,60 @@ def markdown(frame: pd.DataFrame) -> str:
     parts = []
     for group, part in groups(frame).items():
         headings, lines = _table(part)
-        shown = [[_on_one_line(cell) for cell in line] for line in (headings, *lines)]
-        shown.insert(1, ["---"] * len(headings))
-        table = "\n".join("| " + " | ".join(line) + " |" for line in shown)
-        parts.append(f"**{group}**\n\n{table}\n{_each_client(part)}")
+        parts.append(f"**{group}**\n\n{as_markdown(headings, lines)}{_each_client(part)}")
     return "\n".join(parts)
+
+
+def as_markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return cells as one table in Markdown."""
+    shown = [[_on_one_line(cell) for cell in line] for line in (headings, *lines)]
+    shown.insert(1, ["---"] * len(headings))
+    return "".join("| " + " | ".join(line) + " |\n" for line in shown)
 
 
 def latex(frame: pd.DataFrame) -> str:
     """Return the same as LaTeX ``tabular``s."""
-    parts = []
-    for group, part in groups(frame).items():
-        headings, cells = _table(part)
-        head, *lines = [" & ".join(map(_escape, line)) + r" \\" for line in (headings, *cells)]
-        parts.append(
-            "\n".join(
-                [
-                    f"% {group}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
-                    r"\hline",
-                    head,
-                    r"\hline",
-                    *lines,
-                    r"\hline",
-                    r"\end{tabular}",
-                    "",
-                ]
-            )
-        )
-    return "\n".join(parts)
+    return "\n".join(as_latex(group, *_table(part)) for group, part in groups(frame).items())
+
+
+def as_latex(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return cells as one ``tabular``, its title as a comment."""
+    head, *rest = [" & ".join(map(_escape, line)) + r" \\" for line in (headings, *lines)]
+    return "\n".join(
+        [
+            f"% {title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+            r"\hline",
+            head,
+            r"\hline",
+            *rest,
+            r"\hline",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def _table(part: pd.DataFrame) -> tuple[Sequence[str], list[list[str]]]:
-    return by_attack(part) if part["attackers"].any() else (HEADINGS, summary(part))
+    """Return headings and cells; how clients are trained only where rows differ in that."""
+    if part["attackers"].any():
+        return by_attack(part)
+    headings, lines = HEADINGS, summary(part)
+    if part["trained_by"].any():
+        return headings, lines
+    return _without(headings), [_without(line) for line in lines]
+
+
+def _without(line: Sequence[str]) -> list[str]:
+    return [cell for place, cell in enumerate(line) if place != TRAINED_BY]
 
 
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
     accuracies = result.get("clients_accuracy")
     each = " / ".join(f"{100 * value:.1f}" for value in accuracies.values()) if accuracies else None
     best = max(accuracies.values()) if accuracies else None
-    return {"beside_weights": "", **result, "clients_accuracy": each, "best_client": best}
+    usual = {"beside_weights": "", "trained_by": ""}
+    return {**usual, **result, "clients_accuracy": each, "best_client": best}
 
 
 def _each_client(part: pd.DataFrame) -> str:

@@ -24,24 +24,9 @@ class Views(NamedTuple):
     flip: Tensor
     """Whether it is mirrored left to right after the roll."""
 
-    @classmethod
-    def plain(cls, batch: int, device: torch.device) -> "Views":
-        """Return views that leave every image as it is."""
-        none = torch.zeros(2, batch, dtype=torch.long, device=device)
-        return cls(none[0], none[1], torch.zeros(batch, dtype=torch.bool, device=device))
-
     def to(self, device: torch.device) -> "Views":
         """Move to a device, which is not waited for."""
         return Views(*(part.to(device, non_blocking=True) for part in self))
-
-    def set(self, views: "Views") -> None:
-        """Become others of as many images, in place and without waiting."""
-        for mine, new in zip(self, views, strict=True):
-            mine.copy_(new, non_blocking=True)
-
-    def of(self, rows: Tensor) -> "Views":
-        """Return the views of some images."""
-        return Views(*(part[rows] for part in self))
 
 
 def draw_views(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
-from fedmitr_app.inversion.geometry import draw_views
 from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.moving import Moving
 from fedmitr_app.inversion.objective import Objective, draw_asked
@@ -94,12 +93,12 @@ def invert_batch(
     reached = Reached(targets, config, max(schedule.stops, default=0))
     curves: dict[str, list[Tensor | float]] = {name: [] for name in CURVES}
 
-    batch, size = len(starts), starts.shape[-1]
+    batch = len(starts)
     for iteration in range(config.iterations):
         if iteration in schedule.stops:
             keep = schedule.keep(schedule.stops[iteration], density, generator)
             moving.stop(keep, schedule.until_stop(iteration, config.iterations))
-        moving.views.set(draw_views(batch, size, config.roll, config.flip, generator))
+        moving.look(generator)
         stop_follows = iteration + 1 in schedule.stops
         attends = schedule.needs_density and stop_follows
         # Whose attention is asked for says more than one step's gradient: everybody's is.

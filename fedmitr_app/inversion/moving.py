@@ -1,17 +1,13 @@
 """A batch of images on their way: what a step of the inversion reads, and where it writes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedmitr_app.inversion.geometry import (
-    Views,
-    own_pixels,
-    read_patches,
-    viewed_pixels,
-    write_patches,
-)
+from fedmitr_app.inversion.geometry import own_pixels, read_patches, write_patches
+from fedmitr_app.inversion.looks import Look, draw_look, shown
 from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Gradient, Objective
 from fedmitr_app.inversion.patch_adam import PatchAdam
@@ -20,9 +16,10 @@ from fedmitr_app.inversion.variation import Variation, variation_of
 
 
 class PixelGradient(NamedTuple):
-    """One view's objective, brought back to the image's own frame."""
+    """The objective, mean over a step's views, brought back to the image's own frame."""
 
     step: Gradient
+    """Its ``grad`` is that of the last view."""
     grad: Tensor
     """With respect to the alive patches' pixels, total variation included, ``[B, n, C*p*p]``."""
     smooth: Tensor
@@ -34,34 +31,49 @@ def pixel_gradient(
     images: Tensor,
     alive: Tensor,
     own: Tensor,
-    views: Views,
+    looks: Sequence[Look],
     variation: Variation,
     attention: bool = False,
     asked: Tensor | None = None,
 ) -> PixelGradient:
-    """Differentiate the objective at one view of ``images`` ``[B, C, H, W]``.
+    """Differentiate the objective at some looks at ``images`` ``[B, C, H, W]``.
 
     Parameters
     ----------
     alive, own : Tensor
         The patches that still move, ``[B, n]``, and their :func:`own_pixels`.
+    looks : Sequence[Look]
+        The step's views of each image: the objective is the mean over them.
     variation : Variation
-        Of these.
+        Of these patches.
     attention : bool
-        Whether ``step.cls_attn`` is wanted.
+        Whether ``step.cls_attn`` is wanted, in the order of ``alive``: then nothing is zoomed.
     asked : Tensor, optional
         See :meth:`Objective.gradient`.
     """
     model = objective.teacher.models[0]
-    viewed, positions = viewed_pixels(alive, views, model.spec.size, model.patch_size)
-    step = objective.gradient(read_patches(images, viewed), positions, attention, asked)
-    # Back to the image's own frame; frozen neighbours get some too.
-    grad = torch.zeros_like(images)
-    write_patches(grad, step.grad, viewed)
-    # Only alive patches move: a stopped patch's gradient is dropped here.
-    moved = read_patches(grad, own)
+    steps, grads = [], []
+    for look in looks:
+        seen = shown(look, alive, model.spec, model.patch_size, zoomed=not attention)
+        steps.append(objective.gradient(seen.read(images), seen.positions, attention, asked))
+        # Back to the image's own frame; frozen neighbours get some too. Only alive patches move:
+        # a stopped patch's gradient is dropped here.
+        grads.append(read_patches(seen.pull_back(steps[-1].grad, images), own))
     smooth, slope = variation(images)
-    return PixelGradient(step, moved.add_(slope, alpha=objective.config.tv), smooth)
+    moved = _mean(grads).add_(slope, alpha=objective.config.tv)
+    return PixelGradient(_mean_step(steps), moved, smooth)
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
+
+
+def _mean_step(steps: Sequence[Gradient]) -> Gradient:
+    if len(steps) == 1:
+        return steps[0]
+    loss, logits = (_mean([getattr(step, name) for step in steps]) for name in ("loss", "logits"))
+    maps = [step.cls_attn for step in steps]
+    return Gradient(loss, steps[-1].grad, logits, None if maps[0] is None else _mean(maps))
 
 
 class Moving:
@@ -85,8 +97,9 @@ class Moving:
         Places in the batch of the images that still move, ``[b]``; ``rows_on_cpu`` the same there.
     alive : Tensor
         Patches that have not been stopped, in increasing order, ``[B, n]``.
-    views : Views
-        What the next step looks at, of all B images; to be overwritten in place.
+    looks : tuple[Look, ...]
+        What the next step looks at, ``inversion.views`` times at all B images; overwritten in
+        place, see :meth:`look`.
     loss, confidence, highest : Tensor
         As each image's last step saw it, ``[B]``: total variation included; the target's
         probability, and its highest so far.
@@ -105,16 +118,29 @@ class Moving:
         self.alive = torch.arange(model.num_patches, device=device).expand(batch, -1)
         self._own = own_pixels(self.alive, self._size, self._patch)
         self._variation = variation_of(starts, self.alive, self._own, self._patch)
-        self._optimiser = PatchAdam(read_patches(starts, self._own), config)
+        self._optimiser = PatchAdam(read_patches(starts, self._own), config, model.spec)
         bounds = model.spec.pixel_range(starts)
         self._bounds = tuple(_per_patch(bound, self._patch) for bound in bounds)
-        self.views = Views.plain(batch, device)
+        self._spec, self._config = model.spec, config
+        self.looks = tuple(look.to(device) for look in self._draw(torch.Generator()))
         self.loss, self.confidence, self.highest = (starts.new_zeros(batch) for _ in range(3))
         self._recorder = Recorder(device, recordable(config, teacher, device))
         self._recorder.restart(steps)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def look(self, generator: torch.Generator) -> None:
+        """Draw on the CPU what the next step looks at."""
+        for mine, new in zip(self.looks, self._draw(generator), strict=True):
+            mine.set(new)
+
+    def _draw(self, generator: torch.Generator) -> list[Look]:
+        batch, patches = self.alive.shape[0], (self._size // self._patch) ** 2
+        return [
+            draw_look(batch, self._spec, patches, self._config, generator)
+            for _ in range(self._config.views)
+        ]
 
     def step(self, asked: Tensor | None = None) -> PixelGradient:
         """Move what still moves; ``asked``, ``[K, B]``, as in :meth:`Objective.gradient`.
@@ -163,7 +189,7 @@ class Moving:
             self._images,
             self.alive[rows],
             self._own,
-            self.views.of(rows),
+            [look.of(rows) for look in self.looks],
             self._variation,
             attention,
             asked,

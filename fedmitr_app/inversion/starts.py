@@ -4,17 +4,19 @@
 noise has the 1/f spectrum of natural images. ``procedural`` images have image-like structure
 made by code, in the spirit of Baradad et al., "Learning to See by Looking at Noise"
 (NeurIPS 2021): level sets of noise, overlapping shapes ("dead leaves"), strokes and blobs
-on plain, shaded or textured grounds. The generator is generic: it knows an image's size and
-channels, nothing of any data set.
+on plain, shaded or textured grounds. ``dead-leaves`` and ``photo-crops`` are for models of
+photographs, see :mod:`~fedmitr_app.inversion.photographs`. All are generic: they know an image's
+size and channels, nothing of any data set.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fedmitr_app.inversion.noise import multi_scale_noise
+from fedmitr_app.inversion.photographs import dead_leaves, photo_crops
 from fedmitr_app.models import InputSpec
 
 
@@ -26,7 +28,7 @@ def starting_images(
     Parameters
     ----------
     kind : str
-        ``white``, ``multi-scale`` or ``procedural``.
+        One of :data:`~fedmitr_app.config.schema.STARTS`.
     count : int
         How many.
     spec : InputSpec
@@ -46,27 +48,12 @@ def starting_images(
     if kind == "multi-scale":
         field = multi_scale_noise(shape, torch.ones(count), generator)
         return spec.normalise((0.5 + 0.2 * field).clamp(0, 1))
-    return spec.normalise(procedural_images(count, spec.size, spec.channels, generator))
-
-
-def multi_scale_noise(
-    shape: tuple[int, int, int, int], slope: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Return noise ``[B, C, H, W]`` of unit variance per image, in octaves.
-
-    ``slope`` ``[B]`` is the growth of an octave's amplitude with each halving of its
-    frequency, in powers of two: 0 is white, 1 about 1/f.
-    """
-    batch, channels, size, _ = shape
-    field = torch.zeros(shape)
-    octaves = max(1, int(math.log2(size)))
-    for octave in range(octaves):
-        side = max(2, math.ceil(size / 2**octave))
-        coarse = torch.randn((batch, channels, side, side), generator=generator)
-        fine = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
-        field += fine * (2.0 ** (slope * octave)).reshape(-1, 1, 1, 1)
-    field = field - field.mean(dim=(2, 3), keepdim=True)
-    return field / field.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+    makers = {
+        "procedural": procedural_images,
+        "dead-leaves": dead_leaves,
+        "photo-crops": photo_crops,
+    }
+    return spec.normalise(makers[kind](count, spec.size, spec.channels, generator))
 
 
 def procedural_images(

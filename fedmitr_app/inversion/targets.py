@@ -66,6 +66,9 @@ def draw_members(
 ) -> Tensor | None:
     """Draw ``per_image`` clients for each image, the likelier the better they know its target.
 
+    Those that were never taught it (:attr:`Teacher.taught`) only where there is nobody else,
+    whatever the teacher's weights say.
+
     Returns
     -------
     Tensor or None
@@ -75,6 +78,7 @@ def draw_members(
     clients = len(teacher.models)
     if per_image == 0 or per_image >= clients:
         return None
-    odds = (teacher.normalised_weights @ targets.T.to(teacher.class_weights)).T.cpu()
+    knows = teacher.normalised_weights.cpu() * teacher.taught
+    odds = (knows @ targets.cpu().to(knows).T).T
     chosen = torch.multinomial(odds.clamp_min(1e-6), per_image, generator=generator)
     return torch.zeros(len(targets), clients, dtype=torch.bool).scatter_(1, chosen, True).T

@@ -36,9 +36,9 @@ def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
         # Its square again, to add EPS: in one pass, where squares and their sum take two.
         norm = (torch.linalg.vector_norm(difference.flatten(1), dim=1).square() + EPS).sqrt()
         value += norm
-        difference /= norm.reshape(-1, 1, 1, 1)
-        grad[here] += difference
-        grad[there] -= difference
+        norm = norm.reshape(-1, 1, 1, 1)
+        grad[here].addcdiv_(difference, norm)
+        grad[there].addcdiv_(difference, norm, value=-1)
     return value, grad
 
 
@@ -99,12 +99,11 @@ class WindowedVariation:
         """See :data:`Variation`."""
         pixels, slopes = self._slopes(images)
         # m . Lx + m . Ls = m . (Lm + 2 Ls)
-        moving, touching = (
-            torch.einsum("dbi,bi->db", of, pixels) for of in (slopes, self._stopped_slopes)
-        )
+        # Element by element: as matrix products (einsum) they take a CPU five times as long.
+        moving, touching = ((of * pixels).sum(2) for of in (slopes, self._stopped_slopes))
         squares = self._stopped_squares + moving + touching
         norms = (squares.clamp_min(0) + EPS).sqrt()
-        slope = torch.einsum("dbi,db->bi", slopes, norms.reciprocal())
+        slope = slopes.mul_(norms.reciprocal().unsqueeze(2)).sum(0)
         return norms.sum(0), slope.unflatten(1, (self._windows.shape[1], -1))
 
     def _slopes(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,12 @@ thousandth per pixel); in each turn one step of the weights for each turn's imag
 
 Choice: w multiplies what the task's teacher already knows of each client and class, and the
 teacher normalises the product (with ``teacher.combine = "mean-logits"`` it is the paper's A_w
-up to its scale); the student sees the whole pool moved once a turn instead of each batch anew,
-so that its training is the same as every method's; the weights' steps take a turn's new images
-too, from the first turn on (the public code: those of earlier turns), and the output
-diversification reads plain logits (the public code: softmax of a quarter of them). The public
-code's decay of the step by 0.99 a turn is left out, as too little for so few turns. More in
-:mod:`fedmitr_app.methods.generator`.
+up to its scale); the student sees the whole pool moved anew in each of ``generator.turns`` parts
+of its steps instead of each batch anew, so that its training is else every method's; the
+weights' steps take a turn's new images too, from the first turn on (the public code: those of
+earlier turns), and the output diversification reads plain logits (the public code: softmax of a
+quarter of them). The public code's decay of the step by 0.99 a turn is left out, as too little
+for so few turns. More in :mod:`fedmitr_app.methods.generator`.
 """
 
 import math
@@ -36,6 +36,7 @@ from fedmitr_app.inversion import PoolData
 from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.generator import (
+    Boost,
     Objective,
     ensemble_logits,
     generate_and_distil,
@@ -67,20 +68,23 @@ def co_boosting(task: Task) -> Fused:
     one_turn = math.ceil(settings.inversion.images / number_of_turns(settings))
     ensemble = WeightedEnsemble.uniform(task.teacher)
 
-    def boost(pool: PoolData, turn: int) -> tuple[Teacher, PoolData]:
+    def learn(pool: PoolData, turn: int) -> Teacher:
         nonlocal ensemble
         for images, targets in zip(pool.images.split(one_turn), pool.targets.split(one_turn)):
             ensemble = ensemble.step(images, targets, config.weight_step)
         for client, weight in zip(task.members, ensemble.weights, strict=True):
             task.record("ensemble", turn=turn, client=client.key, weight=weight)
-        teacher, rng = ensemble.teacher, generator(settings.seed, "co-boosting", turn)
+        return ensemble.teacher
+
+    def move(pool: PoolData, teacher: Teacher, number: int) -> PoolData:
+        rng = generator(settings.seed, "co-boosting", number)
         moved = [
             diversify(teacher, images, task.model.spec, config.perturbation / 255, rng)
             for images in pool.images.split(chunk)
         ]
-        return teacher, replace(pool, images=torch.cat(moved))
+        return replace(pool, images=torch.cat(moved))
 
-    return generate_and_distil(task, objective(config.disagreement), boost)
+    return generate_and_distil(task, objective(config.disagreement), Boost(learn, move))
 
 
 def objective(weight: float) -> Objective:

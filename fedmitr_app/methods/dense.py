@@ -11,8 +11,8 @@ nothing but the generator's architecture holds the images near natural ones: DEN
 here than on the convolutional networks it was made for.
 
 Choice: the ensemble is the task's teacher (``teacher.combine = "mean-logits"`` is the paper's),
-and the student trains as every method's does, with fewer and larger turns than the paper's
-hundreds. More in :mod:`fedmitr_app.methods.generator`.
+and the student that is returned trains as every method's does, on the finished pool, with fewer
+and larger turns than the paper's hundreds. More in :mod:`fedmitr_app.methods.generator`.
 """
 
 from torch import Tensor

@@ -14,7 +14,13 @@ from fedmitr_app.inversion import (
 )
 from fedmitr_app.inversion.make_shard import Job, Point
 from fedmitr_app.methods.fused import Fused
-from fedmitr_app.methods.student import CHECKPOINT, StudentTraining, share
+from fedmitr_app.methods.student import (
+    ADVERSARY,
+    CHECKPOINT,
+    StudentTraining,
+    adversary,
+    share,
+)
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.reporting.progress import Progress
@@ -23,10 +29,11 @@ from fedmitr_app.reporting.progress import Progress
 def fedmitr(task: Task) -> Fused:
     """Invert the teacher into a pool, distil a student on it.
 
-    With ``inversion.rounds`` above 1 the two alternate: each turn inverts its share of the
-    images (against the student so far, if ``inversion.disagreement`` is above 0) and goes on
-    distilling on the pool so far. The same settings and uploads give the same model on a CPU,
-    also where an earlier run was stopped and left its part in the task's folder.
+    With ``inversion.rounds`` above 1 each turn inverts its share of the images, if
+    ``inversion.disagreement`` is above 0 against a student that learns from the pool so far, see
+    :func:`adversary`. The student that is returned learns from the whole pool. The same settings
+    and uploads give the same model on a CPU, also where an earlier run was stopped and left its
+    part in the task's folder.
 
     Raises
     ------
@@ -36,21 +43,28 @@ def fedmitr(task: Task) -> Fused:
     teacher, config = task.teacher, task.settings.inversion
     pool = Pool(task.folder / "pool", task.model.num_patches)
     shards = pool.digests()
-    student: StudentTraining | None = None
+    against: StudentTraining | None = None
+    steps = task.settings.distillation.steps
     batches, seconds, dropped = [], {"inversion": 0.0}, 0
     for turn in range(config.rounds):
         count = share(config.images, turn, config.rounds)
         request = PoolRequest(count, task.settings.seed, turn, task.origin)
-        made = _invert(task, pool, request, student.model if student else None)
+        made = _invert(task, pool, request, against.model if against else None)
         batches += made.batches
         seconds["inversion"] += made.seconds
         dropped += made.dropped
         data = pool.load(task.device, rounds=turn + 1)
         if not len(data):
             raise TrainingError.diverged("inversion", config.learning_rate)
-        checkpoint = task.folder / CHECKPOINT
-        student = student or StudentTraining(task, data.images, checkpoint, shards)
-        student.go_on(data, share(task.settings.distillation.steps, turn, config.rounds))
+        if config.disagreement > 0 and turn < config.rounds - 1:
+            left = task.folder / ADVERSARY
+            against = against or adversary(task, data.images, config.rounds, left, shards)
+            against.go_on(data, share(steps, turn, config.rounds))
+    if against:
+        seconds["adversary"] = against.seconds
+        del against  # its optimiser holds twice the model
+    student = StudentTraining(task, data.images, task.folder / CHECKPOINT, shards)
+    student.go_on(data, steps)
     return Fused(
         model=student.finish(),
         teacher=teacher,

@@ -3,17 +3,21 @@
 DENSE (NeurIPS 2022) and, after it, Co-Boosting (ICLR 2024) alternate, turn by turn: a fresh
 convolutional generator learns one batch of images for one fixed draw of noise and labels; the
 batch joins the pool; the student goes on distilling on the pool so far. The two papers differ
-in the generator's loss and in what happens to the pool and the ensemble before the student
-sees them: both are arguments here.
+in the generator's loss and in what happens to pool and ensemble before the student sees them.
+
+Choice: the student that generators work against is not the one that is returned. The papers'
+alternates for hundreds of turns at one learning rate, so that the last images are learned as
+well as the first; a handful of turns under one warm-up and cosine give the full pool an eighth
+of the steps at hardly any rate. So the returned student is a new one, distilled on the finished
+pool with all the ``distillation.steps``, as every other method's is.
 
 From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
 N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
 loss is kept. Choice: half as many steps at three times the rate (``generator``'s defaults:
-better here for less time, on validation images); the noise stays as drawn (there Adam moves it
-too, by a few hundredths); labels are balanced, not independent; the losses are taken on views
-with the inversion's own rolls and flips (DENSE crops and mirrors likewise); images larger than
-32 pixels get more doublings from a smaller start, where the papers' first layer would hold most
-of a hundred million weights. ``inversion.gradient`` plays no part.
+better here for less time, on validation images); the noise stays as drawn (there Adam moves it by
+a few hundredths); labels are balanced; the losses are taken on views with the inversion's rolls
+and flips (DENSE crops and mirrors); images larger than 32 pixels get more doublings from a smaller
+start, else the first layer would hold most of a hundred million weights.
 """
 
 import math
@@ -33,7 +37,7 @@ from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.targets import draw_targets
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.settings import MethodSettings
-from fedmitr_app.methods.student import StudentTraining, share
+from fedmitr_app.methods.student import StudentTraining, adversary, share
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.randomness import generator, seeded_init
@@ -43,8 +47,16 @@ from fedmitr_app.teacher import Teacher
 Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """The generator's loss per image ``[B]``, of the ensemble's logits ``[B, C]``, the targets
 ``[B, C]`` and the student's logits ``[B, C]``, or None before there is a student."""
-Boost = Callable[[PoolData, int], tuple[Teacher, PoolData]]
-"""From the pool so far and the turn to who teaches, and on what, until the next turn."""
+
+
+class Boost(NamedTuple):
+    """What a method does to ensemble and pool before a student sees them."""
+
+    learn: Callable[[PoolData, int], Teacher]
+    """From the pool so far and the turn to who teaches until the next turn."""
+    move: Callable[[PoolData, Teacher, int], PoolData]
+    """From a pool, its teacher and the number of this move to what the student sees of it."""
+
 
 LARGEST_START = 8
 
@@ -192,17 +204,21 @@ def generate_batch(
 
 
 def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = None) -> Fused:
-    """Alternate a fresh generator and the student's training until all images are made.
+    """Alternate a fresh generator and its adversary's training, then distil on all images.
 
     Parameters
     ----------
     task : Task
-        Its ``inversion.images`` are shared out over the turns, its ``distillation.steps`` too.
+        Its ``inversion.images`` are shared out over the turns. The student that is returned
+        takes all its ``distillation.steps`` on the finished pool; the adversary, unless
+        ``generator.disagreement`` is 0, a share of as many after each turn but the last, on the
+        way and beside them.
     objective : Objective
         The generator's loss. In the first turn there is no student yet (choice, as in the
         inversion's rounds).
     boost : Boost, optional
-        Called each turn between the generator and the student.
+        The ensemble learns each turn between the generator and the adversary; the pool is moved
+        anew for each of the adversary's goes, and as often for the student that is returned.
 
     Raises
     ------
@@ -213,25 +229,35 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
     settings, teacher = task.settings, task.teacher
     pool = Pool(task.folder / "pool", task.model.num_patches)
     pool.clear()  # a run that was stopped is begun anew: only FedMITR's own goes on
-    student: StudentTraining | None = None
-    curves, seconds = [], {"inversion": 0.0, "distillation": 0.0}
-    turns = number_of_turns(settings)
+    against: StudentTraining | None = None
+    curves, seconds = [], {"inversion": 0.0}
+    turns, steps = number_of_turns(settings), settings.distillation.steps
     for turn in range(turns):
         started = time.monotonic()
         count = share(settings.inversion.images, turn, turns)
-        made = _generate(task, teacher, objective, student.model if student else None, turn, count)
+        made = _generate(task, teacher, objective, against.model if against else None, turn, count)
         pool.add(made.batch, _provenance(settings, teacher, turn), Place(turn))
         curves.append(made.curves)
         # What is distilled is what is stored.
-        data = lesson = pool.load(task.device)
+        data = pool.load(task.device)
         if boost:
-            teacher, lesson = boost(data, turn)
-        generated = time.monotonic()
-        student = student or StudentTraining(task, lesson.images)
-        student.learn_from(teacher)
-        student.go_on(lesson, share(settings.distillation.steps, turn, turns))
-        seconds["inversion"] += generated - started
-        seconds["distillation"] += time.monotonic() - generated
+            teacher = boost.learn(data, turn)
+        seconds["inversion"] += time.monotonic() - started
+        if settings.generator.disagreement > 0 and turn < turns - 1:
+            lesson = boost.move(data, teacher, turn) if boost else data
+            against = against or adversary(task, data.images, turns)
+            against.learn_from(teacher)
+            against.go_on(lesson, share(steps, turn, turns))
+    if against:
+        seconds["adversary"] = against.seconds
+        del against  # its optimiser holds twice the model
+    started, goes = time.monotonic(), turns if boost else 1
+    student = StudentTraining(task, data.images)
+    student.learn_from(teacher)
+    for go in range(goes):
+        lesson = boost.move(data, teacher, turns + go) if boost else data
+        student.go_on(lesson, share(steps, go, goes))
+    seconds["distillation"] = time.monotonic() - started
     return Fused(
         model=student.finish(),
         teacher=teacher,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fedmitr_app.methods.afl import afl
 from fedmitr_app.methods.averaging import fedavg, fedavg_uniform, merged
 from fedmitr_app.methods.best_client import best_client
 from fedmitr_app.methods.co_boosting import co_boosting
@@ -14,7 +15,7 @@ from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.methods.real_images import real_images
 from fedmitr_app.methods.task import Task
-from fedmitr_app.methods.uninverted import noise, procedural
+from fedmitr_app.methods.uninverted import noise, uninverted
 
 Method = Callable[[Task], Fused]
 
@@ -22,7 +23,7 @@ METHODS: dict[str, Method] = {
     "fedmitr": fedmitr,
     "dense-inversion": dense_inversion,
     "random-patches": random_patches,
-    "procedural": procedural,
+    "uninverted": uninverted,
     "noise": noise,
     "fedavg": fedavg,
     "fedavg-uniform": fedavg_uniform,
@@ -32,5 +33,6 @@ METHODS: dict[str, Method] = {
     "dense": dense,
     "co-boosting": co_boosting,
     "fedcgs": fedcgs,
+    "afl": afl,
     "real-images": real_images,
 }

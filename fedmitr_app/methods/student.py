@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import Stored, load_tensors, save_tensors
 from fedmitr_app.inversion import PoolData
+from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.randomness import generator
@@ -24,7 +26,7 @@ from fedmitr_app.teacher import Teacher
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT = "distillation.safetensors"
+CHECKPOINT, ADVERSARY = "distillation.safetensors", "adversary.safetensors"
 """In the task's folder; of no use once the run is over."""
 CHOOSING_IMAGES = 256
 # A checkpoint is three times the model: written often enough that little is lost, and seldom
@@ -50,6 +52,10 @@ class StudentTraining:
     shards : Sequence[str]
         Digests of the pool's shards that were there when this run began: a checkpoint that was
         trained on others is of no use.
+    turns : int
+        How many goes make up the ``distillation.steps``.
+    stage : str
+        Names its draws, its progress lines and its records.
     """
 
     def __init__(
@@ -58,13 +64,16 @@ class StudentTraining:
         images: Tensor,
         checkpoint: Path | None = None,
         shards: Sequence[str] = (),
+        *,
+        turns: int = 1,
+        stage: str = "distillation",
     ) -> None:
-        self._task = task
+        self._task, self._turns, self._stage = task, turns, stage
         config, sample = task.settings.distillation, images[:CHOOSING_IMAGES]
         first = initial_student(
             config.student, task.model, task.clients, task.merged, task.teacher, sample
         )
-        self._rng = generator(task.settings.seed, "distillation")
+        self._rng = generator(task.settings.seed, stage)
         self._distiller = Distiller(first.to(task.device), task.teacher, config, self._rng)
         self._checkpoint = checkpoint
         self._left = self._left_behind(shards)
@@ -100,7 +109,7 @@ class StudentTraining:
 
         def on_step(loss: Tensor) -> None:
             progress.advance(loss=loss)
-            task.record("distillation", step=next(numbers), loss=loss)
+            task.record(self._stage, step=next(numbers), loss=loss)
             fresh.append(loss)
 
         def on_good(reached: int) -> None:
@@ -120,8 +129,8 @@ class StudentTraining:
             }
             save_tensors(self._checkpoint, {**self._distiller.state(), _DRAWS: draws}, facts)
 
-        stage, numbers = f"{task.label}distillation", itertools.count(len(self.losses))
-        with Progress(stage, steps - done, "steps", images_per_unit=config.batch_size) as progress:
+        numbers, label = itertools.count(len(self.losses)), f"{task.label}{self._stage}"
+        with Progress(label, steps - done, "steps", images_per_unit=config.batch_size) as progress:
             self._distiller.run(pool, steps, on_step, done, on_good)
         self.losses += [float(loss) for loss in fresh]
         self.seconds = before + time.monotonic() - started
@@ -141,7 +150,8 @@ class StudentTraining:
         self.seconds = left.facts["seconds"]
         self._distiller.restore(tensors, len(self.losses), left.facts["falls"])
         done = left.facts["done"]
-        headline(f"{self._task.label}distillation: goes on after {len(self.losses)} steps")
+        label = f"{self._task.label}{self._stage}"
+        headline(f"{label}: goes on after {len(self.losses)} steps")
         return done
 
     def _left_behind(self, shards: Sequence[str]) -> Stored | None:
@@ -152,9 +162,8 @@ class StudentTraining:
         try:
             left = load_tensors(checkpoint)
             state = {name: value for name, value in left.tensors.items() if name != _DRAWS}
-            settings = self._task.settings
-            steps, turns = settings.distillation.steps, settings.inversion.rounds
-            wrong = _wrong_with(left.facts, steps, turns)
+            steps = self._task.settings.distillation.steps
+            wrong = _wrong_with(left.facts, steps, self._turns)
             if wrong or not _is_state(left.tensors.get(_DRAWS)):
                 raise RunFolderError(f"{checkpoint} is no checkpoint of a distillation.")
             if not self._distiller.takes(state):
@@ -169,6 +178,30 @@ class StudentTraining:
     def finish(self) -> PatchViT:
         """Return the student, ready to use."""
         return self.model.requires_grad_(True).eval()
+
+
+def adversary(
+    task: Task,
+    images: Tensor,
+    turns: int,
+    checkpoint: Path | None = None,
+    shards: Sequence[str] = (),
+) -> StudentTraining:
+    """Return the training of the student that images are made against, turn by turn.
+
+    It takes an even share of the ``distillation.steps`` after each turn but the last, on the pool
+    so far (:func:`share`), under a schedule of its own; the student that a method returns is
+    another one, distilled on the finished pool with all the steps, as every method's (choice:
+    DENSE and Co-Boosting return the adversary itself, after hundreds of turns at one rate; with
+    a few turns under one schedule it hardly learns from the last ones' images).
+    """
+    steps = sum(share(task.settings.distillation.steps, turn, turns) for turn in range(turns - 1))
+
+    def shortened(ours: MethodSettings) -> MethodSettings:
+        return replace(ours, distillation=replace(ours.distillation, steps=steps))
+
+    shorter = task.alter(shortened)
+    return StudentTraining(shorter, images, checkpoint, shards, turns=turns - 1, stage="adversary")
 
 
 def _wrong_with(facts: dict[str, Any], steps: int, turns: int) -> bool:

@@ -1,6 +1,13 @@
 """Plain timm Vision Transformers that can run on a subset of their patches."""
 
 from fedmitr_app.models.compiled import require_compiler
+from fedmitr_app.models.deciding import (
+    DECIDED_KEYS,
+    decide,
+    plain,
+    settings_of,
+    undecided,
+)
 from fedmitr_app.models.factory import architecture_of, build_vit
 from fedmitr_app.models.given import take_model
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
@@ -10,6 +17,7 @@ from fedmitr_app.models.stacked import StackedViT
 from fedmitr_app.models.visiting import VisitingViT
 
 __all__ = [
+    "DECIDED_KEYS",
     "InputSpec",
     "PatchViT",
     "StackedViT",
@@ -17,7 +25,11 @@ __all__ = [
     "VisitingViT",
     "architecture_of",
     "build_vit",
+    "decide",
     "model_with",
+    "plain",
     "require_compiler",
+    "settings_of",
     "take_model",
+    "undecided",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
 from fedmitr_app.files import existing_path, local_path
+from fedmitr_app.models.deciding import require_decided
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.randomness import seeded_init
@@ -43,15 +44,17 @@ def build_vit(config: ModelConfig, spec: InputSpec, num_classes: int, seed: int)
     Raises
     ------
     ModelError
-        For an unknown or unfit model, a missing or unreadable checkpoint.
+        For an unknown or unfit model, a missing or unreadable checkpoint, or a precision that is
+        not decided yet.
     """
+    require_decided(config)
     with seeded_init(seed, "model"):
         vit = (
             _small(config, spec, num_classes)
             if config.name == "small"
             else _from_timm(config, spec, num_classes)
         )
-    return PatchViT(vit, spec, config.precision)
+    return PatchViT(vit, spec, config.precision, matmul=config.matmul)
 
 
 def architecture_of(model: PatchViT) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from fedmitr_app.config.schema import PRECISIONS
+from fedmitr_app.config.schema import MATMULS, PRECISIONS
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models.blocks import run_block, run_class_token
 from fedmitr_app.models.compiled import compile_once
 from fedmitr_app.models.packing import Packing
+from fedmitr_app.models.products import OneDNN
 from fedmitr_app.models.spec import InputSpec
 
 
@@ -55,12 +56,15 @@ class PatchViT(nn.Module):
         float32.
     compiled : bool
         Whether its blocks run compiled.
+    matmul : str
+        ``torch``, or ``onednn`` for what a CPU multiplies in float32, unless it is compiled
+        (``models/products.py``).
 
     Raises
     ------
     ModelError
         If ``vit`` is of another kind (distilled DeiT, average-pooled, rotary, ...), or
-        takes other images than ``spec`` describes, or there is no such ``precision``.
+        takes other images than ``spec`` describes, or there is no such ``precision`` or ``matmul``.
     """
 
     def __init__(
@@ -69,16 +73,21 @@ class PatchViT(nn.Module):
         spec: InputSpec,
         precision: str = "float32",
         compiled: bool = False,
+        matmul: str = "torch",
     ) -> None:
         super().__init__()
         _require_plain(vit)
         _require_fit(vit, spec)
         self.vit = vit
         self.spec = spec
-        if precision not in PRECISIONS:
-            allowed = " or ".join(map(repr, PRECISIONS))
-            raise ModelError(f"precision = {precision!r} is not allowed: it must be {allowed}.")
-        self.precision = precision
+        for name, value, known in (
+            ("precision", precision, PRECISIONS),
+            ("matmul", matmul, MATMULS),
+        ):
+            if value not in known:
+                allowed = " or ".join(map(repr, known))
+                raise ModelError(f"{name} = {value!r} is not allowed: it must be {allowed}.")
+        self.precision, self.matmul = precision, matmul
         self.compiled = compiled
         self._fused = [block.attn.fused_attn for block in vit.blocks]
 
@@ -179,9 +188,10 @@ class PatchViT(nn.Module):
         return model
 
     def products(self, device: str) -> AbstractContextManager[object]:
-        """Let matrix products and attention run in this model's precision."""
+        """Let matrix products and attention run in this model's precision, and way."""
         if self.precision == "float32":
-            return nullcontext()
+            by_onednn = self.matmul == "onednn" and device == "cpu" and not self.compiled
+            return OneDNN() if by_onednn else nullcontext()
         for block, fused in zip(self.vit.blocks, self._fused, strict=True):
             # A CPU's fused attention takes six times as long backwards in bfloat16 (torch 2.15).
             block.attn.fused_attn = fused and device != "cpu"

@@ -85,10 +85,11 @@ class StackedViT:
     def pays(model: PatchViT, tokens: int, device: torch.device) -> bool:
         """Say whether small models like this one are faster stacked, at so many tokens each.
 
-        While one model's work is small, most of the time passes between its operations. In half
-        precision on a CPU never: see :meth:`PatchViT.products`.
+        While one model's work is small, most of the time passes between its operations. On a CPU
+        not in half precision, see :meth:`PatchViT.products`, nor by oneDNN, which batched
+        products don't go through.
         """
-        if model.precision != "float32" and device.type == "cpu":
+        if device.type == "cpu" and (model.precision, model.matmul) != ("float32", "torch"):
             return False
         hidden = tokens * len(model.vit.blocks[0].mlp.fc1.weight) * model.vit.pos_embed.itemsize
         return hidden <= HIDDEN_BYTES.get(device.type, 0)
@@ -202,7 +203,7 @@ def _architecture(model: PatchViT) -> tuple[object, ...]:
     """All that must be alike: modules with their sizes and constants, heads, types."""
     vit = model.vit
     heads = tuple(block.attn.num_heads for block in vit.blocks)
-    return repr(vit), vit.pos_embed.shape, vit.pos_embed.dtype, heads, model.precision
+    return repr(vit), vit.pos_embed.shape, vit.pos_embed.dtype, heads, model.precision, model.matmul
 
 
 def _is_plain(model: PatchViT) -> bool:

@@ -22,7 +22,7 @@ class VisitingViT(PatchViT):
     """
 
     def __init__(self, model: PatchViT) -> None:
-        super().__init__(model.vit, model.spec, model.precision, model.compiled)
+        super().__init__(model.vit, model.spec, model.precision, model.compiled, model.matmul)
         self.eval()
 
     def rounded(self) -> "VisitingViT":

@@ -13,9 +13,12 @@ MAX_PAGE_BYTES = 2**28
 """Its figures are in it."""
 START, END = "<!-- diagnosis -->", "<!-- end of diagnosis -->"
 _NOTE = (
-    "Figures of this one run, without error bars: another seed may say otherwise. "
+    "Figures of this one run. After ± is half of a 95 % interval, from its own images and "
+    "batches: another seed may differ by more. "
     "Slope and curvature are of the student's cross-entropy with the teacher's answers."
 )
+_LOOKS = {True: "", False: "warning", None: "note"}
+"""By whether a claim holds; None: that can't be told."""
 _INVERSION = {
     "norm": "norm of an image's gradient",
     "norm_variance": "its variance from image to image",
@@ -42,7 +45,7 @@ def diagnosis_section(metrics: Mapping[str, Any]) -> str:
     if not found:
         return ""
     marked = [(claim["sentence"], claim["holds"]) for claim in found.get("claims") or ()]
-    sentences = [html.paragraph(words, "" if holds else "warning") for words, holds in marked]
+    sentences = [html.paragraph(words, _LOOKS[holds]) for words, holds in marked]
     tables = [
         html.table(header, rows, numbers=range(1, len(header)))
         for header, rows in diagnosis_tables(found)

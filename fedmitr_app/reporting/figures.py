@@ -25,7 +25,7 @@ from fedmitr_app.reporting.table import natural_key
 
 _BAR_NAMES = {
     "fedavg": "one-round FedAvg",
-    "control": "procedural, not inverted",
+    "control": "starts, not inverted",
     "teacher": "teacher (ensemble)",
     "student": "student",
 }

@@ -18,7 +18,7 @@ RESULT_NAMES = {
     "student": "student (global model)",
     "teacher": "teacher (ensemble)",
     "fedavg": "one-round FedAvg",
-    "control": "procedural, not inverted (control)",
+    "control": "starts, not inverted (control)",
     "best client": "best single client",
 }
 FEDERATED_NAMES = {

@@ -8,6 +8,14 @@ from fedmitr_app.config import as_run_config
 from fedmitr_app.reporting.data import ReportData
 from fedmitr_app.reporting.table import federated_results, named_accuracies, percent
 
+_STARTS = {
+    "white": "white noise",
+    "multi-scale": "multi-scale noise",
+    "dead-leaves": "dead leaves",
+    "photo-crops": "crops of two photographs",
+}
+"""Other kinds of ``inversion.start`` are images of their name."""
+
 
 def headline_sentence(data: ReportData) -> str:
     """Return what a reader takes away: what the server measured, then what the clients say."""
@@ -66,11 +74,11 @@ def inversion_worth(data: ReportData) -> Worth | None:
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
-            f"{what} nothing here: a student taught with procedural images as they come reaches "
+            f"{what} nothing here: a student taught with {_starts(data)} as they come reaches "
             f"{percent(control)}, {more}.",
             False,
         )
-    gain = f"{what} {points:.1f} points over procedural images as they come ({percent(control)})"
+    gain = f"{what} {points:.1f} points over {_starts(data)} as they come ({percent(control)})"
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
@@ -93,8 +101,13 @@ def _what_made_the_images(data: ReportData) -> str:
         done.append("inverting")
     if done:
         return f"{' and '.join(done).capitalize()} images"
-    start = str(config.get("inversion.start", "synthetic"))
-    return f"{start.capitalize()} images, neither chosen nor inverted,"
+    return f"{_starts(data).capitalize()}, neither chosen nor inverted,"
+
+
+def _starts(data: ReportData) -> str:
+    """Name what the control learns from."""
+    start = str(data.config.get("inversion.start", "synthetic"))
+    return _STARTS.get(start, f"{start} images")
 
 
 def warnings(data: ReportData) -> list[str]:

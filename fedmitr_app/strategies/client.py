@@ -1,7 +1,7 @@
 """Who a client is, what it was told, and which images are its own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,13 @@ def client_key(context: Context) -> str:
     return f"client-{partition_id:03d}" if isinstance(partition_id, int) else ""
 
 
-def read_client(context: Context, given: Sequence[str] = ()) -> Client:
+def read_client(
+    context: Context, given: Sequence[str] = (), decided: Mapping[str, Any] | None = None
+) -> Client:
     """Return this client's identity and configuration.
 
     ``given`` names the settings that the user gave, as the server says: they win over the preset.
+    ``decided`` are settings in which everybody follows the server: what 'auto' came to there.
 
     A node may have data of its own: ``data-path`` and ``data-source`` in its node
     config stand for ``data.path`` and ``data.source``. Without ``num-partitions`` that
@@ -64,7 +67,8 @@ def read_client(context: Context, given: Sequence[str] = ()) -> Client:
     overrides = {f"data.{name}": node[f"data-{name}"] for name in own}
     if "max-seconds" in node:
         overrides["client.max-seconds"] = node["max-seconds"]
-    config = _configured(given_settings(context.run_config, given), overrides)
+    run = {**given_settings(context.run_config, given), **(decided or {})}
+    config = _configured(run, overrides)
     if "data-path" in node and config.data.source not in ("image-folder", "parquet"):
         raise ConfigError(
             f"node-config data-path = {node['data-path']!r} needs data-source = 'image-folder' or "

@@ -46,8 +46,8 @@ class OneShotMethod(OneShotStrategy):
     model : PatchViT | VisionTransformer
         The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
     method : str
-        As ``server.method``, but one that makes a single model. ``fedcgs`` needs clients that
-        send class moments, as this package's do.
+        As ``server.method``, but one that makes a single model. ``fedcgs`` and ``afl`` need
+        clients that send class moments, as this package's do.
     settings : MethodSettings | None
         The same uploads and settings give the same model on a CPU; None: the defaults.
     input_spec : InputSpec | None
@@ -57,8 +57,8 @@ class OneShotMethod(OneShotStrategy):
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
         or a device that the caller chose, and told about, itself.
     with_control : bool
-        Also distil a student on procedural images neither chosen nor inverted, beside the
-        global model, to see what the method's own images earn.
+        Also distil a student on ``inversion.start``'s images, neither chosen nor inverted, beside
+        the global model, to see what the method's own images earn.
     **one_shot
         As in :class:`OneShotStrategy`.
 
@@ -69,7 +69,7 @@ class OneShotMethod(OneShotStrategy):
     fused : Fused | None
         The global model and how it came about, once there is one.
     control : Fused | None
-        The same of the student on procedural images, if asked for.
+        The same of the student on those, if asked for.
     left_out : frozenset[str]
         Keys of the clients whose uploads were accepted, and of no use or distrusted; of a method
         that only averages, also those that no average takes.

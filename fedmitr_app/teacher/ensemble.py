@@ -154,6 +154,16 @@ class Teacher:
         """Each class's weights over the clients, summing to 1: ``[K, classes]``."""
         return self.class_weights / self.class_weights.sum(0)
 
+    @cached_property
+    def taught(self) -> Tensor:
+        """Which classes a client's head has learnt, ``[K, classes]`` bool on the CPU.
+
+        All, unless rows are zero: a client that fits its head first, one class against all, leaves
+        those of the classes that it doesn't hold so (``client.loss``, ``client.head_first``).
+        """
+        rows = [model.vit.head.weight.detach().abs().amax(1) > 0 for model in self.models]
+        return torch.stack(rows).cpu()
+
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
         """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
         if self.logit_scale is not None:

@@ -13,7 +13,7 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.head import fit_head, shard_features
+from fedmitr_app.training.head import fit_head, set_class_means, shard_features
 from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
 
@@ -34,7 +34,8 @@ def fit(
     """Train ``model`` in place on one shard, with AdamW, warm-up and cosine decay.
 
     With ``config.head_first`` the head is fitted before, on the features that the model gives as
-    it comes, and from zero: whatever its rows held is forgotten.
+    it comes, and from zero: whatever its rows held is forgotten. With ``config.head =
+    "class-means"`` another takes its place in the end, made of the trained features' means.
 
     Any shard of at least one image of at least one class works: an epoch is cut into
     batches of nearly equal size, none above ``config.batch_size``. With ``config.max_seconds``
@@ -87,18 +88,25 @@ def fit(
     def in_time() -> bool:
         return not config.max_seconds or clock() - started < config.max_seconds
 
-    if config.head_first:
+    def features_of() -> tuple[Tensor, Tensor]:
+        # In a random order: what time leaves out are then images, not classes.
+        order = torch.randperm(len(shard), generator=generator).to(device)
         model.eval()
-        features = shard_features(
-            model, images, batch_size=config.batch_size, in_time=in_time
-        )
-        fit_head(model.vit.head, features, labels[: len(features)], loss_of, in_time=in_time)
+        batches = images[order].split(config.batch_size)
+        features = shard_features(model, batches, in_time=in_time)
+        return features, labels[order[: len(features)]]
+
+    if config.head_first:
+        fit_head(model.vit.head, *features_of(), loss_of, in_time=in_time)
     model.train()
     groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     scheduler = warmup_cosine(optimizer, steps, config.warmup)
 
+    limit = config.max_seconds
+    if config.head == "class-means":  # which needs a third of an epoch more
+        limit *= 1 - 1 / (3 * config.epochs + 1)
     taken, over = 0, False
     for epoch in range(config.epochs):
         seen = 0
@@ -106,8 +114,8 @@ def fit(
         correct = torch.zeros((), device=device)
         order = torch.randperm(len(shard), generator=generator).to(device)
         for batch in order.tensor_split(batches):
-            if config.max_seconds:
-                spent = (clock() - started) / config.max_seconds
+            if limit:
+                spent = (clock() - started) / limit
                 if over := spent >= 1 and taken > 0:
                     break
                 resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
@@ -131,6 +139,8 @@ def fit(
         if over:
             break
 
+    if config.head == "class-means":
+        set_class_means(model.vit.head, *features_of())
     model.eval()
     return {
         "train_loss": last_loss.item(),

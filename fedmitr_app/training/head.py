@@ -1,10 +1,15 @@
-"""Fit the classifier head first, on the frozen θ₀'s features of a shard.
+"""A client's classifier head before and after everything is trained.
 
-A head that starts at random pulls the features of a pre-trained backbone out of shape before it
-has learnt anything (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022).
+Before: a head that starts at random pulls the features of a pre-trained backbone out of shape
+before it has learnt anything (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR
+2022), so that it may be fitted first, on the frozen θ₀'s features.
+
+After: a head that was trained tells a client's classes from the client's other classes, which
+differ from client to client. The nearest-class-mean head (Mensink et al., 2013) says of each class
+what the class's own images say, so that averaging loses nothing of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +26,7 @@ SMALLEST_GAIN = 1e-4
 
 @torch.no_grad()
 def shard_features(
-    model: PatchViT,
-    images: Tensor,
-    *,
-    batch_size: int,
-    in_time: Callable[[], bool] = lambda: True,
+    model: PatchViT, batches: Iterable[Tensor], *, in_time: Callable[[], bool] = lambda: True
 ) -> Tensor:
     """Return the class-token features of uint8 images, ``[n, D]``.
 
@@ -35,7 +36,7 @@ def shard_features(
         Asked after each batch; once it says no, the features so far are returned.
     """
     parts = []
-    for batch in images.split(batch_size):
+    for batch in batches:
         parts.append(model(model.spec.normalise(batch)).features)
         if not in_time():
             break
@@ -83,3 +84,27 @@ def fit_head(
             break
         last = value
     optimiser.zero_grad()
+
+
+@torch.no_grad()
+def set_class_means(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
+    """Make a head in place that answers by the nearest class mean, each class by its share.
+
+    Row and bias of class c are ``share_c / sqrt(D)`` times ``mean_c`` and ``-|mean_c|^2 / 2``: up
+    to what all classes have in common, minus half the squared distance to the mean, for features
+    of any size about as large as other heads' logits. Both are means over the client's images of
+    what one image gives, so that clients' averages by numbers of examples are those of all images
+    together (but for the means that the biases square; choice).
+
+    Parameters
+    ----------
+    features, labels : Tensor
+        ``[n, D]`` and ``[n]``. Classes without an image get zeros.
+    """
+    classes, size = head.weight.shape
+    sums = torch.zeros(classes, size, dtype=torch.float64, device=features.device)
+    sums.index_add_(0, labels, features.double())
+    counts = torch.bincount(labels, minlength=classes).double()
+    scale = 1 / (len(features) * size**0.5)
+    head.weight.copy_(scale * sums)
+    head.bias.copy_(-scale / 2 * sums.square().sum(1) / counts.clamp_min(1))

@@ -1,43 +1,91 @@
-"""Sentences, both ways; and what stays unsaid."""
+"""Sentences, all three ways; and what stays unsaid."""
 
+import math
 from dataclasses import replace
+
+import pytest
 
 from fedmitr_app.diagnostics import Diagnosis, verdicts
 from fedmitr_app.diagnostics.claims import Claim, judge
 from fedmitr_app.diagnostics.curvature import Eigenvalue
+from fedmitr_app.diagnostics.error_bars import Error
 from fedmitr_app.diagnostics.figures import StudentFigures
 from fedmitr_app.diagnostics.gap import Gap
 from fedmitr_app.diagnostics.gradients import GradientFigures
 from fedmitr_app.diagnostics.variance import Variance
 
-SMALL = GradientFigures(0.1, 0.2, 0.3, 0.4, 0.5, (0.1,), (0.2,))
-LARGE = GradientFigures(1.0, 2.0, 3.0, 4.0, 5.0, (1.0,), (2.0,))
-STEADY = StudentFigures(1.0, Eigenvalue(-2.0, 9, True), Gap(0.9, 0.2, 0.8, 0.4))
-SHAKY = StudentFigures(2.0, Eigenvalue(3.0, 9, False), Gap(0.9, 0.2, 0.6, 0.9))
+
+def about(value, spread=0.01):
+    """A figure without each of three parts in turn."""
+    return (value - spread, value, value + spread)
+
+
+def gradient_figures(*values):
+    names = ("norm", "norm_variance", "norm_spread", "view_variance", "view_spread")
+    left_out = {name: about(value) for name, value in zip(names, values)}
+    return GradientFigures(*values, (0.1,), (0.2,), left_out)
+
+
+def variance(total, relative):
+    return Variance(total, relative, {"total": about(total), "relative": about(relative)})
+
+
+def gap(*values):
+    names = ("pool_accuracy", "pool_loss", "test_accuracy", "test_loss")
+    return Gap(*values, {name: about(value, 0.003) for name, value in zip(names, values)})
+
+
+def student(slope, curvature, converged, found):
+    eigenvalue = Eigenvalue(curvature, 9, converged, about(curvature))
+    return StudentFigures(slope, about(slope, 0.1), eigenvalue, found)
+
+
+SMALL = gradient_figures(0.1, 0.2, 0.3, 0.4, 0.5)
+LARGE = gradient_figures(1.0, 2.0, 3.0, 4.0, 5.0)
+STEADY = student(1.0, -2.0, True, gap(0.9, 0.2, 0.8, 0.4))
+SHAKY = student(2.0, 3.0, False, gap(0.9, 0.2, 0.6, 0.9))
 WELL = Diagnosis(
     gradients={"dense": LARGE, "sparse": SMALL},
-    variance={"hard": Variance(3, 30), "relabel": Variance(1, 10), "none": Variance(2, 20)},
+    variance={"hard": variance(3, 30), "relabel": variance(1, 10), "none": variance(2, 20)},
     students={"run": STEADY, "dense": SHAKY},
 )
 BADLY = Diagnosis(
     gradients={"dense": SMALL, "sparse": LARGE},
-    variance={"hard": Variance(1, 10), "relabel": Variance(2, 20), "none": Variance(2, 20)},
+    variance={"hard": variance(1, 10), "relabel": variance(2, 20), "none": variance(1.5, 15)},
     students={"run": SHAKY, "dense": STEADY},
 )
+WORDS = "Sparse is steadier than dense"
 
 
-def test_a_claim_is_one_sentence_with_both_figures():
-    held = judge(Claim("Sparse is steadier than dense", 0.12, 0.31))
-    assert held == ("Sparse is steadier than dense: 0.12 against 0.31, holds here.", True)
-    failed = judge(Claim("Sparse is steadier than dense", 0.31, 0.12))
-    expected = "Sparse is steadier than dense: 0.31 against 0.12, does not hold here."
-    assert failed == (expected, False)
+def told(ours, theirs, size, parts=10_000):
+    return judge(Claim(WORDS, ours, theirs, Error(size, parts)))
 
 
-def test_a_tie_does_not_hold_and_a_near_tie_shows_enough_digits():
-    assert not judge(Claim("a", 0.5, 0.5)).holds
-    assert "0.12341 against 0.12342, holds" in judge(Claim("a", 0.12341, 0.12342)).sentence
-    assert not judge(Claim("a", float("nan"), 0.5)).holds
+def test_a_claim_is_one_sentence_with_both_figures_and_an_error():
+    held = told(0.12, 0.31, 0.05)
+    figures = "0.12 against 0.31 (difference -0.19, ± 0.098)"
+    assert held.sentence == f"{WORDS}: {figures}, holds here." and held.holds is True
+    assert (held.difference, held.half_width) == pytest.approx((-0.19, 0.098), rel=1e-3)
+    failed = told(0.31, 0.12, 0.05)
+    assert failed.sentence.endswith("(difference +0.19, ± 0.098), does not hold here.")
+    assert failed.holds is False
+    open_ = told(0.12, 0.31, 0.1)
+    assert open_.sentence.endswith("± 0.2), can't be told here.") and open_.holds is None
+
+
+def test_what_is_not_known_tells_nothing_and_a_near_tie_shows_enough_digits():
+    assert told(0.5, 0.5, 0.0).holds is None
+    assert "0.12341 against 0.12342 (" in told(0.12341, 0.12342, 0.0).sentence
+    assert told(0.12341, 0.12342, 0.0).holds is True
+    assert told(math.nan, 0.5, 0.0).holds is None
+    for unknown in (told(0.1, 0.5, math.nan), told(0.1, 0.5, 0.1, parts=1)):
+        assert unknown.holds is None
+        assert "(difference -0.4, its error isn't known), can't be told here." in unknown.sentence
+
+
+def test_fewer_parts_make_a_wider_interval():
+    assert told(0.12, 0.31, 0.05, parts=8).holds is True
+    assert told(0.12, 0.31, 0.05, parts=2).holds is None
 
 
 def test_every_claim_both_ways():
@@ -45,12 +93,31 @@ def test_every_claim_both_ways():
     assert [verdict.holds for verdict in verdicts(BADLY)] == [False] * 13
     sentences = [verdict.sentence for verdict in verdicts(WELL)]
     assert len(set(sentences)) == 13
-    assert sentences[0] == (
+    assert sentences[0].startswith(
         "Sparse inversion's gradient per image is smaller than dense's (mean norm): "
-        "0.1 against 1, holds here."
+        "0.1 against 1 (difference -0.9, ± "
     )
-    assert "top eigenvalue): 2 against 3, holds here." in sentences[10]
-    assert "nats): 0.2 against 0.7, holds here." in sentences[11]
+    assert "top eigenvalue): 2 against 3 (" in sentences[10]
+    assert "nats): 0.2 against 0.7 (" in sentences[11]
+
+
+def test_students_share_their_test_images_and_not_their_pools():
+    """What both students find hard of the test images is no part of the difference's error."""
+    sentences = [verdict.half_width for verdict in verdicts(WELL)]
+    wide = {name: about(0.5, 0.3) for name in ("test_accuracy", "test_loss")}
+    shared = {
+        name: replace(one, gap=replace(one.gap, left_out={**one.gap.left_out, **wide}))
+        for name, one in WELL.students.items()
+    }
+    assert [v.half_width for v in verdicts(replace(WELL, students=shared))] == pytest.approx(
+        sentences
+    )
+    wide = {name: about(0.5, 0.3) for name in ("pool_accuracy", "pool_loss")}
+    own = {
+        name: replace(one, gap=replace(one.gap, left_out={**one.gap.left_out, **wide}))
+        for name, one in WELL.students.items()
+    }
+    assert [v.holds for v in verdicts(replace(WELL, students=own))][-2:] == [None, None]
 
 
 def test_claims_without_figures_are_left_out():
@@ -62,6 +129,6 @@ def test_claims_without_figures_are_left_out():
 
 def test_a_diagnosis_is_plain_when_asked():
     table = WELL.to_dict()
-    expected = {"value": -2.0, "iterations": 9, "converged": True}
+    expected = {"value": -2.0, "iterations": 9, "converged": True, "left_out": about(-2.0)}
     assert table["students"]["run"]["curvature"] == expected
     assert table["gradients"]["sparse"]["norms"] == (0.1,)

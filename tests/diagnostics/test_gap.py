@@ -25,11 +25,14 @@ def test_accuracy_and_loss_on_both_sides(batch_size):
     pool = torch.tensor([0.0, 2.0]).reshape(2, 1, 1, 1) / 255  # the teacher says 0 and 0
     real = torch.tensor([0, 2, 3, 3], dtype=torch.uint8).reshape(4, 1, 1, 1)
     labels = torch.tensor([0, 0, 1, 0])
-    found = gap(student, teacher, pool, real, labels, SPEC, batch_size=batch_size)
+    found = gap(student, teacher, pool, real, labels, SPEC, 0, batch_size=batch_size)
     assert found.pool_accuracy == 0.5
     assert found.pool_loss == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
     assert found.test_accuracy == 0.5
     parts = math.log(0.75) + math.log(0.25) + math.log(0.875) + math.log(0.125)
     assert found.test_loss == pytest.approx(-parts / 4)
     assert found.accuracy == 0.0
+    # Without the one image of the pool that both agree on, and without the other.
+    assert sorted(found.left_out["pool_accuracy"]) == [0.0, 1.0]
+    assert sorted(found.left_out["test_accuracy"]) == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
     assert found.loss == pytest.approx(found.test_loss - found.pool_loss)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedmitr_app.diagnostics.gradients import compare_gradients, over_views
+from fedmitr_app.diagnostics.gradients import _figures, compare_gradients, over_views
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.losses import cross_entropy
@@ -38,6 +38,18 @@ def test_the_figures_are_those_since_the_first_stop():
     assert found.norm_variance == pytest.approx(sum(variances) / 6)
     spread = sum(value**0.5 / mean for mean, value in zip(norms, variances)) / 6
     assert found.norm_spread == pytest.approx(spread)
+
+
+def test_what_is_left_out_are_the_figures_of_the_other_images():
+    norms = torch.rand(6, 4, generator=generator(0)) + 1
+    views = torch.rand(2, 4, generator=generator(1))
+    found = _figures(norms, 2, (views[0], views[1]))
+    for image in range(4):
+        kept = [other for other in range(4) if other != image]
+        rest = _figures(norms[:, kept], 2, (views[0][kept], views[1][kept]))
+        for name, each in found.left_out.items():
+            assert each[image] == pytest.approx(getattr(rest, name), rel=1e-5), name
+    assert len(found.left_out) == 5
 
 
 def test_a_run_whose_own_schedule_is_dense_is_compared_all_the_same():
@@ -77,8 +89,8 @@ def test_the_variance_over_views_is_that_of_whole_images_differentiated_one_by_o
         grads.append(grad + config.tv * total_variation(inverted.images)[1])
     stacked = torch.stack(grads).flatten(2)
     variance, mean = stacked.var(0).sum(1), stacked.mean(0)
-    assert found[0] == pytest.approx(float(variance.mean()))
-    assert found[1] == pytest.approx(float((variance / mean.square().sum(1)).mean()))
+    torch.testing.assert_close(found[0], variance)
+    torch.testing.assert_close(found[1], variance / mean.square().sum(1))
 
 
 def test_listening_changes_nothing():

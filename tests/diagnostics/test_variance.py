@@ -1,5 +1,6 @@
 """The student's gradient over batches, against slow oracles."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,26 @@ def test_the_variance_is_that_of_all_gradients_side_by_side():
     assert found.total == pytest.approx(total)
     size = gradients.mean(0).square().sum().item()
     assert found.relative == pytest.approx(total / size)
+
+
+@pytest.mark.parametrize("count", [3, 8, 19])
+def test_what_is_left_out_are_the_figures_of_the_other_parts(count):
+    gradients = torch.randn(count, 50, generator=generator(0), dtype=torch.float64) + 3
+    found = gradient_variance(gradients)
+    parts = min(count, 8)
+    for part in range(parts):
+        rest = torch.stack([row for number, row in enumerate(gradients) if number % 8 != part])
+        total = float(rest.var(0).sum())
+        assert found.left_out["total"][part] == pytest.approx(total)
+        relative = total / float(rest.mean(0).square().sum())
+        assert found.left_out["relative"][part] == pytest.approx(relative)
+    assert len(found.left_out["total"]) == len(found.left_out["relative"]) == parts
+
+
+def test_of_two_gradients_no_error_is_known():
+    found = gradient_variance(torch.eye(2, dtype=torch.float64))
+    assert found.total == pytest.approx(1.0)
+    assert all(math.isnan(value) for values in found.left_out.values() for value in values)
 
 
 def test_one_gradient_has_no_variance():

@@ -45,6 +45,15 @@ def test_every_row_meets_every_federation(tmp_path):
         assert dense == (cell.row.name == "ours")
 
 
+def test_rows_are_set_against_the_first_of_fedmitr_unless_the_file_says(tmp_path):
+    assert grid(tmp_path).against == ("ours",)
+    assert grid(tmp_path, PLAIN + "[table]\nagainst = ['fedavg', 'ours']").against == (
+        "fedavg",
+        "ours",
+    )
+    assert grid(tmp_path, "[rows.fedavg]").against == ()
+
+
 def test_what_is_given_wins_over_the_preset_and_the_command_line_over_the_file(tmp_path):
     # The default number of epochs, which the preset replaces unless it is given.
     text = PLAIN.replace("client.epochs = 2", "client.epochs = 30")
@@ -136,6 +145,9 @@ def test_a_cell_has_another_name_for_every_setting_that_counts(tmp_path):
         ("[axes]\nkind = ['magic']\n[rows.fedavg]", "partition.kind = 'magic' is not allowed"),
         ("[figure]\nx = 'magic'\n[rows.fedavg]", "figure.x = 'magic' must be a setting"),
         ("[figure]\ncolour = 1\n[rows.fedavg]", "'colour' is unknown; known are x, line"),
+        ("[table]\ncolour = 1\n[rows.fedavg]", "'colour' is unknown; known are against"),
+        ("[table]\nagainst = 'fedavg'\n[rows.fedavg]", "table.against = .* must be a list of rows"),
+        ("[table]\nagainst = [1]\n[rows.fedavg]", r"against = \[1\] must be .* known are fedavg"),
         ("[rows.fedavg]\nsettings = { inversion.typo = 1 }", "inversion.typo is not a setting"),
         ("[rows.a]\nmethod = ['fedavg']", r"\['fedavg'\] is not a method"),
         ("[axes]\nattack = [{}]\n[rows.fedavg]", "axes.attack = .* must be a list of different"),

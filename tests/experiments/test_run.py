@@ -77,7 +77,10 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert (ensemble["accuracy"] == ensemble["teacher"]).all()
     best = frame[frame["row"] == "best-client"]
     assert best["best_client"].notna().all() and best["clients_accuracy"].str.contains(" / ").all()
-    assert set(frame.loc[frame["row"] == "fedcgs", "beside_weights"]) == {"class moments"}
+    random = {"class moments of a random θ₀"}
+    assert set(frame.loc[frame["row"] == "fedcgs", "beside_weights"]) == random
+    between = pd.read_csv(results / "tiny" / "differences.csv")
+    assert set(between["against"]) == {"fedmitr"} and len(between) == 2 * 4
     page = (results / "tiny" / "table.md").read_text()
     for part in (
         "**2 clients, dirichlet, α = 0.5**",
@@ -85,7 +88,9 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
         "seeds 0, 1",
         "Accuracy on test images",
         "Each client alone, %: ",
-        "| class moments | 2 |",
+        "| class moments of a random θ₀ | 2 |",
+        "**2 clients, dirichlet, α = 2: more than fedmitr**",
+        "can't be told of 2 seeds | 2 |",
         "| label counts | 2 |",
         "Each cell by ",
     ):
@@ -93,7 +98,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     mean = 100 * ours.loc[ours["alpha"] == 0.5, "accuracy"].mean()
     assert f"| fedmitr | {mean:.1f} ± " in page
     tex = (results / "tiny" / "table.tex").read_text()
-    assert tex.count(r"\begin{tabular}") == 2 and r"$\pm$" in tex and "%, " not in tex
+    assert tex.count(r"\begin{tabular}") == 4 and r"$\pm$" in tex and "%, " not in tex
     drawn = {path.name for path in (results / "tiny").glob("*.png")}
     assert drawn == {"bars-1.png", "bars-2.png", "compute-1.png", "compute-2.png", "alpha-1.png"}
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (results / "tiny").glob("*.png"))

@@ -14,6 +14,7 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 from tests.inversion.tiny import (
     CLASSES,
+    SPEC,
     inversion_config,
     random_images,
     random_targets,
@@ -22,6 +23,7 @@ from tests.inversion.tiny import (
 )
 
 BATCH, SIZE, PATCH, GRID = 3, 16, 4, 4
+WIDTH = 1 / 0.3  # of the valid range of tiny.SPEC's pixels
 
 
 def invert(config, teacher=None, batch=BATCH, targets=None, seed=0, **more):
@@ -92,7 +94,7 @@ def slow_inversion(teacher: Teacher, config, targets: torch.Tensor, rng: torch.G
         square = config.beta2 * square + (1 - config.beta2) * grad**2
         step = mean / (1 - config.beta1 ** (iteration + 1))
         step = step / ((square / (1 - config.beta2 ** (iteration + 1))).sqrt() + 1e-8)
-        moved = (images - config.learning_rate * step).clamp(low, high)
+        moved = (images - config.learning_rate * WIDTH * step).clamp(low, high)
         for image, patches in enumerate(alive):
             for index in patches:
                 windows(images[image], index).copy_(windows(moved[image], index))
@@ -115,7 +117,7 @@ def test_dense_steps_equal_torchs_adam():
     config = inversion_config(schedule="dense", roll=0.0, flip=0.0, learning_rate=0.01)
     teacher, targets = tiny_teacher(), random_targets(BATCH)
     images = random_images(BATCH).requires_grad_()
-    adam = torch.optim.Adam([images], lr=0.01, betas=(config.beta1, config.beta2))
+    adam = torch.optim.Adam([images], lr=0.01 * WIDTH, betas=(config.beta1, config.beta2))
     for _ in range(config.iterations):
         weighted = teacher.class_weights / teacher.class_weights.sum(0)
         logits = sum(w * model.vit(images) for w, model in zip(weighted, teacher.models))
@@ -208,7 +210,7 @@ def test_curves_tell_every_iteration():
 
 
 def test_the_target_grows_likelier():
-    config = inversion_config(iterations=30, learning_rate=0.2, tv=0.0, roll=0.0, flip=0.0)
+    config = inversion_config(iterations=30, learning_rate=0.06, tv=0.0, roll=0.0, flip=0.0)
     hard = torch.eye(CLASSES, dtype=torch.float64)[:BATCH]
     curves = invert(config, targets=hard).curves
     assert curves["confidence"][-1] > curves["confidence"][0] + 0.2
@@ -249,8 +251,8 @@ def test_patch_adam_equals_torchs_adam():
     config = inversion_config(learning_rate=0.1, beta1=0.6, beta2=0.9)
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(2, 5, 3, generator=rng, dtype=torch.float64)
-    ours, theirs = PatchAdam(start.clone(), config), start.clone().requires_grad_()
-    adam = torch.optim.Adam([theirs], lr=0.1, betas=(0.6, 0.9))
+    ours, theirs = PatchAdam(start.clone(), config, SPEC), start.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=0.1 * WIDTH, betas=(0.6, 0.9))
     for _ in range(7):
         grad = torch.randn(start.shape, generator=rng, dtype=torch.float64)
         theirs.grad = grad
@@ -258,12 +260,36 @@ def test_patch_adam_equals_torchs_adam():
         torch.testing.assert_close(ours.step(grad), theirs.detach())
 
 
+@pytest.mark.parametrize("step_scale", ["pixel", "image"])
+def test_a_step_moves_the_same_share_of_each_channels_range(step_scale):
+    spec = InputSpec(size=16, channels=3, mean=(0.2, 0.5, 0.8), std=(0.1, 0.2, 0.3))
+    config = inversion_config(learning_rate=0.1, step_scale=step_scale)
+    adam = PatchAdam(torch.zeros(2, 5, 12, dtype=torch.float64), config, spec)
+    signs = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0)).sign().double()
+    for number in (1, 2):  # of gradients that are all as large every step has size 1
+        moved = adam.step(signs).unflatten(2, (3, 4)) / number
+        for channel, deviation in enumerate(spec.std):
+            expected = -0.1 / deviation * signs.unflatten(2, (3, 4))[:, :, channel]
+            torch.testing.assert_close(moved[:, :, channel], expected, rtol=1e-5, atol=0)
+
+
+def test_a_range_of_two_gives_the_bits_of_the_rate_times_two():
+    spec = InputSpec(size=16, channels=3, mean=(0.5,), std=(0.5,))
+    start, grad = torch.zeros(2, 5, 12), torch.randn(2, 5, 12)
+    ours = PatchAdam(start.clone(), inversion_config(learning_rate=0.015), spec).step(grad)
+    theirs = start.clone().requires_grad_()
+    theirs.grad = grad
+    torch.optim.Adam([theirs], lr=0.03, betas=(0.5, 0.99), fused=True).step()
+    assert torch.equal(ours, theirs.detach())
+
+
 def test_patches_that_stay_keep_their_momentum():
     config, rng = inversion_config(), torch.Generator().manual_seed(0)
     grads = torch.randn(6, 2, 5, 3, generator=rng, dtype=torch.float64)
     keep = torch.tensor([[0, 3], [2, 4]])
-    dense = PatchAdam(torch.zeros(2, 5, 3, dtype=torch.float64), config)
-    sparse = PatchAdam(torch.zeros(2, 5, 3, dtype=torch.float64), config)
+    dense, sparse = (
+        PatchAdam(torch.zeros(2, 5, 3, dtype=torch.float64), config, SPEC) for _ in range(2)
+    )
     for number, grad in enumerate(grads):
         if number == 3:
             sparse.keep(keep)

@@ -58,6 +58,7 @@ CASES = [
     {"schedule": "automatic"},
     {"ensemble": "stacked"},
     {"step_scale": "image"},
+    {"zoom": 0.3, "colour": 0.3, "views": 2},
     {"loss": "per-teacher"},
     {"gradient": "frugal"},
     {"similarity": 0.3, "disagreement": 0.5},
@@ -208,6 +209,7 @@ def test_on_a_cpu_there_is_nothing_to_record():
         {"similarity": 0.3},
         {"loss": "per-teacher"},
         {"step_scale": "image"},
+        {"zoom": 0.3, "colour": 0.3, "views": 2},
     ],
     ids=str,
 )

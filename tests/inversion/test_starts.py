@@ -5,7 +5,9 @@ import torch
 
 from fedmitr_app.config.schema import STARTS
 from fedmitr_app.inversion import starting_images
-from fedmitr_app.inversion.starts import multi_scale_noise, procedural_images
+from fedmitr_app.inversion.noise import multi_scale_noise
+from fedmitr_app.inversion.photographs import dead_leaves, photo_crops, photographs
+from fedmitr_app.inversion.starts import procedural_images
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
 
@@ -49,7 +51,7 @@ def test_neighbours_are_alike_in_all_but_white_noise():
     spec = InputSpec(size=28, channels=1, mean=(0.5,), std=(0.5,))
     alike = {k: neighbour_correlation(starting_images(k, 64, spec, generator(0))) for k in STARTS}
     assert abs(alike["white"]) < 0.05
-    assert alike["multi-scale"] > 0.5 and alike["procedural"] > 0.5
+    assert all(value > 0.5 for kind, value in alike.items() if kind != "white")
 
 
 def test_steeper_slopes_are_smoother():
@@ -67,3 +69,55 @@ def test_procedural_images_are_all_different():
     images = procedural_images(40, 12, 1, generator(0)).flatten(1)
     distances = torch.cdist(images, images) + torch.eye(40)
     assert distances.min() > 1e-3
+
+
+# --- for photographs
+
+
+def spectrum_slope(images: torch.Tensor) -> float:
+    """The exponent of the amplitude spectrum over frequency, from 2 to a third of Nyquist's."""
+    size = images.shape[-1]
+    power = torch.fft.fft2(images.mean(1)).abs().square().mean(0)
+    freq = torch.fft.fftfreq(size, 1 / size)
+    radius = torch.hypot(freq[:, None], freq[None, :]).round().long()
+    bins = torch.arange(2, size // 6)
+    amplitude = torch.stack([power[radius == each].mean().sqrt() for each in bins]).log()
+    logs = bins.float().log()
+    logs -= logs.mean()
+    return float((logs * amplitude).sum() / logs.square().sum())
+
+
+@pytest.mark.parametrize("make", [dead_leaves, photo_crops])
+def test_starts_for_photographs_have_their_spectrum(make):
+    assert -1.8 < spectrum_slope(make(24, 64, 3, generator(0))) < -0.8
+
+
+@pytest.mark.parametrize("make", [dead_leaves, photo_crops])
+def test_colours_are_near_grey_as_in_photographs_and_grey_models_get_grey(make):
+    images = make(24, 32, 3, generator(0))
+    apart = images - images.mean(1, keepdim=True)
+    assert 0.01 < apart.square().mean().sqrt() < 0.7 * images.std()
+    grey = make(6, 32, 1, generator(0))
+    assert grey.shape == (6, 1, 32, 32) and grey.std(dim=(2, 3)).min() > 0.01
+
+
+def test_leaves_hide_each_other_and_leave_no_ground_bare():
+    """Most neighbours are alike and a few are far apart: flat discs with sharp borders."""
+    images = dead_leaves(16, 64, 1, generator(0))
+    steps = (images[..., 1:] - images[..., :-1]).abs()
+    assert steps.median() < 0.03 and (steps > 0.15).float().mean() > 0.01
+    assert images.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_crops_show_parts_of_the_photographs(monkeypatch):
+    """Without recolouring: a crop's pixels are found where it was cut, up to the resize."""
+    assert len(photographs()) == 2
+    assert all(photo.dtype == torch.uint8 and photo.shape[0] == 3 for photo in photographs())
+    monkeypatch.setattr("fedmitr_app.inversion.photographs.JITTER", 0.0)
+    monkeypatch.setattr("fedmitr_app.inversion.photographs.HUE", 0.0)
+    low = torch.stack([photo.flatten(1).amin(1) for photo in photographs()]).amin(0) / 255
+    crops = photo_crops(30, 16, 3, generator(0))
+    means = {tuple(round(float(value), 3) for value in crop.mean(dim=(1, 2))) for crop in crops}
+    assert len(means) == 30 and (crops.amin(dim=(0, 2, 3)) >= low - 1e-6).all()
+    # Each photograph is as likely: theirs differ in how blue they are.
+    assert 0 < sum(mean[2] > mean[0] for mean in means) < 30

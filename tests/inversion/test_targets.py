@@ -1,5 +1,7 @@
 """What images are inverted for, where they start, and which clients serve them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +88,24 @@ def test_clients_that_know_nothing_of_the_target_fill_the_rest():
     teacher = Teacher(tiny_teacher().models, "label-aware", weights)
     members = members_of(teacher, torch.eye(CLASSES)[[0] * 200], 2)
     assert members[1].all() and members[0].any() and members[2].any()
+
+
+def test_clients_that_were_never_taught_the_target_serve_only_where_nobody_else_is_left():
+    """Their head's row is zero, as one-vs-all leaves it; the teacher weighs all alike."""
+    teacher = tiny_teacher("num-examples")
+    teacher = Teacher(teacher.models, "num-examples", torch.ones(3, CLASSES))
+    with torch.no_grad():
+        for client in (0, 2):
+            teacher.models[client].vit.head.weight[1] = 0.0
+    targets = torch.eye(CLASSES)[[1] * 300 + [2] * 300]
+    one, two = (members_of(teacher, targets, count) for count in (1, 2))
+    assert one[1, :300].all() and one[:, 300:].any(1).all()
+    assert two[1, :300].all() and two[0, :300].any() and two[2, :300].any()
+    with torch.no_grad():
+        for model in teacher.models:
+            model.vit.head.weight[1] = 0.0
+    untaught = members_of(replace(teacher), targets, 1)
+    assert untaught[:, :300].any(1).all()
 
 
 # --- starts

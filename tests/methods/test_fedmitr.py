@@ -12,6 +12,7 @@ from fedmitr_app.inversion import Pool
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
+from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
 from fedmitr_app.uploads import Upload
@@ -90,8 +91,25 @@ def test_what_an_early_end_saves_is_counted(theta0, uploads, tmp_path):
     assert flop_ratio(theta0, alive, later.inversion_curves["moving"]) < whole
 
 
+@pytest.mark.parametrize("disagreement", [0.0, 0.5])
+def test_rounds_have_an_adversary_only_to_disagree_with(theta0, uploads, tmp_path, disagreement):
+    recorded = []
+    task = Task.load(theta0, uploads, settings(3, disagreement=disagreement), tmp_path, CPU)
+    task = replace(task, record=lambda stage, **values: recorded.append(stage))
+    fused = fedmitr(task)
+    # Seven steps over three rounds are 2, 2 and 3, and the last round's would serve nobody.
+    assert recorded.count("adversary") == (4 if disagreement else 0)
+    assert recorded.count("distillation") == 7 and recorded[-1] == "distillation"
+    assert (tmp_path / "adversary.safetensors").exists() == (disagreement > 0)
+    # The student is the one that the finished pool alone makes.
+    pool = Pool(tmp_path / "pool", theta0.num_patches).load()
+    alone = StudentTraining(task, pool.images)
+    alone.go_on(pool, 7)
+    assert fused.distillation_loss == alone.losses
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_rounds_split_images_and_steps_without_losing_any(theta0, uploads, tmp_path, rounds):
+def test_rounds_split_images_without_losing_any(theta0, uploads, tmp_path, rounds):
     before = {name: value.clone() for name, value in theta0.state_dict().items()}
     fused = fuse(theta0, uploads, settings(rounds), tmp_path)
     pool = Pool(tmp_path / "pool", theta0.num_patches)

@@ -30,6 +30,7 @@ from fedmitr_app.methods.generator import (
     generate_batch,
     number_of_turns,
 )
+from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator, seeded_init
 from fedmitr_app.teacher import Teacher
@@ -319,6 +320,60 @@ def test_the_same_seed_gives_the_same_pool_student_and_ensemble(task, method, tm
     assert first == bits("b", 0)
     other = bits("c", 1)
     assert first[0] != other[0] and first[1] != other[1]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_the_student_that_is_returned_is_distilled_on_the_finished_pool(task, weight):
+    """As every method's: all steps, one schedule, whatever the adversary learned on the way."""
+    recorded = []
+    task = replace(task, record=lambda stage, **values: recorded.append(stage))
+    task = under(task, disagreement=weight)
+    fused = dense(task)
+    pool = Pool(task.folder / "pool", task.model.num_patches).load()
+    alone = StudentTraining(task.alter(class_token_only), pool.images)
+    alone.go_on(pool, STEPS)
+    assert fused.distillation_loss == alone.losses
+    for name, value in alone.finish().state_dict().items():
+        assert torch.equal(fused.model.state_dict()[name], value), name
+    # Seven steps over three turns: 2, 2 and 3, of which the last would serve nobody.
+    assert recorded.count("adversary") == (4 if weight else 0)
+    assert ("adversary" in fused.seconds) == (weight > 0)
+
+
+def test_the_adversary_learns_turn_by_turn_on_the_pool_so_far(task, monkeypatch):
+    goes, go_on = [], StudentTraining.go_on
+
+    def watched(self, pool, steps):
+        rate = self._distiller.scheduler.get_last_lr()[0]
+        goes.append((self._stage, len(pool), steps, self._distiller.config.steps, rate))
+        go_on(self, pool, steps)
+
+    monkeypatch.setattr(StudentTraining, "go_on", watched)
+    co_boosting(task)
+    assert [go[:4] for go in goes] == [
+        ("adversary", 3, 2, 4),
+        ("adversary", 7, 2, 4),
+        ("distillation", 11, 2, STEPS),
+        ("distillation", 11, 2, STEPS),
+        ("distillation", 11, 3, STEPS),
+    ]
+    # A schedule of its own begins anew where the student does.
+    assert goes[2][4] == pytest.approx(goes[0][4], rel=0.5) and goes[1][4] < goes[0][4]
+
+
+def test_the_student_never_sees_the_same_move_twice(task, monkeypatch):
+    seen, go_on = [], StudentTraining.go_on
+
+    def watched(self, pool, steps):
+        seen.append(pool.images)
+        go_on(self, pool, steps)
+
+    monkeypatch.setattr(StudentTraining, "go_on", watched)
+    co_boosting(task)
+    plain = Pool(task.folder / "pool", task.model.num_patches).load().images
+    looks = [images[:3] for images in (*seen, plain)]
+    assert len(seen) == 5
+    assert all(not torch.equal(a, b) for i, a in enumerate(looks) for b in looks[:i])
 
 
 def test_the_weights_take_a_step_for_each_turns_images_so_far(task, monkeypatch):

@@ -14,6 +14,7 @@ from tests.diagnostics.test_claims import WELL
 CLAIMS = [
     {"sentence": "This is less: 1 against 2, holds here.", "holds": True},
     {"sentence": "<b> is less: 2 against 1, does not hold here.", "holds": False},
+    {"sentence": "That is less: 1 against 2, can't be told here.", "holds": None},
 ]
 
 
@@ -29,6 +30,7 @@ def test_sentences_and_figures_are_shown_and_escaped():
     section = diagnosis_section(metrics())
     assert "<p>This is less: 1 against 2, holds here.</p>" in section
     assert '<p class="warning">&lt;b&gt; is less' in section
+    assert '<p class="note">That is less' in section
     tables = list(diagnosis_tables(metrics()["diagnosis"]))
     assert [header[1:] for header, _ in tables] == [
         ["sparse", "dense"],

@@ -103,7 +103,7 @@ def test_inversion_is_worth_what_it_adds_to_the_control(
         ({"iterations": 0}, "Choosing images earned"),
         (
             {"iterations": 0, "candidates": 1, "start": "white"},
-            "White images, neither chosen nor inverted, earned",
+            "White noise, neither chosen nor inverted, earned",
         ),
     ],
 )

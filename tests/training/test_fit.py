@@ -195,3 +195,86 @@ def test_time_enough_changes_nothing():
         return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
 
     assert torch.equal(weights(max_seconds=1e6), weights())
+
+
+@pytest.mark.parametrize("loss", ["one-vs-all", "logit-adjusted"])
+@pytest.mark.parametrize("head_first", [False, True])
+@pytest.mark.parametrize("labels", [[1], [2] * 5, [0, 1] * 4])
+def test_rows_of_the_head_tell_which_classes_a_client_holds(loss, head_first, labels):
+    model = tiny_vit()
+    before = model.vit.head.weight.detach().clone()
+    metrics = run(model, shard_of(labels), loss=loss, head_first=head_first, weight_decay=0.0)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    absent = sorted({0, 1, 2} - set(labels))
+    left = torch.zeros_like(before) if head_first else before
+    assert torch.equal(model.vit.head.weight[absent], left[absent])
+    if loss == "one-vs-all" or len(set(labels)) > 1:  # softmax over one class has nothing to learn
+        assert (model.vit.head.weight - left)[sorted(set(labels))].any(1).all()
+
+
+def test_a_head_that_is_fitted_first_learns_from_features_of_the_initial_model():
+    labels = [0, 1, 2] * 10
+    alone, ready = tiny_vit(), tiny_vit()
+    run(alone, shard_of(labels), loss="one-vs-all", epochs=1, learning_rate=1e-9)
+    run(ready, shard_of(labels), loss="one-vs-all", epochs=1, learning_rate=1e-9, head_first=True)
+    images = SPEC.normalise(shard_of(labels).images)
+    with torch.no_grad():
+        right = [
+            (model(images).logits.argmax(1) == torch.tensor(labels)).float().mean().item()
+            for model in (alone, ready)
+        ]
+    assert right[0] < 0.5 and right[1] > 0.7
+
+
+def test_the_head_has_a_learning_rate_of_its_own():
+    model = tiny_vit()
+    before = {name: value.clone() for name, value in model.vit.state_dict().items()}
+    run(model, shard_of([0, 1, 2] * 4), learning_rate=1e-12, head_learning_rate=1e-2)
+    moved = {
+        name: float((value - before[name]).abs().max())
+        for name, value in model.vit.state_dict().items()
+    }
+    assert moved.pop("head.weight") > 1e-3 and moved.pop("head.bias") > 1e-3
+    assert max(moved.values()) < 1e-8
+
+
+def test_time_that_runs_out_in_the_heads_fit_leaves_one_step():
+    ticks = iter(range(10_000))
+    model, shard = tiny_vit(), shard_of([0, 1, 2] * 20)
+    config = ClientConfig(epochs=50, batch_size=8, head_first=True, max_seconds=3.0)
+    draws = generator(0, "client-0", "training")
+    metrics = fit(
+        model, shard, config, generator=draws, device="cpu", clock=lambda: float(next(ticks))
+    )
+    assert metrics["steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("labels", [[1], [2] * 5, [0, 1] * 4, [0, 1, 2] * 6])
+def test_the_uploaded_head_can_be_made_of_class_means_of_the_trained_features(labels):
+    trained, model = tiny_vit(), tiny_vit()
+    run(trained, shard_of(labels), loss="one-vs-all", augment="none")
+    run(model, shard_of(labels), loss="one-vs-all", augment="none", head="class-means")
+    for name, value in trained.vit.state_dict().items():
+        assert torch.equal(value, model.vit.state_dict()[name]) or name.startswith("head.")
+    with torch.no_grad():
+        features = model(SPEC.normalise(shard_of(labels).images)).features
+    for c in range(3):
+        own = features[torch.tensor(labels) == c]
+        row = len(own) / len(labels) / 4 * own.mean(0) if len(own) else torch.zeros(16)
+        assert torch.allclose(model.vit.head.weight[c], row, atol=1e-5)
+
+
+def test_training_leaves_time_for_the_class_means():
+    model, shard, forwards = tiny_vit(), shard_of([0, 1, 2] * 20), []
+    model.register_forward_pre_hook(lambda module, inputs: forwards.append(module.training))
+
+    def clock() -> float:
+        return float(len(forwards))
+
+    config = ClientConfig(epochs=9, batch_size=10, head="class-means", max_seconds=28.0)
+    draws = generator(0, "client-0", "training")
+    metrics = fit(model, shard, config, generator=draws, device="cpu", clock=clock)
+    assert metrics["steps"] == 27 and forwards.count(False) == 1
+    assert model.vit.head.weight.any()
