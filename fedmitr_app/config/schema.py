@@ -60,7 +60,7 @@ RELABELS = ("none", "token", "image", "background")
 STUDENT_INITS = ("initial", "merged", "best-client")
 TRUNKS = ("average", "ties", "isotropic")
 HEADS = ("average", "class-wise", "cosine")
-KNOWLEDGE = ("auto", "head-norms", "probed", "label-counts")
+KNOWLEDGE = ("head-rows", "probed", "label-counts")
 TRAINABLE = ("all", "head", "last-blocks")
 DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 
@@ -180,7 +180,7 @@ class MergeConfig:
 
     trunk: str = choice("average", *TRUNKS)
     head: str = choice("average", *HEADS)
-    knowledge: str = choice("auto", *KNOWLEDGE)
+    knowledge: str = choice("head-rows", *KNOWLEDGE)
     density: float = number(0.2, low=0.0, high=1.0, open_low=True)
     scale: float = number(1.0, low=0.0)
 

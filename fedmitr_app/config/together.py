@@ -18,6 +18,7 @@ def check_together(config: Config) -> None:
     if config.server.test_set:  # else the server reads none, and each node has its own
         check_source(config)
     _check_model(config)
+    _check_client(config)
     _check_inversion(config)
     if config.output.resume and not config.output.run_dir:
         raise ConfigError.bad_value(
@@ -99,6 +100,26 @@ def _check_model(config: Config) -> None:
     if model.width % model.heads:
         raise ConfigError.bad_value(
             "model.heads", model.heads, f"a divisor of model.width = {model.width}"
+        )
+
+
+def _check_client(config: Config) -> None:
+    client = config.client
+    if client.head != "class-means":
+        return
+    if client.loss != "logit-adjusted":
+        raise ConfigError.bad_value(
+            "client.loss",
+            client.loss,
+            "'logit-adjusted', because client.head = 'class-means': nearer means than the "
+            "right one's are what there is to mend",
+        )
+    if client.head_first or client.head_learning_rate:
+        key, value = "client.head-first", True
+        if not client.head_first:
+            key, value = "client.head-learning-rate", client.head_learning_rate
+        raise ConfigError.bad_value(
+            key, value, "left out, because client.head = 'class-means' is not trained"
         )
 
 

@@ -2,12 +2,7 @@
 
 from fedmitr_app.merging.averaging import average, class_wise_head
 from fedmitr_app.merging.isotropic import isotropic
-from fedmitr_app.merging.knowledge import (
-    class_weights,
-    label_shares,
-    row_changes,
-    shared_counts,
-)
+from fedmitr_app.merging.knowledge import class_weights, row_changes
 from fedmitr_app.merging.merge import merge
 from fedmitr_app.merging.mergeable import Mergeable
 from fedmitr_app.merging.stretching import own_length, stretch
@@ -19,11 +14,9 @@ __all__ = [
     "class_weights",
     "class_wise_head",
     "isotropic",
-    "label_shares",
     "merge",
     "own_length",
     "row_changes",
-    "shared_counts",
     "stretch",
     "ties",
 ]

@@ -7,14 +7,14 @@ from torch import Tensor
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging.averaging import average, class_wise_head, cosine_head
 from fedmitr_app.merging.isotropic import isotropic
-from fedmitr_app.merging.knowledge import class_weights, label_shares
+from fedmitr_app.merging.knowledge import class_weights
 from fedmitr_app.merging.mergeable import Mergeable
 from fedmitr_app.merging.stretching import stretch
 from fedmitr_app.merging.ties import ties
 
 
 def merge(
-    taken: Mergeable, config: MergeConfig, probed: Callable[[], Tensor]
+    taken: Mergeable, config: MergeConfig, priors: Callable[[], Tensor]
 ) -> dict[str, Tensor]:
     """Merge the uploads: trunk and classifier head each in their own way.
 
@@ -22,7 +22,7 @@ def merge(
     ----------
     config : MergeConfig
         By default the plain average.
-    probed : Callable[[], Tensor]
+    priors : Callable[[], Tensor]
         Gives the class prior that each client's answers show, ``[K, C]``; only called where
         ``merge.knowledge`` needs it.
 
@@ -41,8 +41,7 @@ def merge(
         state = average(taken)
     state = stretch(taken, state, config.scale)
     if config.head == "class-wise":
-        shares = label_shares(taken, config.knowledge, probed)
-        state |= class_wise_head(taken, class_weights(taken, shares))
+        state |= class_wise_head(taken, class_weights(taken, config.knowledge, priors))
     elif config.head == "cosine":
         state |= cosine_head(state)
     return state

@@ -35,7 +35,8 @@ def fit(
 
     With ``config.head_first`` the head is fitted before, on the features that the model gives as
     it comes, and from zero: whatever its rows held is forgotten. With ``config.head =
-    "class-means"`` another takes its place in the end, made of the trained features' means.
+    "class-means"`` it holds the features' class means, made anew before each epoch and in the end,
+    and only the rest is trained.
 
     Any shard of at least one image of at least one class works: an epoch is cut into
     batches of nearly equal size, none above ``config.batch_size``. With ``config.max_seconds``
@@ -85,30 +86,37 @@ def fit(
     counts = torch.bincount(labels, minlength=model.num_classes)
     loss_of = client_loss(config.loss, counts, config.label_smoothing, config.balance)
 
-    def in_time() -> bool:
-        return not config.max_seconds or clock() - started < config.max_seconds
+    head, means = model.vit.head, config.head == "class-means"
+    whole = limit = config.max_seconds
+    if means:  # their features take a third of an epoch, before each one and in the end
+        limit *= 1 - 1 / (4 * config.epochs + 1)
 
-    def features_of() -> tuple[Tensor, Tensor]:
+    def in_time(seconds: float = limit) -> bool:
+        return not seconds or clock() - started < seconds
+
+    def features_of(seconds: float = limit) -> tuple[Tensor, Tensor]:
         # In a random order: what time leaves out are then images, not classes.
         order = torch.randperm(len(shard), generator=generator).to(device)
         model.eval()
         batches = images[order].split(config.batch_size)
-        features = shard_features(model, batches, in_time=in_time)
+        features = shard_features(model, batches, in_time=lambda: in_time(seconds))
         return features, labels[order[: len(features)]]
 
     if config.head_first:
-        fit_head(model.vit.head, *features_of(), loss_of, in_time=in_time)
-    model.train()
+        fit_head(head, *features_of(), loss_of, in_time=in_time)
+    head.requires_grad_(not means)
     groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     scheduler = warmup_cosine(optimizer, steps, config.warmup)
 
-    limit = config.max_seconds
-    if config.head == "class-means":  # which needs a third of an epoch more
-        limit *= 1 - 1 / (3 * config.epochs + 1)
-    taken, over = 0, False
+    taken = 0
     for epoch in range(config.epochs):
+        if taken and not in_time():
+            break
+        if means:
+            set_class_means(head, *features_of())
+        model.train()
         seen = 0
         loss_sum = torch.zeros((), device=device)
         correct = torch.zeros((), device=device)
@@ -116,7 +124,7 @@ def fit(
         for batch in order.tensor_split(batches):
             if limit:
                 spent = (clock() - started) / limit
-                if over := spent >= 1 and taken > 0:
+                if spent >= 1 and taken > 0:
                     break
                 resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
             pixels = augment(images[batch], config.augment, generator)
@@ -136,11 +144,10 @@ def fit(
         _require_finite(loss_sum, epoch, config)
         if seen:
             last_loss, last_correct = loss_sum / seen, correct / seen
-        if over:
-            break
 
-    if config.head == "class-means":
-        set_class_means(model.vit.head, *features_of())
+    if means:
+        set_class_means(head, *features_of(whole), by_share=True)
+        head.requires_grad_(True)
     model.eval()
     return {
         "train_loss": last_loss.item(),
@@ -162,9 +169,8 @@ def parameter_groups(
     """
     vit = model.vit
     head = set(vit.head.parameters()) if head_rate else set()
-    split = []
-    groups = param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=vit.no_weight_decay())
-    for group in groups:
+    split, plain = [], vit.no_weight_decay()
+    for group in param_groups_weight_decay(vit, weight_decay, no_weight_decay_list=plain):
         parameters = group["params"]
         split.append({**group, "params": [each for each in parameters if each not in head]})
         own = [each for each in parameters if each in head]

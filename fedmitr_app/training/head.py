@@ -1,12 +1,14 @@
-"""A client's classifier head before and after everything is trained.
+"""A client's classifier head where it is not just trained along with everything else.
 
-Before: a head that starts at random pulls the features of a pre-trained backbone out of shape
-before it has learnt anything (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR
-2022), so that it may be fitted first, on the frozen θ₀'s features.
+Fitted first: a head that starts at random pulls the features of a pre-trained backbone out of
+shape before it has learnt anything (Kumar et al., "Fine-Tuning can Distort Pretrained Features",
+ICLR 2022), so that it may be fitted before, on the frozen θ₀'s features.
 
-After: a head that was trained tells a client's classes from the client's other classes, which
-differ from client to client. The nearest-class-mean head (Mensink et al., 2013) says of each class
-what the class's own images say, so that averaging loses nothing of it.
+Class means: a head that is trained tells a client's classes from its other classes, which differ
+from client to client. The nearest-class-mean head (Mensink et al., "Distance-Based Image
+Classification", PAMI 2013) holds of each class what the class's own images say, so that averaging
+loses nothing of it, and what is trained are the features alone, towards their means (as in
+prototypical networks: Snell et al., NeurIPS 2017; for one upload: choice).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,6 +24,9 @@ DECAY = 1e-3
 ROUNDS, ITERATIONS = 20, 10
 SMALLEST_GAIN = 1e-4
 """Of the loss, in a round: less isn't worth another."""
+SCALE = 0.3
+"""Of class means' logits (choice): a pre-trained ViT's features are about sqrt(D) long, so that
+logits of nearest and other classes lie a few units apart."""
 
 
 @torch.no_grad()
@@ -87,24 +92,29 @@ def fit_head(
 
 
 @torch.no_grad()
-def set_class_means(head: nn.Linear, features: Tensor, labels: Tensor) -> None:
-    """Make a head in place that answers by the nearest class mean, each class by its share.
+def set_class_means(
+    head: nn.Linear, features: Tensor, labels: Tensor, *, by_share: bool = False
+) -> None:
+    """Make a head in place that answers by the nearest class mean.
 
-    Row and bias of class c are ``share_c / sqrt(D)`` times ``mean_c`` and ``-|mean_c|^2 / 2``: up
-    to what all classes have in common, minus half the squared distance to the mean, for features
-    of any size about as large as other heads' logits. Both are means over the client's images of
-    what one image gives, so that clients' averages by numbers of examples are those of all images
-    together (but for the means that the biases square; choice).
+    Row and bias of class c are ``SCALE / sqrt(D)`` times ``mean_c`` and ``-|mean_c|^2 / 2``: up to
+    what all classes have in common, minus half the squared distance to the mean. Classes without
+    an image get zeros.
 
     Parameters
     ----------
     features, labels : Tensor
-        ``[n, D]`` and ``[n]``. Classes without an image get zeros.
+        ``[n, D]`` and ``[n]``.
+    by_share : bool
+        Multiply each class's by its share of the images: both then are means over the images of
+        what one image gives, so that the clients' averages by numbers of examples are those of
+        all images together (but for the biases' squares of each client's own means).
     """
     classes, size = head.weight.shape
     sums = torch.zeros(classes, size, dtype=torch.float64, device=features.device)
     sums.index_add_(0, labels, features.double())
-    counts = torch.bincount(labels, minlength=classes).double()
-    scale = 1 / (len(features) * size**0.5)
-    head.weight.copy_(scale * sums)
-    head.bias.copy_(-scale / 2 * sums.square().sum(1) / counts.clamp_min(1))
+    counts = torch.bincount(labels, minlength=classes).double().clamp_min(1).unsqueeze(1)
+    means = sums / counts
+    scale = SCALE / size**0.5 * (counts / len(labels) if by_share else torch.ones_like(counts))
+    head.weight.copy_(scale * means)
+    head.bias.copy_(-scale.squeeze(1) / 2 * means.square().sum(1))

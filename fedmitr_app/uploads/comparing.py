@@ -175,7 +175,8 @@ def _misfits(
         if ratio > MOST_PEAK:
             reason = f"the largest value of its {part.name} is {ratio:.3g} times the median's"
         ratio = size / usual_size
-        too_small = ratio < 1 / MOST_SIZE and usual_size > floor
+        # Who hardly trained what began as zeros, as the head's bias, has a small one.
+        too_small = ratio < 1 / MOST_SIZE and usual_size > floor and size < start
         if part.weights and (ratio > MOST_SIZE or too_small):
             reason = f"the root mean square of its {part.name} is {ratio:.3g} times the median's"
         if reason:

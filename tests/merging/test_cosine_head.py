@@ -44,7 +44,7 @@ def test_a_rare_class_is_answered_as_well_as_a_frequent_one(tmp_path):
         truth = torch.repeat_interleave(torch.arange(5), own)
         features = means[truth] + 0.3 * torch.randn(len(truth), 4, generator=draws)
         head = nn.Linear(4, 5)
-        set_class_means(head, features, truth)
+        set_class_means(head, features, truth, by_share=True)
         states.append(drawn(0) | {f"head.{k}": v.detach() for k, v in head.named_parameters()})
         images.append(features)
         labels.append(truth)

@@ -18,13 +18,10 @@ from fedmitr_app.merging import (
     class_weights,
     class_wise_head,
     isotropic,
-    label_shares,
     merge,
     own_length,
-    row_changes,
     ties,
 )
-from fedmitr_app.merging.knowledge import POWER, UNMOVED
 from fedmitr_app.uploads import Upload, Weighed
 from tests.merging.plain import average
 
@@ -38,7 +35,7 @@ SHAPES = {
     "head.bias": (5,),
 }
 EVERY = [
-    MergeConfig(trunk=trunk, head=head, knowledge="head-norms")
+    MergeConfig(trunk=trunk, head=head, knowledge="head-rows")
     for trunk in ("average", "ties", "isotropic")
     for head in ("average", "class-wise")
 ]
@@ -156,51 +153,40 @@ def test_a_class_wise_head_by_hand(tmp_path, start):
 def test_shared_counts_weigh_by_the_root_of_a_classes_images(tmp_path, start):
     counts = [(4, 6, 0, 0, 0), (0, 9, 1, 0, 0)]
     taken = Mergeable.of(sent(tmp_path, trained(start, 2), [10, 10], counts), start)
-    weights = class_weights(taken, label_shares(taken, "label-counts", unasked))
+    weights = class_weights(taken, "label-counts", unasked)
     ratio = weights / weights[0, 0]
     torch.testing.assert_close(ratio, torch.tensor(counts).double().sqrt() / 2)
 
 
 def test_counts_that_one_client_keeps_to_itself(tmp_path, start, caplog):
-    states = trained(start, 2)
-    uploads = sent(tmp_path, states, [10, 10], [(4, 6, 0, 0, 0), None])
+    uploads = sent(tmp_path, trained(start, 2), [10, 10], [(4, 6, 0, 0, 0), None])
     taken = Mergeable.of(uploads, start)
-    probed = torch.tensor([[0.1, 0.2, 0.3, 0.2, 0.2], [0.5, 0.2, 0.1, 0.1, 0.1]])
-    found = label_shares(taken, "label-counts", lambda: probed)
-    assert "not every client shared (client.share-label-counts); using 'auto'" in caplog.text
-    torch.testing.assert_close(found, label_shares(taken, "auto", lambda: probed))
+    found = class_weights(taken, "label-counts", unasked)
+    assert "not every client shared (client.share-label-counts); using 'head-rows'" in caplog.text
+    assert torch.equal(found, class_weights(taken, "head-rows", unasked))
 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_rows_that_stayed_where_they_began_tell_who_holds_what(tmp_path, start, reset):
-    """Client 0 holds classes 0 and 3, in equal measure; client 1 class 4 alone."""
-    states = trained(start, 2)
-    for state, held in zip(states, ([0, 3], [4])):
+    """Client 0 holds classes 0 and 3; client 1 class 4 alone; client 2 all."""
+    states, held = trained(start, 3), ([0, 3], [4], range(5))
+    for state, own in zip(states, held):
         for label in range(5):
             row = start["head.weight"][label] * (0 if reset else 1)
-            moved = torch.tensor([0.0, 3.0, 0.0, 4.0]) if label in held else -1e-3 * row
+            moved = torch.tensor([0.0, 3.0, 0.0, 4.0]) if label in own else -1e-3 * row
             state["head.weight"][label] = row + moved
-    taken = Mergeable.of(sent(tmp_path, states, [32, 16]), start)
-    for how in ("head-norms", "auto"):
-        found = label_shares(taken, how, unasked)
-        expected = torch.tensor([[0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 1.0]]).double()
-        torch.testing.assert_close(found, expected)
-    weights = class_weights(taken, found)
-    assert weights.square().sum(1) / weights.square().sum() == pytest.approx([2 / 3, 1 / 3])
+    taken = Mergeable.of(sent(tmp_path, states, [36, 48, 16]), start)
+    expected = torch.tensor([[6, 0, 0, 6, 0], [0, 0, 0, 0, 48**0.5], [4] * 5]).double() / 10
+    torch.testing.assert_close(class_weights(taken, "head-rows", unasked), expected)
 
 
-def test_where_every_row_moved_answers_tell(tmp_path, start):
-    states = trained(start, 2, 1.0)
-    states[1]["head.weight"][2] = start["head.weight"][2]
-    taken = Mergeable.of(sent(tmp_path, states), start)
-    assert (row_changes(taken)[0] > UNMOVED).all()
-    probed = torch.full((2, 5), 0.2)
-    changes = row_changes(taken) ** POWER
-    by_rows = changes / changes.sum(1, keepdim=True)
-    torch.testing.assert_close(label_shares(taken, "head-norms", unasked), by_rows)
-    assert torch.equal(label_shares(taken, "probed", lambda: probed), probed.double())
-    found = label_shares(taken, "auto", lambda: probed)
-    assert torch.equal(found[0], probed[0].double()) and torch.equal(found[1], by_rows[1])
+def test_what_answers_show_weighs_by_its_root(tmp_path, start):
+    taken = Mergeable.of(sent(tmp_path, trained(start, 2), [20, 80]), start)
+    priors = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.2], [0.05, 0.8, 0.05, 0.05, 0.05]])
+    expected = (torch.tensor([[0.2], [0.8]]) * priors).sqrt().double()
+    torch.testing.assert_close(
+        class_weights(taken, "probed", lambda: priors), expected, rtol=1e-6, atol=1e-7
+    )
 
 
 def test_a_head_that_nobody_trained_is_averaged(tmp_path, start):
@@ -252,16 +238,16 @@ def test_the_order_of_uploads_changes_rounding_alone(tmp_path_factory, config, s
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=5, max_size=5), st.integers(1, 40))
 def test_no_stranger_owns_a_class_by_the_length_of_its_rows(tmp_path_factory, lengths, size):
-    """Whatever one client's rows are, it counts for sqrt(n) at most, as all its classes together."""
+    """Whatever one client's rows are, it counts for sqrt(n) at most in a class."""
     start, folder = drawn(0), tmp_path_factory.mktemp("uploads")
     states = trained(start, 3)
     states[2]["head.weight"] = start["head.weight"] + torch.tensor(lengths)[:, None]
     taken = Mergeable.of(sent(folder, states, [10, 10, size]), start)
     honest = Mergeable.of(taken.uploads[:2], start)
-    found = class_weights(taken, label_shares(taken, "head-norms", unasked))
-    assert found[2].square().sum() <= taken.shares[2] + 1e-9
+    found = class_weights(taken, "head-rows", unasked)
+    assert (found[2].square() <= taken.shares[2] + 1e-9).all()
     # Nor does it change what the others count for beside each other.
-    alone = class_weights(honest, label_shares(honest, "head-norms", unasked))
+    alone = class_weights(honest, "head-rows", unasked)
     torch.testing.assert_close(found[0] / found[1], alone[0] / alone[1])
 
 

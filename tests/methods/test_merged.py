@@ -62,7 +62,7 @@ def same(one, other):
     return all(torch.equal(one[name], value) for name, value in other.items())
 
 
-@pytest.mark.parametrize("knowledge", ["auto", "head-norms", "probed", "label-counts"])
+@pytest.mark.parametrize("knowledge", ["head-rows", "probed", "label-counts"])
 @pytest.mark.parametrize("trunk", ["average", "ties", "isotropic"])
 def test_the_row_and_the_students_start_are_the_merge(uploads, tmp_path, trunk, knowledge):
     config = MergeConfig(trunk, "class-wise", knowledge)

@@ -12,6 +12,7 @@ from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit, parameter_groups
+from fedmitr_app.training.head import SCALE
 
 SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -251,19 +252,38 @@ def test_time_that_runs_out_in_the_heads_fit_leaves_one_step():
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
+MEANS = {"loss": "logit-adjusted", "head": "class-means"}
+
+
 @pytest.mark.parametrize("labels", [[1], [2] * 5, [0, 1] * 4, [0, 1, 2] * 6])
-def test_the_uploaded_head_can_be_made_of_class_means_of_the_trained_features(labels):
-    trained, model = tiny_vit(), tiny_vit()
-    run(trained, shard_of(labels), loss="one-vs-all", augment="none")
-    run(model, shard_of(labels), loss="one-vs-all", augment="none", head="class-means")
-    for name, value in trained.vit.state_dict().items():
-        assert torch.equal(value, model.vit.state_dict()[name]) or name.startswith("head.")
+def test_a_head_of_class_means_is_that_of_the_trained_features(labels):
+    model = tiny_vit()
+    before = {name: value.clone() for name, value in model.vit.state_dict().items()}
+    run(model, shard_of(labels), **MEANS)
     with torch.no_grad():
         features = model(SPEC.normalise(shard_of(labels).images)).features
     for c in range(3):
         own = features[torch.tensor(labels) == c]
-        row = len(own) / len(labels) / 4 * own.mean(0) if len(own) else torch.zeros(16)
+        row = SCALE / 4 * len(own) / len(labels) * own.mean(0) if len(own) else torch.zeros(16)
         assert torch.allclose(model.vit.head.weight[c], row, atol=1e-5)
+    moved = [name for name, value in model.vit.state_dict().items() if value.ne(before[name]).any()]
+    assert any(name.startswith("blocks") for name in moved)
+    assert all(parameter.requires_grad for parameter in model.vit.parameters())
+
+
+def test_features_are_trained_towards_their_class_means():
+    shard = shard_of([0, 1, 2] * 16)
+
+    def spread(model):  # within classes, over that between them
+        with torch.no_grad():
+            features = model(SPEC.normalise(shard.images)).features
+        means = torch.stack([features[shard.labels == c].mean(0) for c in range(3)])
+        return (features - means[shard.labels]).square().sum() / means.var(0).sum() / 48
+
+    untrained, model = tiny_vit(), tiny_vit()
+    metrics = run(model, shard, epochs=40, learning_rate=3e-3, augment="none", **MEANS)
+    assert metrics["train_accuracy"] > 0.95
+    assert spread(model.eval()) < 0.5 * spread(untrained.eval())
 
 
 def test_training_leaves_time_for_the_class_means():
@@ -273,8 +293,9 @@ def test_training_leaves_time_for_the_class_means():
     def clock() -> float:
         return float(len(forwards))
 
-    config = ClientConfig(epochs=9, batch_size=10, head="class-means", max_seconds=28.0)
+    # An epoch of 6 steps, its means of 6 batches: 37 twelfths would be 3 epochs and the last means.
+    config = ClientConfig(epochs=9, batch_size=10, max_seconds=37.0, **MEANS)
     draws = generator(0, "client-0", "training")
     metrics = fit(model, shard, config, generator=draws, device="cpu", clock=clock)
-    assert metrics["steps"] == 27 and forwards.count(False) == 1
+    assert metrics["steps"] == 18 and forwards.count(False) == 3 * 6 + 1
     assert model.vit.head.weight.any()

@@ -76,7 +76,7 @@ def test_a_fit_without_time_stops_after_its_first_round():
     assert values[1] <= values[0] < 0.6
 
 
-def test_a_head_of_class_means_answers_by_the_nearest_mean_where_classes_are_as_frequent():
+def test_a_head_of_class_means_answers_by_the_nearest_mean():
     features, labels = problem(held=3)
     head = nn.Linear(5, 4)
     set_class_means(head, features, labels)
@@ -94,9 +94,9 @@ def test_averaging_class_means_by_examples_is_as_if_one_client_held_all_images()
     for rows in own:
         heads.append(nn.Linear(5, 4))
         counts.append(int(rows.sum()))
-        set_class_means(heads[-1], features[rows], labels[rows])
+        set_class_means(heads[-1], features[rows], labels[rows], by_share=True)
     together = nn.Linear(5, 4)
-    set_class_means(together, features, labels)
+    set_class_means(together, features, labels, by_share=True)
     assert sum(counts) == 60
     averaged = sum(count / 60 * head.weight for count, head in zip(counts, heads))
     assert torch.allclose(averaged, together.weight, atol=1e-6)

@@ -112,6 +112,16 @@ def test_norms_may_be_scaled_either_way(theta0, tmp_path, clients, factor):
         assert (taken[name] - expected[name]).norm() < 0.25 * expected[name].norm()
 
 
+def test_a_head_that_began_as_zeros_may_stay_small(theta0, tmp_path):
+    """Heads that are fitted anew have large biases but for who holds a few images of a class."""
+    start = {**theta0, "head.bias": torch.zeros_like(theta0["head.bias"])}
+    states = [dict(each.load_state()) for each in trained(start, tmp_path, [1.0, 0.5, 0.7, 0.1])]
+    for state, size in zip(states, (1.0, 2.0, 1.5, 1e-3)):
+        state["head.bias"] = size * torch.randn(10, generator=torch.Generator().manual_seed(7))
+    sent = [upload(state, tmp_path, number) for number, state in enumerate(states)]
+    assert [weighed.reasons for weighed in compare(sent, start)] == [[]] * 4
+
+
 @pytest.mark.parametrize("factor", [6.0, 0.4, -1.0])
 def test_one_block_is_enough_in_any_place_of_an_array(theta0, tmp_path, factor):
     uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
