@@ -110,9 +110,9 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     scheduler = warmup_cosine(optimizer, steps, config.warmup)
 
-    taken = 0
+    taken, over = 0, False
     for epoch in range(config.epochs):
-        if taken and not in_time():
+        if over or (means and taken and not in_time()):
             break
         if means:
             set_class_means(head, *features_of())
@@ -124,7 +124,7 @@ def fit(
         for batch in order.tensor_split(batches):
             if limit:
                 spent = (clock() - started) / limit
-                if spent >= 1 and taken > 0:
+                if over := spent >= 1 and taken > 0:
                     break
                 resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
             pixels = augment(images[batch], config.augment, generator)
