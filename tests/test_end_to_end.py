@@ -139,7 +139,8 @@ def test_a_run_from_the_command_line_to_a_model_that_loads(flower: Flower, tmp_p
     first = next(n for n, line in enumerate(lines) if f"run folder: {folder}" in line)
     assert not any("training" in line for line in lines[:first])
     assert sum(f"run folder: {folder}" in line for line in lines) == 2
-    assert any("student (global model)" in line for line in lines[-15:])
+    # Behind it come Flower's own last lines; on a busy machine Ray adds some.
+    assert any("student (global model)" in line for line in lines[-40:])
     # One CPU each; lines that are alike Ray shows once.
     threads = re.findall(r"client client-\d+: device cpu, (\d+) thread", run["log"])
     assert set(threads) == {"1"}, run["log"]

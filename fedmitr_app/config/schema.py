@@ -45,6 +45,7 @@ COMBINATIONS = (
     "prior-shared",
     "prior-confidence",
     "median-softmax",
+    "class-means",
 )
 NEED_LABEL_COUNTS = ("label-aware", "prior-shared")
 LOSSES = ("cross-entropy", "logit-adjusted", "one-vs-all")

@@ -57,7 +57,7 @@ def combine_logits(
     if how == "median-softmax":
         return _median(logits.softmax(-1), weights > 0).clamp_min(EPS).log()
     weights = weights / weights.sum(0)
-    if how in ("mean-logits", "label-aware", "prior-probed", "prior-shared"):
+    if how in ("mean-logits", "label-aware", "prior-probed", "prior-shared", "class-means"):
         return (weights * logits).sum(0)
     return torch.logsumexp(logits.log_softmax(-1) + weights.clamp_min(EPS).log(), dim=0)
 

@@ -16,6 +16,7 @@ from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
+from fedmitr_app.training.head import class_shares
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Teacher:
     ``class_weights`` is ``[K, classes]``: each client's estimated knowledge of each class
     for the combinations that weigh classes, else its weight repeated. ``logit_shift``, of the
     same shape, is taken away from the clients' logits before they are combined, and before that
-    each client's are multiplied by its ``logit_scale``, ``[K]``.
+    each client's are multiplied by its ``logit_scale``, ``[K]`` or ``[K, classes]``.
     """
 
     models: tuple[PatchViT, ...]
@@ -71,6 +72,8 @@ class Teacher:
         ``label-aware`` weighs logits by the label counts that clients share; ``prior-shared``
         puts those in the place of the probed priors, all else equal. Without every client's
         both fall back to prior probing, with a warning: the round is not lost over an opt-in.
+        ``class-means`` reads label counts off heads of class means; with any other head it falls
+        back to ``mean-logits``, likewise.
 
         Parameters
         ----------
@@ -95,12 +98,21 @@ class Teacher:
                 missing,
             )
             combine = "prior-probed"
+        shares = head_shares(clients) if combine == "class-means" else None
+        if combine == "class-means" and shares is None:
+            combine = "mean-logits"
         device = device or next(models[0].parameters()).device
         sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
         classes, shift, scale = models[0].num_classes, None, None
         if config.defence == "clip":
             scale = clipping(probe())
-        if combine == "label-aware":
+        if shares is not None:
+            # Each head's rows hold its shares already: what they weigh is taken out of them.
+            shares = shares.to(device)
+            weights = sizes * shares
+            own = torch.where(shares > 0, 1 / shares, torch.ones_like(shares))
+            scale = own if scale is None else own * scale.unsqueeze(1)
+        elif combine == "label-aware":
             weights = torch.tensor(counts, device=device).float()
         elif combine == "prior-shared":
             held = torch.tensor(counts, device=device).float()
@@ -167,7 +179,8 @@ class Teacher:
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
         """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
         if self.logit_scale is not None:
-            logits = logits * self.logit_scale.reshape(-1, *[1] * (logits.dim() - 1))
+            scale = self.logit_scale.reshape(len(logits), *[1] * (logits.dim() - 2), -1)
+            logits = logits * scale
         if self.logit_shift is not None:
             shape = (len(logits), *[1] * (logits.dim() - 2), -1)
             logits = logits - self.logit_shift.reshape(shape)
@@ -235,3 +248,21 @@ class Teacher:
             return found[0]
         tokens = torch.cat([part.patch_logits for part in found]) if patch_logits else None
         return TeacherOutput(torch.cat([part.logits for part in found]), tokens)
+
+
+def head_shares(clients: Sequence[ClientModel]) -> Tensor | None:
+    """Read the shares of the classes off the clients' heads of class means, ``[K, classes]``.
+
+    None if one has another head, with a warning.
+    """
+    heads = [client.model.vit.head for client in clients]
+    shares = [class_shares(head.weight.detach(), head.bias.detach()) for head in heads]
+    others = [client.key for client, own in zip(clients, shares) if own is None]
+    if not others:
+        return torch.stack(shares).float()
+    logger.warning(
+        "teacher.combine = 'class-means' needs heads of class means (client.head), which %s did "
+        "not upload; using 'mean-logits' instead.",
+        ", ".join(others),
+    )
+    return None

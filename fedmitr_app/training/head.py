@@ -24,6 +24,8 @@ DECAY = 1e-3
 ROUNDS, ITERATIONS = 20, 10
 SMALLEST_GAIN = 1e-4
 """Of the loss, in a round: less isn't worth another."""
+ROUNDING = 0.02
+"""By which shares that are read off a head may miss 1: uploads may be in half precision."""
 SCALE = 0.3
 """Of class means' logits (choice): a pre-trained ViT's features are about sqrt(D) long, so that
 logits of nearest and other classes lie a few units apart."""
@@ -118,3 +120,22 @@ def set_class_means(
     scale = SCALE / size**0.5 * (counts / len(labels) if by_share else torch.ones_like(counts))
     head.weight.copy_(scale * means)
     head.bias.copy_(-scale.squeeze(1) / 2 * means.square().sum(1))
+
+
+def class_shares(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """Read each class's share of a client's images off its head of class means, ``[C]``.
+
+    None if that head is no such one, made by :func:`set_class_means` with ``by_share``: then the
+    shares would not sum to 1.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        ``[C, D]`` and ``[C]``.
+    """
+    rows, biases = weight.double(), bias.double()
+    least = torch.finfo(torch.float64).tiny
+    scaled = rows.square().sum(1) / (-2 * biases).clamp_min(least)
+    shares = torch.where(biases < 0, scaled, 0.0) * rows.shape[1] ** 0.5 / SCALE
+    whole = abs(float(shares.sum()) - 1) < ROUNDING and bool((rows[biases >= 0] == 0).all())
+    return shares if whole else None

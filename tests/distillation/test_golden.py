@@ -43,7 +43,7 @@ def golden_run(folder: Path) -> dict[str, list[float]]:
         candidates=2,
         similarity=0.01,
         tv=1e-4,
-        learning_rate=0.2,
+        learning_rate=0.06,
         roll=0.0625,
         flip=0.0,
     )

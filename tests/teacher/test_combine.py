@@ -10,7 +10,7 @@ from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.teacher import combine_logits
 from fedmitr_app.teacher.combine import confidence
 
-LOGIT_MEANS = ("mean-logits", "label-aware", "prior-probed", "prior-shared")
+LOGIT_MEANS = ("mean-logits", "label-aware", "prior-probed", "prior-shared", "class-means")
 BY_CONFIDENCE = ("confidence", "prior-confidence")
 
 

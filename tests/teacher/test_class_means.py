@@ -1,0 +1,100 @@
+"""The ensemble of clients that upload class means: as if label counts were known."""
+
+import copy
+
+import pytest
+import torch
+
+from fedmitr_app.config import TeacherConfig
+from fedmitr_app.models import InputSpec
+from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.training import set_class_means
+from fedmitr_app.training.head import class_shares
+from tests.training.test_fit import tiny_vit
+
+CLASSES = 4
+COUNTS = torch.tensor([[30, 10, 0, 0], [0, 2, 17, 0], [5, 5, 5, 5]])
+MEANS = TeacherConfig(combine="class-means")
+
+
+@pytest.fixture(scope="module")
+def clients() -> list[ClientModel]:
+    made = []
+    draws = torch.Generator().manual_seed(0)
+    for number, counts in enumerate(COUNTS):
+        model = tiny_vit(CLASSES).eval()
+        labels = torch.repeat_interleave(torch.arange(CLASSES), counts)
+        features = torch.randn(len(labels), 16, generator=draws) + 0.5 * labels[:, None]
+        set_class_means(model.vit.head, features, labels, by_share=True)
+        made.append(ClientModel(f"client-{number}", model, int(counts.sum())))
+    return made
+
+
+def unasked():
+    raise AssertionError("nobody needs to probe")
+
+
+def test_shares_are_read_off_a_head_of_class_means(clients):
+    for client, counts in zip(clients, COUNTS):
+        head = client.model.vit.head
+        found = class_shares(head.weight.detach(), head.bias.detach())
+        assert torch.allclose(found, counts / counts.sum().double(), atol=1e-5)
+        half = class_shares(head.weight.detach().bfloat16(), head.bias.detach().bfloat16())
+        assert torch.allclose(half, found, atol=0.02)
+
+
+@pytest.mark.parametrize("change", ["trained", "longer", "negated", "zero"])
+def test_no_shares_are_read_off_another_head(clients, change):
+    head = copy.deepcopy(clients[0].model.vit.head).requires_grad_(False)
+    match change:
+        case "trained":
+            head = tiny_vit(CLASSES).vit.head
+        case "longer":
+            head.weight *= 1.5
+        case "negated":
+            head.bias *= -1
+        case "zero":
+            head.weight.zero_()
+            head.bias.zero_()
+    assert class_shares(head.weight.detach(), head.bias.detach()) is None
+
+
+def test_each_class_is_weighed_by_the_images_that_clients_have_of_it(clients):
+    teacher = Teacher.build(clients, MEANS, unasked)
+    spec: InputSpec = clients[0].model.spec
+    images = torch.randn(6, 1, spec.size, spec.size, generator=torch.Generator().manual_seed(1))
+    slow = torch.zeros(6, CLASSES)
+    with torch.no_grad():
+        for client, counts in zip(clients, COUNTS):
+            logits = client.model(images).logits
+            for c in range(CLASSES):
+                if counts[c]:
+                    balanced = logits[:, c] * counts.sum() / counts[c]
+                    slow[:, c] += counts[c] / COUNTS[:, c].sum() * balanced
+        assert torch.allclose(teacher(images).logits, slow, atol=1e-4)
+
+
+def test_images_that_some_clients_serve_are_answered_by_those(clients):
+    teacher = Teacher.build(clients, MEANS, unasked)
+    logits = torch.randn(3, 2, CLASSES, generator=torch.Generator().manual_seed(2))
+    logits[0, :, 2:] = logits[1, :, [0, 3]] = 0  # as rows of zeros answer
+    members = torch.tensor([[True, False], [True, False], [False, True]])
+    found = teacher.combine_logits(logits, members)
+    assert torch.allclose(found[1], logits[2, 1] * 4, atol=1e-4)
+    assert torch.allclose(found[0, 0], logits[0, 0, 0] / 0.75, atol=1e-4)
+    assert found[0, 3] == 0
+
+
+def test_a_loud_client_is_still_turned_down(clients):
+    config = TeacherConfig(combine="class-means", defence="clip")
+    probed = torch.randn(3, 20, CLASSES, generator=torch.Generator().manual_seed(3))
+    probed[1] *= 100
+    plain, clipped = (Teacher.build(clients, each, lambda: probed) for each in (MEANS, config))
+    factors = clipped.logit_scale / plain.logit_scale
+    assert factors.shape == (3, CLASSES) and factors[1].max() < 0.1
+
+
+def test_another_head_among_them_is_named_and_logits_are_averaged(clients, caplog):
+    other = ClientModel("client-x", tiny_vit(CLASSES), 10)
+    teacher = Teacher.build([*clients, other], MEANS, unasked)
+    assert teacher.combine == "mean-logits" and "client-x did not upload" in caplog.text
