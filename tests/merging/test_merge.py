@@ -174,6 +174,8 @@ def test_rows_that_stayed_where_they_began_tell_who_holds_what(tmp_path, start, 
         for label in range(5):
             row = start["head.weight"][label] * (0 if reset else 1)
             moved = torch.tensor([0.0, 3.0, 0.0, 4.0]) if label in own else -1e-3 * row
+            if label == 3 and own == [0, 3]:  # a class of few images: its row hardly moved
+                moved = 0.08 * moved
             state["head.weight"][label] = row + moved
     taken = Mergeable.of(sent(tmp_path, states, [36, 48, 16]), start)
     expected = torch.tensor([[6, 0, 0, 6, 0], [0, 0, 0, 0, 48**0.5], [4] * 5]).double() / 10
