@@ -2,7 +2,17 @@
 
 from fedmitr_app.training.augment import augment
 from fedmitr_app.training.fit import fit, parameter_groups
+from fedmitr_app.training.head import set_class_means
+from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.moments import class_moments
 from fedmitr_app.training.schedule import warmup_cosine
 
-__all__ = ["augment", "class_moments", "fit", "parameter_groups", "warmup_cosine"]
+__all__ = [
+    "augment",
+    "class_moments",
+    "client_loss",
+    "fit",
+    "parameter_groups",
+    "set_class_means",
+    "warmup_cosine",
+]
