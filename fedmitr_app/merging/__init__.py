@@ -1,7 +1,6 @@
 """The uploads' weights merged into one model, without data."""
 
 from fedmitr_app.merging.averaging import average, class_wise_head
-from fedmitr_app.merging.isotropic import isotropic
 from fedmitr_app.merging.knowledge import class_weights, row_changes
 from fedmitr_app.merging.merge import merge
 from fedmitr_app.merging.mergeable import Mergeable
@@ -13,7 +12,6 @@ __all__ = [
     "average",
     "class_weights",
     "class_wise_head",
-    "isotropic",
     "merge",
     "own_length",
     "row_changes",

@@ -20,8 +20,12 @@ from fedmitr_app.merging.mergeable import HEAD, Mergeable
 
 _log = logging.getLogger(__name__)
 
-UNMOVED = 0.1
-"""Of a client's largest change of a row: below it a class's row stayed where it began."""
+UNMOVED = 0.04
+"""Of a client's largest change of a row: below it a class's row stayed where it began.
+
+On development partitions rows of classes that a client doesn't hold moved by 0.016 of it at most
+(weight decay, from scratch; not at all where the head is fitted first), others by 0.085 at least.
+"""
 
 
 def class_weights(taken: Mergeable, how: str, priors: Callable[[], Tensor]) -> Tensor:
@@ -52,8 +56,7 @@ def class_weights(taken: Mergeable, how: str, priors: Callable[[], Tensor]) -> T
 
 
 def shared_counts(taken: Mergeable) -> Tensor | None:
-    """Return each class's share of the images that clients tell, ``[K, C]``; None if one doesn't.
-    """
+    """Return the class shares that clients tell, ``[K, C]``; None if one doesn't."""
     counts = [upload.label_counts for upload in taken.uploads]
     if None in counts:
         return None

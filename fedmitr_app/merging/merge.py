@@ -6,7 +6,6 @@ from torch import Tensor
 
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging.averaging import average, class_wise_head, cosine_head
-from fedmitr_app.merging.isotropic import isotropic
 from fedmitr_app.merging.knowledge import class_weights
 from fedmitr_app.merging.mergeable import Mergeable
 from fedmitr_app.merging.stretching import stretch
@@ -35,8 +34,6 @@ def merge(
         return dict(taken.initial)
     if config.trunk == "ties":
         state = ties(taken, config.density)
-    elif config.trunk == "isotropic":
-        state = isotropic(taken)
     else:
         state = average(taken)
     state = stretch(taken, state, config.scale)

@@ -17,7 +17,6 @@ from fedmitr_app.merging import (
     Mergeable,
     class_weights,
     class_wise_head,
-    isotropic,
     merge,
     own_length,
     ties,
@@ -36,7 +35,7 @@ SHAPES = {
 }
 EVERY = [
     MergeConfig(trunk=trunk, head=head, knowledge="head-rows")
-    for trunk in ("average", "ties", "isotropic")
+    for trunk in ("average", "ties")
     for head in ("average", "class-wise")
 ]
 
@@ -111,31 +110,6 @@ def test_ties_by_loops(tmp_path, start, clients, density):
     assert all(torch.equal(found[name], plain[name]) for name in ("head.weight", "head.bias"))
 
 
-def test_isotropic_by_the_full_decomposition(tmp_path, start):
-    uploads = sent(tmp_path, trained(start, 3))
-    found, plain = isotropic(Mergeable.of(uploads, start)), average(uploads)
-    for name, value in plain.items():
-        if not name.startswith("blocks") or value.dim() != 2:
-            assert torch.equal(found[name], value), name
-            continue
-        step = (value.double() - start[name].double()).numpy()
-        left, sizes, right = np.linalg.svd(step)  # square, with what the shape lacks
-        spectrum = np.zeros(step.shape)
-        np.fill_diagonal(spectrum, sizes.mean())
-        expected = start[name].double().numpy() + left @ spectrum @ right
-        np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_isotropic_invents_no_direction(tmp_path, start):
-    """Of a step in one direction alone that direction stays, as long as it was."""
-    states = [dict(start), dict(start)]
-    one = torch.outer(torch.arange(1.0, 7.0), torch.arange(1.0, 5.0))
-    states[0]["blocks.0.fc.weight"] = start["blocks.0.fc.weight"] + one
-    uploads = sent(tmp_path, states, [5, 5])
-    found = isotropic(Mergeable.of(uploads, start))
-    same(found, average(uploads), rtol=1e-5, atol=1e-6)
-
-
 def test_a_class_wise_head_by_hand(tmp_path, start):
     states = trained(start, 2)
     taken = Mergeable.of(sent(tmp_path, states, [10, 30]), start)
@@ -174,6 +148,8 @@ def test_rows_that_stayed_where_they_began_tell_who_holds_what(tmp_path, start, 
         for label in range(5):
             row = start["head.weight"][label] * (0 if reset else 1)
             moved = torch.tensor([0.0, 3.0, 0.0, 4.0]) if label in own else -1e-3 * row
+            if label == 3 and own == [0, 3]:  # a class of few images: its row hardly moved
+                moved = 0.08 * moved
             state["head.weight"][label] = row + moved
     taken = Mergeable.of(sent(tmp_path, states, [36, 48, 16]), start)
     expected = torch.tensor([[6, 0, 0, 6, 0], [0, 0, 0, 0, 48**0.5], [4] * 5]).double() / 10

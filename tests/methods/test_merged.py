@@ -63,7 +63,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("knowledge", ["head-rows", "probed", "label-counts"])
-@pytest.mark.parametrize("trunk", ["average", "ties", "isotropic"])
+@pytest.mark.parametrize("trunk", ["average", "ties"])
 def test_the_row_and_the_students_start_are_the_merge(uploads, tmp_path, trunk, knowledge):
     config = MergeConfig(trunk, "class-wise", knowledge)
     task = task_of(uploads, tmp_path, config, merged=False)
