@@ -12,8 +12,9 @@ def test_the_figures_are_those_of_sums_over_features_by_hand():
     found = likeness(model, images, real)
     distances, spreads = [], []
     with torch.no_grad():
-        pair = (images, real)
-        ours, theirs = (torch.stack([model(x[None]).features[0] for x in s]) for s in pair)
+        ours, theirs = (
+            torch.stack([model(one[None]).features[0] for one in some]) for some in (images, real)
+        )
     for feature in range(ours.shape[1]):
         a, b = ours[:, feature].tolist(), theirs[:, feature].tolist()
         means = [sum(values) / len(values) for values in (a, b)]
