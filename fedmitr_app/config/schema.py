@@ -182,7 +182,7 @@ class MergeConfig:
     trunk: str = choice("average", *TRUNKS)
     head: str = choice("average", *HEADS)
     knowledge: str = choice("head-rows", *KNOWLEDGE)
-    density: float = number(0.2, low=0.0, high=1.0, open_low=True)
+    density: float = number(1.0, low=0.0, high=1.0, open_low=True)
     scale: float = number(1.0, low=0.0)
 
 

@@ -1,13 +1,11 @@
 """What each client knows of each class, from what it uploaded (choice).
 
-Client k counts for ``sqrt(n_k g[k, c])`` in class c, ``g`` from 0 to 1: milder than its number of
-examples, so that a class is shared among those that know it, and never for more than ``sqrt(n_k)``,
-whatever its weights are.
-
-Where clients are asked about their own classes alone (one-vs-all, logit-adjusted), ``g`` is best 1
-for every class that a client holds. To take its share of the client's images instead, as label
-counts would tell it, prefers clients of few classes, whose rows know few others to tell theirs
-from: on one of two development partitions (CIFAR-10, one-vs-all) it cost 20 points.
+Where clients are asked about their own classes alone (one-vs-all, logit-adjusted), the rows of
+other classes stay where they began, and everyone who holds a class best counts for the same in it,
+whatever its number of images: that number says little of a row that was fitted with balanced
+weights, and nobody has to be believed. Weights by a class's share of a client's images prefer
+clients of few classes, whose rows know few others to tell theirs from: on one of four development
+partitions of photographs they cost 20 points. Figures: experiments/README.md.
 """
 
 import logging
@@ -34,23 +32,23 @@ def class_weights(taken: Mergeable, how: str, priors: Callable[[], Tensor]) -> T
     Parameters
     ----------
     how : str
-        ``head-rows``: a client knows the classes whose rows of its head moved. ``probed``: as
-        likely a class as its answers to generic images. ``label-counts``: as frequent a class as
-        it tells; if a client doesn't, the first, with a warning.
+        ``head-rows``: alike in the classes whose rows of its head moved. ``probed``:
+        ``sqrt(n_k q[k, c])``, q the prior that a client's answers to generic images show.
+        ``label-counts``: the same with the class's share of its images, as the client tells it;
+        if one doesn't, the first, with a warning.
     priors : Callable[[], Tensor]
         Gives the prior that each client's answers show, ``[K, C]``, its rows summing to 1; only
         called by ``probed``.
     """
-    known = shared_counts(taken) if how == "label-counts" else None
-    if how == "probed":
-        known = priors().cpu().double()
-    elif known is None:
-        if how == "label-counts":
-            _log.warning(
-                "merge.knowledge = 'label-counts' needs label counts, which not every client "
-                "shared (client.share-label-counts); using 'head-rows' instead."
-            )
-        known = (row_changes(taken) > UNMOVED).double()
+    counts = shared_counts(taken) if how == "label-counts" else None
+    if how == "label-counts" and counts is None:
+        _log.warning(
+            "merge.knowledge = 'label-counts' needs label counts, which not every client shared "
+            "(client.share-label-counts); using 'head-rows' instead."
+        )
+    known = priors().cpu().double() if how == "probed" else counts
+    if known is None:
+        return (row_changes(taken) > UNMOVED).double()
     sizes = torch.tensor(taken.shares, dtype=torch.float64).unsqueeze(1)
     return (sizes * known).sqrt()
 

@@ -18,7 +18,8 @@ def ties(taken: Mergeable, density: float) -> dict[str, Tensor]:
 
     Of a client's step from θ₀, all arrays together, the ``density`` largest values stay. A value's
     sign is that of their sum over the clients, its size the mean of those that have this sign. A
-    client counts by its share (stated: all alike); where the sum is 0, θ₀ stays.
+    client counts by its share (stated: all alike); where the sum is 0, θ₀ stays. The paper's
+    density is 0.2, for clients of tasks of their own; where the task is one, all of it earns more.
 
     Uploads are read three times, so that they needn't be held together: in memory are one
     client's step, and two sums of the whole model.
