@@ -20,27 +20,25 @@ def batch(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
     return torch.randn(len(labels), len(counts), generator=draws, dtype=torch.float64), labels
 
 
-def slow_cross_entropy(logits, labels, counts, smoothing, balance):
+def slow_softmax(logits, labels, priors, smoothing):
+    """Over the classes that have a prior."""
     total = 0.0
-    classes = range(len(counts))
     for row, label in zip(logits.tolist(), labels.tolist()):
-        norm = math.log(sum(math.exp(z) for z in row))
-        for c in classes:
-            target = (1 - smoothing) * (c == label) + smoothing / len(counts)
-            total -= target * (row[c] - norm)
+        moved = {c: row[c] + math.log(prior) for c, prior in priors.items()}
+        norm = math.log(sum(math.exp(z) for z in moved.values()))
+        for c in priors:
+            target = (1 - smoothing) * (c == label) + smoothing / len(priors)
+            total -= target * (moved[c] - norm)
     return total / len(labels)
+
+
+def slow_cross_entropy(logits, labels, counts, smoothing, balance):
+    return slow_softmax(logits, labels, {c: 1.0 for c in range(len(counts))}, smoothing)
 
 
 def slow_logit_adjusted(logits, labels, counts, smoothing, balance):
-    total = 0.0
-    held = [c for c, count in enumerate(counts) if count]
-    for row, label in zip(logits.tolist(), labels.tolist()):
-        moved = {c: row[c] + balance * math.log(counts[c] / sum(counts)) for c in held}
-        norm = math.log(sum(math.exp(z) for z in moved.values()))
-        for c in held:
-            target = (1 - smoothing) * (c == label) + smoothing / len(held)
-            total -= target * (moved[c] - norm)
-    return total / len(labels)
+    priors = {c: (count / sum(counts)) ** balance for c, count in enumerate(counts) if count}
+    return slow_softmax(logits, labels, priors, smoothing)
 
 
 def slow_one_vs_all(logits, labels, counts, smoothing, balance):
