@@ -8,13 +8,12 @@ import math
 from collections.abc import Sequence
 
 import pandas as pd
-from scipy.stats import t as student_t
 
+from fedmitr_app.diagnostics.error_bars import Error
 from fedmitr_app.experiments.tables import as_latex, as_markdown, groups
 
 FEWEST_SEEDS = 5
 """Of fewer a standard error is itself hardly known (choice)."""
-COVERAGE = 0.95
 COLUMNS = (
     "kind",
     "alpha",
@@ -71,7 +70,7 @@ def _summed_up(differences: pd.Series) -> tuple[int, float, float, float, float,
     if count < 2:
         return count, mean, math.nan, math.nan, math.nan, _too_few(count)
     error = float(differences.std()) / math.sqrt(count)
-    half = error * float(student_t.ppf((1 + COVERAGE) / 2, count - 1))
+    half = Error(error, count).half_width
     low, high = mean - half, mean + half
     if count < FEWEST_SEEDS:
         told = _too_few(count)
