@@ -5,6 +5,7 @@ has none: there augmentations do it, random zoom and colour among them (Plug-In 
 et al., ICML 2022). Both are drawn per image and step, and neither costs anything where it is 0.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -69,7 +70,7 @@ class Look(NamedTuple):
 
     def to(self, device: torch.device) -> "Look":
         """Move to a device, which is not waited for."""
-        return Look(*(None if part is None else _moved(part, device) for part in self))
+        return self._each(lambda value: value.to(device, non_blocking=True))
 
     def set(self, other: "Look") -> None:
         """Become another look at as many images, in place and without waiting."""
@@ -79,8 +80,10 @@ class Look(NamedTuple):
 
     def of(self, rows: Tensor) -> "Look":
         """Return the look at some images."""
-        parts = (None if part is None else type(part)(*(p[rows] for p in part)) for part in self)
-        return Look(*parts)
+        return self._each(lambda value: value[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Look":
+        return Look(*(part and type(part)(*map(change, part)) for part in self))
 
 
 def draw_look(
@@ -188,7 +191,8 @@ class _Zoomed:
 
     def read(self, images: Tensor) -> Tensor:
         rows, cols = (axis.to(images.dtype).unsqueeze(1) for axis in (self._rows, self._cols))
-        return _picked(rows @ images @ cols.transpose(2, 3), self.positions, self._patch)
+        view = rows @ images @ cols.transpose(2, 3)
+        return read_patches(view, own_pixels(self.positions, self._size, self._patch))
 
     def pull_back(self, grad: Tensor, images: Tensor) -> Tensor:
         rows, cols = (axis.to(images.dtype).unsqueeze(1) for axis in (self._rows, self._cols))
@@ -212,11 +216,3 @@ class _Coloured:
 
     def pull_back(self, grad: Tensor, images: Tensor) -> Tensor:
         return self._plain.pull_back(grad * self._contrast.to(grad), images)
-
-
-def _picked(images: Tensor, positions: Tensor, patch_size: int) -> Tensor:
-    return read_patches(images, own_pixels(positions, images.shape[-1], patch_size))
-
-
-def _moved(part: Views | Zoom | Colour, device: torch.device) -> Views | Zoom | Colour:
-    return type(part)(*(value.to(device, non_blocking=True) for value in part))

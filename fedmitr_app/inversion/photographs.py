@@ -93,9 +93,8 @@ def photo_crops(count: int, size: int, channels: int, generator: torch.Generator
         height, width = photo.shape[1:]
         area = uniform(*AREAS) * height * width
         aspect = ASPECTS[0] * (ASPECTS[1] / ASPECTS[0]) ** uniform(0, 1)
-        high, wide = min(round((area / aspect) ** 0.5), height), min(
-            round((area * aspect) ** 0.5), width
-        )
+        high = min(round((area / aspect) ** 0.5), height)
+        wide = min(round((area * aspect) ** 0.5), width)
         top, left = int(uniform(0, height - high + 1)), int(uniform(0, width - wide + 1))
         crop = transforms.resized_crop(photo, top, left, high, wide, [size, size])
         crop = transforms.to_dtype(crop, torch.float32, scale=True)
