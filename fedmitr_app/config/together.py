@@ -114,13 +114,13 @@ def _check_client(config: Config) -> None:
             "'logit-adjusted', because client.head = 'class-means': nearer means than the "
             "right one's are what there is to mend",
         )
-    if client.head_first or client.head_learning_rate:
-        key, value = "client.head-first", True
-        if not client.head_first:
-            key, value = "client.head-learning-rate", client.head_learning_rate
-        raise ConfigError.bad_value(
-            key, value, "left out, because client.head = 'class-means' is not trained"
-        )
+    for key, value in (
+        ("client.head-first", client.head_first),
+        ("client.head-learning-rate", client.head_learning_rate),
+    ):
+        if value:
+            allowed = "left out, because client.head = 'class-means' is not trained"
+            raise ConfigError.bad_value(key, value, allowed)
 
 
 def _check_inversion(config: Config) -> None:

@@ -241,7 +241,7 @@ class Task:
         """
         if not self.settings.teacher.merged:
             return self.clients
-        model, visiting = copy.deepcopy(self.model), self.clients[0].model.__class__ is VisitingViT
+        model, visiting = copy.deepcopy(self.model), isinstance(self.clients[0].model, VisitingViT)
         model.vit.load_state_dict(self.merged)
         model.eval().requires_grad_(False)
         model = VisitingViT(model) if visiting else model.to(self.device)

@@ -170,8 +170,9 @@ class Teacher:
     def taught(self) -> Tensor:
         """Which classes a client's head has learnt, ``[K, classes]`` bool on the CPU.
 
-        All, unless rows are zero: a client that fits its head first, one class against all, leaves
-        those of the classes that it doesn't hold so (``client.loss``, ``client.head_first``).
+        All, unless rows are zero: a client that fits its head first, or makes it of class means,
+        leaves those of the classes that it doesn't hold so (``client.head_first``,
+        ``client.head``; of the former not by cross-entropy).
         """
         rows = [model.vit.head.weight.detach().abs().amax(1) > 0 for model in self.models]
         return torch.stack(rows).cpu()

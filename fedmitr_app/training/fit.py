@@ -104,7 +104,8 @@ def fit(
 
     if config.head_first:
         fit_head(head, *features_of(), loss_of, in_time=in_time)
-    head.requires_grad_(not means)
+    if means:
+        head.requires_grad_(False)
     groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
     # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
