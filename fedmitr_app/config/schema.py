@@ -60,7 +60,7 @@ SCHEDULES = ("dense", "sparse", "random", "automatic")
 RELABELS = ("none", "token", "image", "background")
 STUDENT_INITS = ("initial", "merged", "best-client")
 TRUNKS = ("average", "ties")
-HEADS = ("average", "class-wise", "cosine")
+HEADS = ("average", "class-wise", "cosine", "additive")
 KNOWLEDGE = ("head-rows", "probed", "label-counts")
 TRAINABLE = ("all", "head", "last-blocks")
 DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
@@ -204,6 +204,7 @@ class InversionConfig:
     beta2: float = number(0.99, low=0.0, high=0.9999)
     tv: float = number(1e-4, low=0.0)
     similarity: float = number(0.0, low=0.0)
+    feature_match: float = number(0.0, low=0.0)
     disagreement: float = number(0.0, low=0.0)
     roll: float = number(0.125, low=0.0, high=0.5)
     flip: float = number(0.0, low=0.0, high=1.0)
@@ -247,6 +248,7 @@ class DistillationConfig:
     mixup: float = number(0.0, low=0.0)
     roll: float = number(0.125, low=0.0, high=0.5)
     flip: float = number(0.0, low=0.0, high=1.0)
+    held_out: float = number(0.1, low=0.0, high=0.5)
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         "seconds": seconds,
         "images": fused.images,
         "steps": len(fused.distillation_loss),
+        "start_returned": bool(fused.held_out and fused.held_out.start_returned),
         "test_images": len(test),
         "split": config.data.test_split,
         "beside_weights": _beside_weights(cell),

@@ -91,7 +91,7 @@ def summary(frame: pd.DataFrame) -> list[list[str]]:
                 _spread(100 * ratio.astype(float)),
                 f"{good['seconds'].mean():.0f}" if good["seconds"].mean() >= 1 else "< 1",
                 f"{good['images'].mean():.0f}",
-                f"{good['steps'].mean():.0f}",
+                _steps(good),
                 str(good["beside_weights"].iloc[0]),
                 str(good["trained_by"].iloc[0]),
                 _seeds(part),
@@ -192,6 +192,13 @@ def _each_client(part: pd.DataFrame) -> str:
     seeds = zip(known["seed"], known["clients_accuracy"], strict=True)
     told = "; ".join(f"{each} (seed {seed})" for seed, each in seeds)
     return f"\nEach client alone, %: {told}.\n"
+
+
+def _steps(good: pd.DataFrame) -> str:
+    """Say how many steps the students took, and how often their start was better."""
+    steps = f"{good['steps'].mean():.0f}"
+    kept = sum(value is True for value in good.get("start_returned", ()))
+    return f"{steps} (start returned: {kept} of {len(good)})" if kept else steps
 
 
 def _seeds(part: pd.DataFrame) -> str:

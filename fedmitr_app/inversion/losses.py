@@ -36,6 +36,28 @@ def patch_similarity_entropy(patch_tokens: Tensor, bins: int = 32, width: float 
     return (density * (density + EPS).log()).sum(-1) * (2 / bins)
 
 
+def feature_distance(features: Tensor, targets: Tensor, means: Tensor) -> Tensor:
+    """Half the mean squared distance to the mean feature of the target's classes, ``[B]`` (choice).
+
+    What DeepInversion's statistics of BatchNorm layers are to a convolutional network (Yin et al.,
+    CVPR 2020): images that a class's logit alone makes are further out than any real one's, and
+    the class's mean is known where clients upload heads of class means.
+
+    Parameters
+    ----------
+    features : Tensor
+        ``[B, D]``
+    targets : Tensor
+        Class probabilities ``[B, C]``; 0 for an image whose classes the client doesn't hold.
+    means : Tensor
+        ``[C, D]``, zeros for a class that it doesn't hold.
+    """
+    known = targets * means.any(1)
+    share = known.sum(1, keepdim=True)
+    wanted = known @ means / share.clamp_min(EPS)
+    return share.squeeze(1) * (features - wanted).square().mean(1) / 2
+
+
 def jensen_shannon(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     """Jensen-Shannon divergence of two predictions ``[B, C]``, in nats: ``[B]``, at most log 2."""
     log_a, log_b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)

@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
-from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_similarity_entropy
+from fedmitr_app.inversion.losses import (
+    cross_entropy,
+    feature_distance,
+    jensen_shannon,
+    patch_similarity_entropy,
+)
 from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.models import PatchViT, ViTOutput
 from fedmitr_app.teacher import Teacher
@@ -61,7 +66,7 @@ class Objective:
     targets : Tensor
         Class probabilities ``[B, classes]``.
     config : InversionConfig
-        ``loss``, ``gradient``, ``similarity`` and ``disagreement`` are read.
+        ``loss``, ``gradient``, ``similarity``, ``feature_match`` and ``disagreement`` are read.
     members : Tensor, optional
         ``[K, B]`` bool: which clients serve which image.
     student : PatchViT, optional
@@ -213,15 +218,20 @@ class Objective:
         return loss, combined
 
     def _prior(self, k: int, output: ViTOutput, members: Tensor | None) -> Tensor:
-        """Client ``k``'s share of the patch-similarity prior, ``[B]``."""
-        clients = len(self.teacher.models)
-        if not self._with_tokens or k >= clients:
-            return output.logits.new_zeros(len(output.logits))
-        entropy = patch_similarity_entropy(output.patch_tokens)
+        """Client ``k``'s share of the priors on what its model makes of the images, ``[B]``."""
+        config, prior = self.config, output.logits.new_zeros(len(output.logits))
+        if k >= len(self.teacher.models):
+            return prior
+        if config.similarity > 0:
+            prior = prior + config.similarity * patch_similarity_entropy(output.patch_tokens)
+        means = self.teacher.class_means[k] if config.feature_match > 0 else None
+        if means is not None:
+            prior = prior + config.feature_match * feature_distance(
+                output.features, self.targets, means
+            )
         if members is None:
-            return self.config.similarity / clients * entropy
-        served = members[k] / members.sum(0).clamp_min(1)
-        return self.config.similarity * served * entropy
+            return prior / len(self.teacher.models)
+        return prior * members[k] / members.sum(0).clamp_min(1)
 
     def _attention(self, outputs: Sequence[ViTOutput]) -> Tensor | None:
         maps = [output.cls_attn for output in outputs[: len(self.teacher.models)]]

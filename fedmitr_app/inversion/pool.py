@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,12 @@ class PoolData:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def part(self, rows: slice) -> "PoolData":
+        """Return some of the images, without a copy."""
+        return replace(
+            self, images=self.images[rows], targets=self.targets[rows], mask=self.mask[rows]
+        )
 
 
 class Place(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fedmitr_app.config import MergeConfig
+from fedmitr_app.merging.additive import additive_head
 from fedmitr_app.merging.averaging import average, class_wise_head, cosine_head
 from fedmitr_app.merging.knowledge import class_weights
 from fedmitr_app.merging.mergeable import Mergeable
@@ -41,4 +42,6 @@ def merge(
         state |= class_wise_head(taken, class_weights(taken, config.knowledge, priors))
     elif config.head == "cosine":
         state |= cosine_head(state)
+    elif config.head == "additive":
+        state |= additive_head(taken)
     return state

@@ -65,14 +65,16 @@ def fedmitr(task: Task) -> Fused:
         del against  # its optimiser holds twice the model
     student = StudentTraining(task, data.images, task.folder / CHECKPOINT, shards)
     student.go_on(data, steps)
+    model, held_out = student.finish(data)
     return Fused(
-        model=student.finish(),
+        model=model,
         teacher=teacher,
         images=len(data),
         dropped=dropped,
         inversion=config,
         inversion_curves=_mean_curves(batches),
         distillation_loss=student.losses,
+        held_out=held_out,
         seconds={**seconds, "distillation": student.seconds},
     )
 

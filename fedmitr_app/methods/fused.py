@@ -11,6 +11,24 @@ from fedmitr_app.teacher import Teacher
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """How far two models are from the teacher on images that the student didn't learn from.
+
+    Mean Kullback-Leibler divergence of the teacher's class probabilities from a model's.
+    """
+
+    images: int
+    start: float
+    """Of the model that the student started from."""
+    student: float
+
+    @property
+    def start_returned(self) -> bool:
+        """Whether the start is what the method returns: it was nearer."""
+        return not self.student <= self.start
+
+
+@dataclass(frozen=True)
 class Fused:
     """What a method made of the uploads."""
 
@@ -27,6 +45,8 @@ class Fused:
     inversion_curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     distillation_loss: Sequence[float] = ()
     """One number a step of the student."""
+    held_out: HeldOut | None = None
+    """Whether the student was better than its start; None if nothing was held out."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What its stages took, by name."""
 

@@ -6,10 +6,8 @@ batch joins the pool; the student goes on distilling on the pool so far. The two
 in the generator's loss and in what happens to pool and ensemble before the student sees them.
 
 Choice: the student that generators work against is not the one that is returned. The papers'
-alternates for hundreds of turns at one learning rate, so that the last images are learned as
-well as the first; a handful of turns under one warm-up and cosine give the full pool an eighth
-of the steps at hardly any rate. So the returned student is a new one, distilled on the finished
-pool with all the ``distillation.steps``, as every other method's is.
+alternates for hundreds of turns at one rate; a handful of turns under one schedule give the full
+pool an eighth of the steps. So the returned one is new, distilled on the finished pool.
 
 From their public code: two nearest-neighbour doublings, BatchNorm, leaky ReLU, weights from
 N(0, 0.02²), Adam with betas (0.5, 0.999), and of all steps of a turn the batch with the lowest
@@ -244,10 +242,10 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
             teacher = boost.learn(data, turn)
         seconds["inversion"] += time.monotonic() - started
         if settings.generator.disagreement > 0 and turn < turns - 1:
-            lesson = boost.move(data, teacher, turn) if boost else data
             against = against or adversary(task, data.images, turns)
             against.learn_from(teacher)
-            against.go_on(lesson, share(steps, turn, turns))
+            seen = boost.move(data, teacher, turn) if boost else data
+            against.go_on(seen, share(steps, turn, turns))
     if against:
         seconds["adversary"] = against.seconds
         del against  # its optimiser holds twice the model
@@ -255,18 +253,20 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
     student = StudentTraining(task, data.images)
     student.learn_from(teacher)
     for go in range(goes):
-        lesson = boost.move(data, teacher, turns + go) if boost else data
-        student.go_on(lesson, share(steps, go, goes))
+        seen = boost.move(data, teacher, turns + go) if boost else data
+        student.go_on(seen, share(steps, go, goes))
+    model, held_out = student.finish(data)
     seconds["distillation"] = time.monotonic() - started
     return Fused(
-        model=student.finish(),
+        model=model,
         teacher=teacher,
         images=len(data),
         inversion_curves={
-            name: torch.stack([curve[name] for curve in curves]).mean(0).tolist()
+            name: torch.stack([each[name] for each in curves]).mean(0).tolist()
             for name in curves[0]
         },
         distillation_loss=student.losses,
+        held_out=held_out,
         seconds=seconds,
     )
 

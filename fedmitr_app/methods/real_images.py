@@ -34,9 +34,11 @@ def real_images(task: Task) -> Fused:
     pool = PoolData(images, torch.cat(parts), mask)
     student = StudentTraining(task, pool.images)
     student.go_on(pool, task.settings.distillation.steps)
+    model, held_out = student.finish(pool)
     return Fused(
-        model=student.finish(),
+        model=model,
         teacher=task.teacher,
         distillation_loss=student.losses,
+        held_out=held_out,
         seconds={"distillation": time.monotonic() - started},
     )

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fedmitr_app.distillation import Distiller, initial_student
 from fedmitr_app.distillation.distil import MAX_FALLS
+from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.files import Stored, load_tensors, save_tensors
 from fedmitr_app.inversion import PoolData
+from fedmitr_app.methods.fused import HeldOut
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
@@ -69,12 +71,10 @@ class StudentTraining:
         stage: str = "distillation",
     ) -> None:
         self._task, self._turns, self._stage = task, turns, stage
-        config, sample = task.settings.distillation, images[:CHOOSING_IMAGES]
-        first = initial_student(
-            config.student, task.model, task.clients, task.merged, task.teacher, sample
-        )
+        config, self._sample = task.settings.distillation, images[:CHOOSING_IMAGES]
+        first = self._start()
         self._rng = generator(task.settings.seed, stage)
-        self._distiller = Distiller(first.to(task.device), task.teacher, config, self._rng)
+        self._distiller = Distiller(first, task.teacher, config, self._rng)
         self._checkpoint = checkpoint
         self._left = self._left_behind(shards)
         self._turn = 0
@@ -91,7 +91,7 @@ class StudentTraining:
         self._distiller.teacher = teacher
 
     def go_on(self, pool: PoolData, steps: int) -> None:
-        """Take some more of the ``distillation.steps``.
+        """Take some more of the ``distillation.steps``, on all but the images held out.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class StudentTraining:
 
         numbers, label = itertools.count(len(self.losses)), f"{task.label}{self._stage}"
         with Progress(label, steps - done, "steps", images_per_unit=config.batch_size) as progress:
-            self._distiller.run(pool, steps, on_step, done, on_good)
+            self._distiller.run(self._split(pool)[0], steps, on_step, done, on_good)
         self.losses += [float(loss) for loss in fresh]
         self.seconds = before + time.monotonic() - started
 
@@ -175,9 +175,54 @@ class StudentTraining:
         fits = trained_on == list(shards[: len(trained_on)])
         return left if fits and left.facts["origin"] == self._task.origin else None
 
-    def finish(self) -> PatchViT:
-        """Return the student, ready to use."""
-        return self.model.requires_grad_(True).eval()
+    def finish(self, pool: PoolData) -> tuple[PatchViT, HeldOut | None]:
+        """Return a model that is ready to use: the student, or its start if that was better.
+
+        Better is what is nearer to the teacher on the images held out (choice).
+        """
+        student, unseen = self.model.requires_grad_(True).eval(), self._split(pool)[1]
+        if not len(unseen):
+            return student, None
+        start = self._start().requires_grad_(True).eval()
+        images, teacher = unseen.images, self._distiller.teacher
+        chunks = images.split(self._task.settings.distillation.batch_size)
+        answers = [(chunk, teacher(chunk).logits) for chunk in chunks]
+        found = HeldOut(len(images), _divergence(start, answers), _divergence(student, answers))
+        if not found.start_returned:
+            return student, found
+        _log.warning(
+            "On %d images that it did not learn from the student is further from the teacher "
+            "(divergence %.3f) than the model that it started from (%.3f): that model is returned. "
+            "Fewer distillation.steps or a lower distillation.learning-rate harm less.",
+            found.images,
+            found.student,
+            found.start,
+        )
+        return start, found
+
+    def _start(self) -> PatchViT:
+        task = self._task
+        return initial_student(
+            task.settings.distillation.student,
+            task.model,
+            task.clients,
+            task.merged,
+            task.teacher,
+            self._sample,
+        ).to(task.device)
+
+    def _split(self, pool: PoolData) -> tuple[PoolData, PoolData]:
+        """Return what is learnt from, and what is held out: the last ones, of all classes alike."""
+        held_out = self._task.settings.distillation.held_out
+        first = len(pool) - int(len(pool) * held_out)
+        return pool.part(slice(first)), pool.part(slice(first, None))
+
+
+@torch.no_grad()
+def _divergence(model: PatchViT, answers: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Mean KL divergence of a teacher's answers from a model's to the same images."""
+    parts = [soft_label_loss(model(images).logits, told, 1.0) for images, told in answers]
+    return float(torch.cat(parts).mean())
 
 
 def adversary(
@@ -198,7 +243,7 @@ def adversary(
     steps = sum(share(task.settings.distillation.steps, turn, turns) for turn in range(turns - 1))
 
     def shortened(ours: MethodSettings) -> MethodSettings:
-        return replace(ours, distillation=replace(ours.distillation, steps=steps))
+        return replace(ours, distillation=replace(ours.distillation, steps=steps, held_out=0.0))
 
     shorter = task.alter(shortened)
     return StudentTraining(shorter, images, checkpoint, shards, turns=turns - 1, stage="adversary")

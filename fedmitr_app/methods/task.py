@@ -30,6 +30,7 @@ from fedmitr_app.teacher import (
     ClientModel,
     Teacher,
     Trust,
+    head_shares,
     priors_of,
     probe,
     same_answers,
@@ -247,8 +248,14 @@ class Task:
         model = VisitingViT(model) if visiting else model.to(self.device)
         counts = [client.label_counts for client in self.clients]
         whole = None if None in counts else tuple(map(sum, zip(*counts)))
-        size = sum(client.num_examples for client in self.clients)
-        return (*self.clients, ClientModel(MERGED, model, size, whole))
+        sizes = [client.num_examples for client in self.clients]
+        shares = None
+        if self.settings.teacher.combine == "class-means":
+            each = head_shares(self.clients, warn=False)
+            if each is not None:
+                known = torch.tensor(sizes, dtype=each.dtype) @ each
+                shares = known / known.sum()
+        return (*self.clients, ClientModel(MERGED, model, sum(sizes), whole, shares))
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from fedmitr_app.methods import Fused
@@ -117,6 +118,7 @@ def _of_fused(fused: Fused, flop_ratio: float | None, diversity: float) -> dict[
         "distillation": {
             "steps": len(fused.distillation_loss),
             "loss": fused.distillation_loss[-1],
+            "held_out": None if fused.held_out is None else asdict(fused.held_out),
         },
     }
 

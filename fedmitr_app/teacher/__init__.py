@@ -1,7 +1,7 @@
 """The ensemble of uploaded models, which teaches the student."""
 
 from fedmitr_app.teacher.combine import combine_logits
-from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput
+from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput, head_shares
 from fedmitr_app.teacher.probing import priors_of, probe
 from fedmitr_app.teacher.screening import Trust, same_answers, screen
 
@@ -11,6 +11,7 @@ __all__ = [
     "TeacherOutput",
     "Trust",
     "combine_logits",
+    "head_shares",
     "priors_of",
     "probe",
     "same_answers",

@@ -16,7 +16,7 @@ from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
-from fedmitr_app.training.head import class_shares
+from fedmitr_app.training.head import class_means, class_shares
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ class ClientModel(NamedTuple):
     model: PatchViT
     num_examples: int
     label_counts: tuple[int, ...] | None = None
+    shares: Tensor | None = None
+    """Its classes' shares of its images, ``[C]``, where its head is an average that can't say."""
 
 
 class TeacherOutput(NamedTuple):
@@ -107,10 +109,11 @@ class Teacher:
         if config.defence == "clip":
             scale = clipping(probe())
         if shares is not None:
-            # Each head's rows hold its shares already: what they weigh is taken out of them.
+            # Heads' rows that hold their shares already have what they weigh taken out of them.
             shares = shares.to(device)
             weights = sizes * shares
-            own = torch.where(shares > 0, 1 / shares, torch.ones_like(shares))
+            held = torch.stack([model.vit.head.bias.detach().any() for model in models]).to(device)
+            own = torch.where((shares > 0) & held.unsqueeze(1), 1 / shares, 1.0)
             scale = own if scale is None else own * scale.unsqueeze(1)
         elif combine == "label-aware":
             weights = torch.tensor(counts, device=device).float()
@@ -176,6 +179,15 @@ class Teacher:
         """
         rows = [model.vit.head.weight.detach().abs().amax(1) > 0 for model in self.models]
         return torch.stack(rows).cpu()
+
+    @cached_property
+    def class_means(self) -> tuple[Tensor | None, ...]:
+        """Each client's mean features of the classes that it holds, ``[C, D]``, else zeros.
+
+        None for a client whose head says nothing of them, see :func:`class_means`.
+        """
+        heads = [model.vit.head for model in self.models]
+        return tuple(class_means(head.weight.detach(), head.bias.detach()) for head in heads)
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
         """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
@@ -251,19 +263,25 @@ class Teacher:
         return TeacherOutput(torch.cat([part.logits for part in found]), tokens)
 
 
-def head_shares(clients: Sequence[ClientModel]) -> Tensor | None:
+def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | None:
     """Read the shares of the classes off the clients' heads of class means, ``[K, classes]``.
 
     None if one has another head, with a warning.
     """
     heads = [client.model.vit.head for client in clients]
-    shares = [class_shares(head.weight.detach(), head.bias.detach()) for head in heads]
+    shares = [
+        class_shares(head.weight.detach(), head.bias.detach())
+        if client.shares is None
+        else client.shares
+        for client, head in zip(clients, heads, strict=True)
+    ]
     others = [client.key for client, own in zip(clients, shares) if own is None]
     if not others:
         return torch.stack(shares).float()
-    logger.warning(
-        "teacher.combine = 'class-means' needs heads of class means (client.head), which %s did "
-        "not upload; using 'mean-logits' instead.",
-        ", ".join(others),
-    )
+    if warn:
+        logger.warning(
+            "teacher.combine = 'class-means' needs heads of class means (client.head), and those "
+            "of %s are others; using 'mean-logits' instead.",
+            ", ".join(others),
+        )
     return None

@@ -139,3 +139,21 @@ def class_shares(weight: Tensor, bias: Tensor) -> Tensor | None:
     shares = torch.where(biases < 0, scaled, 0.0) * rows.shape[1] ** 0.5 / SCALE
     whole = abs(float(shares.sum()) - 1) < ROUNDING and bool((rows[biases >= 0] == 0).all())
     return shares if whole else None
+
+
+def class_means(weight: Tensor, bias: Tensor) -> Tensor | None:
+    """Read each class's mean feature off a client's head of class means, ``[C, D]``.
+
+    Zeros for a class that it doesn't hold; None if the head is no such one, as for
+    :func:`class_shares`.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        ``[C, D]`` and ``[C]``.
+    """
+    shares = class_shares(weight, bias)
+    if shares is None:
+        return None
+    scale = (SCALE / weight.shape[1] ** 0.5 * shares).unsqueeze(1)
+    return torch.where(scale > 0, weight.double() / scale, 0.0).to(weight.dtype)

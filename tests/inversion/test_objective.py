@@ -13,8 +13,10 @@ from fedmitr_app.inversion.losses import cross_entropy, jensen_shannon, patch_si
 from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Objective, draw_asked
 from fedmitr_app.inversion.serving import Serving
-from fedmitr_app.teacher import combine_logits
+from fedmitr_app.teacher import Teacher, combine_logits
+from fedmitr_app.training import set_class_means
 from tests.inversion.tiny import (
+    CLASSES,
     inversion_config,
     random_images,
     random_targets,
@@ -118,6 +120,47 @@ def test_per_teacher_equals_the_oracle(terms):
     joint = objective("prior-probed", terms).gradient(patches, positions, True)
     torch.testing.assert_close(found.logits, joint.logits)
     torch.testing.assert_close(found.cls_attn, joint.cls_attn)
+
+
+def with_class_means(teacher: Teacher) -> torch.Tensor:
+    """Give all but the last client heads of class means, ``[2, C, D]``; the second lacks a class."""
+    rng = torch.Generator().manual_seed(8)
+    means = torch.randn(2, CLASSES, 16, generator=rng, dtype=torch.float64)
+    means[1, 3] = 0
+    for model, rows in zip(teacher.models, means):
+        labels = rows.any(1).nonzero().flatten()
+        set_class_means(model.vit.head, rows[labels], labels, by_share=True)
+    return means
+
+
+@pytest.mark.parametrize("members", [None, MEMBERS], ids=["all", "members"])
+@pytest.mark.parametrize("way", [("joint", "ensemble"), ("frugal", "ensemble"), ("joint", "per-teacher")])
+def test_features_are_pulled_to_the_class_means_that_heads_tell(way, members):
+    gradient, loss = way
+    terms = {"members": members, "disagreement": 0.0, "similarity": 0.4}
+    plain = objective("mean-logits", terms, gradient=gradient, loss=loss)
+    means = with_class_means(plain.teacher)
+    pulled = replace(plain, config=replace(plain.config, feature_match=0.7))
+    patches, positions = inputs()
+    before, found = (each.gradient(patches, positions) for each in (plain, pulled))
+
+    patches = patches.clone().requires_grad_()
+    losses = []
+    for image, target in enumerate(plain.targets):
+        serving = [k for k in range(3) if members is None or members[k, image]]
+        total = 0.0
+        for k in serving[: 3 if 2 not in serving else -1]:
+            one = slice(image, image + 1)
+            features = plain.teacher.models[k].forward_patches(patches[one], positions[one]).features
+            held = [c for c in range(CLASSES) if k == 0 or c != 3]
+            share = sum(target[c] for c in held)
+            wanted = sum(target[c] * means[k, c] for c in held) / share
+            total = total + share * ((features[0] - wanted) ** 2).mean() / 2
+        losses.append(0.7 * total / len(serving))
+    losses = torch.stack(losses)
+    (grad,) = torch.autograd.grad(losses.sum(), patches)
+    torch.testing.assert_close(found.loss - before.loss, losses.detach())
+    torch.testing.assert_close(found.grad - before.grad, grad)
 
 
 @pytest.mark.parametrize("gradient", ["joint", "frugal"])

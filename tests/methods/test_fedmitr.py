@@ -1,5 +1,6 @@
 """From uploads to global model, without Flower: rounds, pool, θ₀, determinism."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
+from fedmitr_app.distillation import Distiller
 from fedmitr_app.errors import ConfigError, MethodUnavailable, ModelError, TrainingError
 from fedmitr_app.inversion import Pool
 from fedmitr_app.inversion.flops import flop_ratio
@@ -61,6 +63,54 @@ def test_uploads_become_models_in_their_order(theta0, uploads, tmp_path):
     for number, client in enumerate(clients):
         for name, value in tiny_vit(number, torch.float32).vit.state_dict().items():
             assert torch.equal(client.model.vit.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(("rate", "worse"), [(1e-3, False), (30.0, True)])
+def test_a_student_that_came_out_worse_than_its_start_is_not_returned(
+    theta0, uploads, tmp_path, caplog, rate, worse
+):
+    """Worse on images that it did not learn from: the pool's last ones."""
+    learnt_from, run = [], Distiller.run
+
+    def listen(distiller, pool, *rest):
+        learnt_from.append(pool)
+        return run(distiller, pool, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distiller, "run", listen)
+        chosen = settings(distillation={"learning_rate": rate, "held_out": 0.3, "steps": 12})
+        task = Task.load(theta0, uploads, chosen, tmp_path, CPU)
+        found = fedmitr(task)
+    pool = Pool(tmp_path / "pool", theta0.num_patches).load()
+    assert torch.equal(learnt_from[0].images, pool.images[:8]) and len(pool) == 11
+    told = task.teacher(pool.images[8:]).logits.softmax(-1)
+
+    def divergence(model):
+        with torch.no_grad():
+            answers = model(pool.images[8:]).logits.log_softmax(-1)
+        return float((told * (told.log() - answers)).sum(1).mean())
+
+    start = copy.deepcopy(theta0)
+    start.vit.load_state_dict(task.merged)
+    assert found.held_out.images == 3
+    assert found.held_out.start == pytest.approx(divergence(start), rel=1e-3)
+    assert found.held_out.start_returned == worse
+    assert (found.held_out.student > found.held_out.start) == worse
+    assert ("that model is returned" in caplog.text) == worse
+    expected = found.held_out.start if worse else found.held_out.student
+    assert divergence(found.model) == pytest.approx(expected, rel=1e-3)
+    assert not found.model.training and all(p.requires_grad for p in found.model.parameters())
+
+
+def test_without_images_held_out_the_student_is_returned_whatever_came_of_it(
+    theta0, uploads, tmp_path
+):
+    chosen = settings(distillation={"learning_rate": 30.0, "held_out": 0.0})
+    found = fuse(theta0, uploads, chosen, tmp_path)
+    assert found.held_out is None
+    assert not all(
+        torch.equal(value, average(uploads)[name]) for name, value in found.model.vit.state_dict().items()
+    )
 
 
 @pytest.mark.slow

@@ -333,7 +333,9 @@ def test_the_student_that_is_returned_is_distilled_on_the_finished_pool(task, we
     alone = StudentTraining(task.alter(class_token_only), pool.images)
     alone.go_on(pool, STEPS)
     assert fused.distillation_loss == alone.losses
-    for name, value in alone.finish().state_dict().items():
+    model, held_out = alone.finish(pool)
+    assert fused.held_out == held_out
+    for name, value in model.state_dict().items():
         assert torch.equal(fused.model.state_dict()[name], value), name
     # Seven steps over three turns: 2, 2 and 3, of which the last would serve nobody.
     assert recorded.count("adversary") == (4 if weight else 0)

@@ -18,6 +18,7 @@ from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import VisitingViT
 from fedmitr_app.teacher import priors_of
+from fedmitr_app.training import set_class_means
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import save_state
 from tests.inversion.tiny import CLASSES, random_images, tiny_vit
@@ -99,6 +100,22 @@ def test_the_merged_member_is_a_client_that_holds_everything(uploads, tmp_path):
     assert not any(parameter.requires_grad for parameter in one.model.parameters())
     silent = [uploads[0], replace(uploads[1], label_counts=None)]
     assert task_of(silent, tmp_path).members[-1].label_counts is None
+
+
+@pytest.mark.parametrize("head", ["average", "cosine", "class-wise"])
+def test_beside_heads_of_class_means_it_has_the_clients_shares(uploads, tmp_path, head, caplog):
+    task = task_of(uploads, tmp_path, MergeConfig(head=head), combine="class-means")
+    draws = torch.Generator().manual_seed(5)
+    for client, counts in zip(task.clients, COUNTS):
+        labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(counts))
+        features = torch.randn(len(labels), 16, generator=draws)
+        set_class_means(client.model.vit.head, features, labels, by_share=True)
+    shares = torch.tensor(COUNTS).sum(0) / 60
+    torch.testing.assert_close(task.members[-1].shares, shares, atol=1e-4, rtol=0)
+    assert task.teacher.combine == "class-means" and not caplog.text
+    torch.testing.assert_close(
+        task.teacher.normalised_weights[-1, :4], torch.full((4,), 0.5), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("combine", COMBINATIONS)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fedmitr_app.config import TeacherConfig
+from fedmitr_app.merging.averaging import cosine_head
 from fedmitr_app.models import InputSpec
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.training import set_class_means
 from fedmitr_app.training.head import class_shares
-from tests.training.test_fit import tiny_vit
+from tests.training.test_fit import SPEC, tiny_vit
 
 CLASSES = 4
 COUNTS = torch.tensor([[30, 10, 0, 0], [0, 2, 17, 0], [5, 5, 5, 5]])
@@ -85,6 +86,46 @@ def test_images_that_some_clients_serve_are_answered_by_those(clients):
     assert found[0, 3] == 0
 
 
+def test_the_mean_features_are_read_off_too(clients):
+    teacher = Teacher.build(clients, MEANS, unasked)
+    draws = torch.Generator().manual_seed(0)
+    for counts, found in zip(COUNTS, teacher.class_means, strict=True):
+        labels = torch.repeat_interleave(torch.arange(CLASSES), counts)
+        features = torch.randn(len(labels), 16, generator=draws) + 0.5 * labels[:, None]
+        for c in range(CLASSES):
+            own = features[labels == c]
+            mean = own.mean(0) if len(own) else torch.zeros(16)
+            assert torch.allclose(found[c], mean, atol=1e-4)
+    other = ClientModel("client-x", tiny_vit(CLASSES), 10)
+    assert Teacher.build([other], TeacherConfig("mean-logits"), unasked).class_means == (None,)
+
+
+@pytest.mark.parametrize("head", ["average", "cosine"])
+def test_the_merged_model_counts_as_much_as_the_clients_together(clients, head):
+    """Of each class; its head is an average, off which shares can't be read."""
+    sizes = COUNTS.sum(1) / COUNTS.sum()
+    rows = sum(size * each.model.vit.head.weight for size, each in zip(sizes, clients)).detach()
+    bias = sum(size * each.model.vit.head.bias for size, each in zip(sizes, clients)).detach()
+    shares = COUNTS.sum(0) / COUNTS.sum()
+    if head == "cosine":
+        state = cosine_head({"head.weight": rows, "head.bias": bias})
+        rows, bias, scale = state["head.weight"], state["head.bias"], torch.ones(CLASSES)
+    else:
+        scale = 1 / shares
+    merged = tiny_vit(CLASSES).eval()
+    with torch.no_grad():
+        merged.vit.head.weight.copy_(rows)
+        merged.vit.head.bias.copy_(bias)
+    assert class_shares(rows, bias) is None
+    whole = ClientModel("merged", merged, int(COUNTS.sum()), None, shares)
+    both = Teacher.build([*clients, whole], MEANS, unasked)
+    alone = Teacher.build(clients, MEANS, unasked)
+    images = torch.randn(6, 1, SPEC.size, SPEC.size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = (alone(images).logits + scale * merged(images).logits) / 2
+    assert torch.allclose(both(images).logits, expected, atol=1e-4)
+
+
 def test_a_loud_client_is_still_turned_down(clients):
     config = TeacherConfig(combine="class-means", defence="clip")
     probed = torch.randn(3, 20, CLASSES, generator=torch.Generator().manual_seed(3))
@@ -97,4 +138,4 @@ def test_a_loud_client_is_still_turned_down(clients):
 def test_another_head_among_them_is_named_and_logits_are_averaged(clients, caplog):
     other = ClientModel("client-x", tiny_vit(CLASSES), 10)
     teacher = Teacher.build([*clients, other], MEANS, unasked)
-    assert teacher.combine == "mean-logits" and "client-x did not upload" in caplog.text
+    assert teacher.combine == "mean-logits" and "those of client-x are others" in caplog.text
