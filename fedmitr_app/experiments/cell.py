@@ -5,6 +5,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ import torch
 
 from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import NEED_LABEL_COUNTS, NEED_MOMENTS, Config, flatten, harmless_keys
-from fedmitr_app.errors import FedmitrError, MethodUnavailable
+from fedmitr_app.errors import FedmitrError, MethodUnavailable, RunFolderError
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Cell
-from fedmitr_app.files import write_json
+from fedmitr_app.files import load_tensors, save_tensors, write_json
 from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
 from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import describe_environment
+from fedmitr_app.teacher import ClientModel
 
 # What a result depends on; a section that only some methods read counts for those.
 SECTIONS = (
@@ -152,9 +154,15 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
             torch.cuda.synchronize(device)
         seconds = clock() - started
     bench = TestBench(test.images, test.labels, model, device, config.server.eval_batch_size)
+    answers = None if cell.attackers else _answers_file(cell, results)
+    known = _read_answers(answers, task.clients, len(test))
+    for client in task.clients:
+        if client.key in known:
+            bench.know(client.model, known[client.key])
+    teacher = None if fused.teacher is None else bench.teacher_accuracy(fused.teacher)
     found = {
-        "accuracy": bench.accuracy_of(fused.predict),
-        "teacher": None if fused.teacher is None else bench.teacher_accuracy(fused.teacher),
+        "accuracy": teacher if fused.model is None else bench.model_accuracy(fused.model),
+        "teacher": teacher,
         "seconds": seconds,
         "images": fused.images,
         "steps": len(fused.distillation_loss),
@@ -170,7 +178,34 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         found["clients_accuracy"] = {
             client.key: bench.model_accuracy(client.model) for client in task.clients
         }
+    scored = {client.key: client.model for client in task.clients if bench.knows(client.model)}
+    if answers and scored.keys() > known.keys():
+        save_tensors(answers, {key: bench.logits_of(scored[key]) for key in scored}, {})
     return found
+
+
+def _answers_file(cell: Cell, results: Path) -> Path:
+    """Name the file of the clients' answers to the test images: all rows have the same."""
+    flat = flatten(cell.config)
+    facts = {key: value for key, value in flat.items() if key.split(".")[0] in ("data", "model")}
+    text = json.dumps({**facts, "uploads": _uploads(cell, results)}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return results / "answers" / f"seed{cell.federation.seed}-{digest}.safetensors"
+
+
+def _read_answers(
+    path: Path | None, clients: Sequence[ClientModel], images: int
+) -> Mapping[str, torch.Tensor]:
+    """Return what is kept of the clients' answers; nothing if that is none of them."""
+    if path is None or not path.exists():
+        return {}
+    try:
+        found = load_tensors(path).tensors
+    except RunFolderError as error:
+        _log.warning("%s The clients are asked again.", error)
+        return {}
+    shapes = {client.key: (images, client.model.num_classes) for client in clients}
+    return {key: value for key, value in found.items() if shapes.get(key) == value.shape}
 
 
 def _reads_label_counts(config: Config) -> bool:

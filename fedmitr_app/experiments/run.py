@@ -57,6 +57,7 @@ def run_grid(
     """
     (results / "cells").mkdir(parents=True, exist_ok=True)
     (results / "uploads").mkdir(exist_ok=True)
+    (results / "answers").mkdir(exist_ok=True)
     grid = decided(grid, results / "decided.json", device)
     names = [cell_name(cell) for cell in grid.cells]
     # Two rows may say the same: it is computed once.
