@@ -61,7 +61,7 @@ def quietly(grid, results, **options):
     return run_grid(grid, results, device=CPU, log=lambda line: None, **options)
 
 
-def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
+def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys, caplog):
     results = tmp_path / "results"
     assert main([str(experiment), str(results), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
@@ -109,6 +109,18 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys):
     assert "0 federation(s) to train, 0 of 20 cells to run" in capsys.readouterr().out
     assert stamps(results / "uploads") | stamps(results / "cells") == before
     assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
+
+    # The clients' answers to the test images are kept, and of use only while they are sound.
+    kept = sorted((results / "answers").iterdir())
+    assert len(kept) == 4
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])
+    for path in (results / "cells").glob("ensemble-seed*.json"):
+        path.unlink()
+    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    assert "The clients are asked again" in caplog.text
+    capsys.readouterr()
+    again = pd.read_csv(results / "tiny" / "results.csv")
+    assert again["accuracy"].tolist() == frame["accuracy"].tolist()
 
 
 def test_attacks_are_lines_of_one_table(experiment, tmp_path):
