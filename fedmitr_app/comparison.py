@@ -28,7 +28,7 @@ class TestBench:
     batch_size : int
         Images per forward pass.
     on_batch : Callable[[int], object]
-        Gets how many more images are scored, of each model in turn.
+        Gets how many more images were shown to a model.
     """
 
     __test__ = False  # not a test case, whatever pytest makes of its name
@@ -62,17 +62,9 @@ class TestBench:
 
     def logits_of(self, model: PatchViT) -> Tensor:
         """Return a model's logits of all images, ``[n, classes]``, on the CPU; asked once."""
-        known = self._answers.get(model)
-        if known is not None:
-            self.on_batch(len(known))
-            return known
-        parts = []
-        for pixels in self.images.split(self.batch_size):
-            with torch.no_grad():
-                normalised = self.model.spec.normalise(pixels.to(self.device))
-                parts.append(model(normalised).logits.cpu())
-            self.on_batch(len(pixels))
-        return self._answers.setdefault(model, torch.cat(parts))
+        if model not in self._answers:
+            self._answers[model] = self._ask(model)
+        return self._answers[model]
 
     def knows(self, model: PatchViT) -> bool:
         """Say whether a model's logits are there."""
@@ -82,6 +74,15 @@ class TestBench:
         """Take a model's logits of all images from elsewhere."""
         self._answers[model] = logits
 
+    @torch.no_grad()
+    def _ask(self, model: PatchViT) -> Tensor:
+        parts = []
+        for pixels in self.images.split(self.batch_size):
+            normalised = self.model.spec.normalise(pixels.to(self.device))
+            parts.append(model(normalised).logits.cpu())
+            self.on_batch(len(pixels))
+        return torch.cat(parts)
+
     def _right(self, logits: Tensor) -> float:
         return float((logits.argmax(-1).cpu() == self.labels).sum()) / max(len(self.labels), 1)
 
@@ -89,7 +90,7 @@ class TestBench:
         """Score a state dict under timm's keys."""
         model = copy.deepcopy(self.model).to(self.device)
         model.vit.load_state_dict(state)
-        return self.model_accuracy(model.eval())
+        return self._right(self._ask(model.eval()))  # it is gone then: nothing to remember
 
     def compare(
         self,

@@ -98,7 +98,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     for line in ("teacher: 3 models, combined by prior-probed", "inversion: 16 images"):
         assert f"== {line} ==" in lines
     # Every model reads every image: three clients, and four made of them.
-    scored = f"evaluation of 7 models: {7 * metrics['test_images']} images in "
+    scored = f"evaluation of 6 models: {6 * metrics['test_images']} images in "
     for counted in (scored, "what the clients know: ", "diversity: 48 images in "):
         assert any(line.startswith(counted) for line in lines), counted
     assert lines[0] == lines[-1] == f"run folder: {folder}"

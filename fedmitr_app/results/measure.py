@@ -130,14 +130,15 @@ def measure(
     # The bare ensemble has no single model: its accuracy is the teacher's.
     single = config.server.method != "ensemble"
     other = None if control is None else control.model
-    # Beside the clients: FedAvg, and perhaps the others.
-    scored = len(task.clients) + 1 + (teacher is not None) + (other is not None) + single
-    asked = scored + (len(teacher.models) - 1 if teacher else 0)
+    # Whose answers the teacher's are made of: the clients, as a rule. Beside them FedAvg, and
+    # perhaps the others.
+    asked = {client.model for client in task.clients} | set(teacher.models if teacher else ())
+    scored = len(asked) + 1 + (other is not None) + single
     key = {"of": task.origin, "images": len(test_set)}
     known = folder.read_json(EVALUATION)
     if known.pop("key", None) == key and _are_scores(known):
         return replace(results, accuracy=known)
-    with Progress(f"evaluation of {scored} models", asked * len(test_set)) as progress:
+    with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
         bench = TestBench(test_set.images, test_set.labels, model, device, batch_size, heard)
         accuracy = bench.compare(task.clients, teacher, task.average, other)
