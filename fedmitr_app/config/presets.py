@@ -41,7 +41,7 @@ _DEIT_TINY: Preset = {
     "distillation.flip": 0.5,
     "distillation.train": "head",
     "distillation.relabel": "none",
-    "distillation.learning-rate": 3e-4,
+    "distillation.learning-rate": 1e-4,
     "distillation.temperature": 1.0,
     "distillation.hard": 0.3,
 }
