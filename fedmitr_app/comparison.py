@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedmitr_app.evaluation import answers, share_right
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import ClientModel, Teacher
 
@@ -53,10 +54,10 @@ class TestBench:
 
     def teacher_accuracy(self, teacher: Teacher) -> float:
         """Score the ensemble, without running again those of its models that were scored."""
-        answers = torch.stack([self.logits_of(model) for model in teacher.models])
+        each = torch.stack([self.logits_of(model) for model in teacher.models])
         device = teacher.class_weights.device
         combined = [
-            teacher.combine_logits(part.to(device)) for part in answers.split(self.batch_size, 1)
+            teacher.combine_logits(part.to(device)) for part in each.split(self.batch_size, 1)
         ]
         return self._right(torch.cat(combined))
 
@@ -74,17 +75,18 @@ class TestBench:
         """Take a model's logits of all images from elsewhere."""
         self._answers[model] = logits
 
-    @torch.no_grad()
     def _ask(self, model: PatchViT) -> Tensor:
-        parts = []
-        for pixels in self.images.split(self.batch_size):
-            normalised = self.model.spec.normalise(pixels.to(self.device))
-            parts.append(model(normalised).logits.cpu())
-            self.on_batch(len(pixels))
-        return torch.cat(parts)
+        return answers(
+            lambda images: model(images).logits,
+            self.images,
+            self.model.spec,
+            device=self.device,
+            batch_size=self.batch_size,
+            on_batch=self.on_batch,
+        )
 
     def _right(self, logits: Tensor) -> float:
-        return float((logits.argmax(-1).cpu() == self.labels).sum()) / max(len(self.labels), 1)
+        return share_right(logits.cpu(), self.labels)
 
     def state_accuracy(self, state: Mapping[str, Tensor]) -> float:
         """Score a state dict under timm's keys."""

@@ -34,6 +34,28 @@ class FederatedScore:
 
 
 @torch.no_grad()
+def answers(
+    predict: Predict,
+    images: Tensor,
+    spec: InputSpec,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """Return the logits of uint8 images ``[n, C, H, W]``, ``[n, classes]``, on the CPU."""
+    parts = []
+    for pixels in images.split(batch_size):
+        parts.append(predict(spec.normalise(pixels.to(device))).cpu())
+        on_batch(len(pixels))
+    return torch.cat(parts)
+
+
+def share_right(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose highest logit is at their label."""
+    return int((logits.argmax(-1) == labels).sum()) / max(len(labels), 1)
+
+
 def accuracy(
     predict: Predict,
     images: Tensor,
@@ -55,9 +77,7 @@ def accuracy(
     on_batch : Callable[[int], object]
         Gets how many more images are done.
     """
-    correct = 0
-    for pixels, truth in zip(images.split(batch_size), labels.split(batch_size)):
-        logits = predict(spec.normalise(pixels.to(device)))
-        correct += int((logits.argmax(-1).cpu() == truth).sum())
-        on_batch(len(truth))
-    return correct / max(len(labels), 1)
+    logits = answers(
+        predict, images, spec, device=device, batch_size=batch_size, on_batch=on_batch
+    )
+    return share_right(logits, labels)

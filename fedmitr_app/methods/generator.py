@@ -242,10 +242,10 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
             teacher = boost.learn(data, turn)
         seconds["inversion"] += time.monotonic() - started
         if settings.generator.disagreement > 0 and turn < turns - 1:
+            lesson = boost.move(data, teacher, turn) if boost else data
             against = against or adversary(task, data.images, turns)
             against.learn_from(teacher)
-            seen = boost.move(data, teacher, turn) if boost else data
-            against.go_on(seen, share(steps, turn, turns))
+            against.go_on(lesson, share(steps, turn, turns))
     if against:
         seconds["adversary"] = against.seconds
         del against  # its optimiser holds twice the model
@@ -253,8 +253,8 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
     student = StudentTraining(task, data.images)
     student.learn_from(teacher)
     for go in range(goes):
-        seen = boost.move(data, teacher, turns + go) if boost else data
-        student.go_on(seen, share(steps, go, goes))
+        lesson = boost.move(data, teacher, turns + go) if boost else data
+        student.go_on(lesson, share(steps, go, goes))
     model, held_out = student.finish(data)
     seconds["distillation"] = time.monotonic() - started
     return Fused(
@@ -262,7 +262,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         teacher=teacher,
         images=len(data),
         inversion_curves={
-            name: torch.stack([each[name] for each in curves]).mean(0).tolist()
+            name: torch.stack([curve[name] for curve in curves]).mean(0).tolist()
             for name in curves[0]
         },
         distillation_loss=student.losses,

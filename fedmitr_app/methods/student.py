@@ -71,8 +71,7 @@ class StudentTraining:
         stage: str = "distillation",
     ) -> None:
         self._task, self._turns, self._stage = task, turns, stage
-        config, self._sample = task.settings.distillation, images[:CHOOSING_IMAGES]
-        first = self._start()
+        config, first = task.settings.distillation, self._start(images)
         self._rng = generator(task.settings.seed, stage)
         self._distiller = Distiller(first, task.teacher, config, self._rng)
         self._checkpoint = checkpoint
@@ -183,7 +182,7 @@ class StudentTraining:
         student, unseen = self.model.requires_grad_(True).eval(), self._split(pool)[1]
         if not len(unseen):
             return student, None
-        start = self._start().requires_grad_(True).eval()
+        start = self._start(pool.images).requires_grad_(True).eval()
         images, teacher = unseen.images, self._distiller.teacher
         chunks = images.split(self._task.settings.distillation.batch_size)
         answers = [(chunk, teacher(chunk).logits) for chunk in chunks]
@@ -200,7 +199,7 @@ class StudentTraining:
         )
         return start, found
 
-    def _start(self) -> PatchViT:
+    def _start(self, images: Tensor) -> PatchViT:
         task = self._task
         return initial_student(
             task.settings.distillation.student,
@@ -208,7 +207,7 @@ class StudentTraining:
             task.clients,
             task.merged,
             task.teacher,
-            self._sample,
+            images[:CHOOSING_IMAGES],
         ).to(task.device)
 
     def _split(self, pool: PoolData) -> tuple[PoolData, PoolData]:
