@@ -28,6 +28,7 @@ _DEIT_TINY: Preset = {
     "merge.head": "additive",
     "teacher.combine": "class-means",
     "teacher.merged": True,
+    "teacher.probe-images": 256,
     # A tenth of a deviation of ImageNet's pixels; and the ancestor's strength of total variation,
     # whose norm there runs over 100 images at once: 1e-4 of it is ten times as much for each.
     "inversion.learning-rate": 0.023,
@@ -87,7 +88,6 @@ PRESETS: dict[str, Preset] = {
         "data.max-train": 2000,
         "data.max-test": 500,
         "server.eval-batch-size": 100,
-        "teacher.probe-images": 256,
         "inversion.images": 128,
         "inversion.batch-size": 64,
         "inversion.iterations": 20,

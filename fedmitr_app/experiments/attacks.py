@@ -144,6 +144,17 @@ def permuted_copy(number: int, known: Knowledge, rng: torch.Generator) -> dict[s
     return _misnamed(known.victim, rng)
 
 
+def long_means(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
+    """Claim class means ``LONG`` times too far out, in a head that holds them (choice).
+
+    Their shares of the images stay as they were: a bias goes with the square of its row.
+    """
+    return {
+        name: value * LONG ** (1 + HEAD.index(name)) if name in HEAD else value.clone()
+        for name, value in known.honest[number].items()
+    }
+
+
 def long_moments(number: int, known: Knowledge, rng: torch.Generator) -> dict[str, Tensor]:
     """Send class moments of features ``LONG`` times too long, beside honest weights (choice).
 
@@ -173,6 +184,7 @@ ATTACKS: dict[str, Attack] = {
     "near-copy": near_copy,
     "permuted-head": permuted_head,
     "permuted-copy": permuted_copy,
+    "long-means": long_means,
     "long-moments": long_moments,
 }
 SAME_FUNCTION = tuple(name for name in ATTACKS if name.startswith("same-function")) + (

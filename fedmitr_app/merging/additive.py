@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.merging.averaging import cosine_head
-from fedmitr_app.merging.mergeable import HEAD, Mergeable, in_type
-from fedmitr_app.training.head import SCALE, class_means, class_shares
+from fedmitr_app.merging.mergeable import HEAD, NORM, Mergeable, in_type
+from fedmitr_app.training.class_means import SCALE, read_class_means
 
 _log = logging.getLogger(__name__)
 
@@ -24,25 +24,29 @@ RIDGE = 0.3
 def additive_head(taken: Mergeable) -> dict[str, Tensor]:
     """Return the classifier of the classes' own effects, its rows equally long.
 
-    Empty, with a warning, where an upload's head is no head of class means.
+    Without uploads whose heads are no heads of class means, with a warning; empty if most are.
     """
     name, bias = HEAD
     heads: list[dict[str, Tensor]] = [{} for _ in taken.uploads]
     dtypes: dict[str, torch.dtype] = {}
-    for client, key, value, dtype in taken.arrays(HEAD.__contains__):
+    for client, key, value, dtype in taken.arrays({*HEAD, *NORM}.__contains__):
         heads[client][key], dtypes[key] = value, dtype
-    means = [class_means(head[name], head[bias]) for head in heads]
-    others = [upload.client for upload, each in zip(taken.uploads, means) if each is None]
+    read = [read_class_means(head) for head in heads]
+    others = [upload.client for upload, each in zip(taken.uploads, read) if each is None]
+    most = 2 * len(others) > len(read)
     if others:
         _log.warning(
             "merge.head = 'additive' needs heads of class means (client.head), and those of %s "
-            "are others; using 'average' instead.",
+            "are others, or of means that no features have: %s.",
             ", ".join(others),
+            "using 'average' instead" if most else "they are left out of the head",
         )
+    if most:
         return {}
-    sizes = torch.tensor(taken.shares, dtype=torch.float64).unsqueeze(1)
-    known = sizes * torch.stack([class_shares(head[name], head[bias]) for head in heads])
-    effects = class_effects(torch.stack(means), known)
+    kept = [(size, each) for size, each in zip(taken.shares, read) if each]
+    known = torch.stack([size * each.shares for size, each in kept])
+    known = known / known.sum()
+    effects = class_effects(torch.stack([each.means for _, each in kept]), known)
     # As clients' heads are made, and their averages: a class's mean times its share.
     scale = SCALE / effects.shape[1] ** 0.5 * known.sum(0).unsqueeze(1)
     found = cosine_head({name: scale * effects, bias: heads[0][bias]})

@@ -15,6 +15,8 @@ from fedmitr_app.uploads.upload import Upload
 
 HEAD = ("head.weight", "head.bias")
 """timm's names of the classifier, whose rows are classes."""
+NORM = ("norm.weight", "norm.bias")
+"""And of the last norm, whose output it classifies."""
 
 
 class Array(NamedTuple):

@@ -176,7 +176,14 @@ class Task:
     @cached_property
     def trust(self) -> tuple[Trust, ...]:
         """What each client's answers to those images say of it."""
-        return tuple(screen(self.probed, self._copies()))
+        answers, priors = self.probed, None
+        if self._shares is not None:
+            # As the teacher takes them: what a client knows it says itself.
+            shares = self._shares.to(answers.device)
+            claimed = shares > 0
+            answers = answers / torch.where(claimed, shares, 1.0).unsqueeze(1)
+            priors = torch.where(claimed.any(1, keepdim=True), shares, priors_of(answers))
+        return tuple(screen(answers, self._copies(), priors))
 
     def _copies(self) -> dict[int, str]:
         """Find models that are another client's, and whose: those that can be done without.
@@ -235,6 +242,13 @@ class Task:
         return rest.knowing(probed=self.probed[kept], weighed=weighed)
 
     @cached_property
+    def _shares(self) -> Tensor | None:
+        """Classes' shares of each client's images, read off its head, if the teacher reads them."""
+        if self.settings.teacher.combine != "class-means":
+            return None
+        return head_shares(self.clients, warn=False)
+
+    @cached_property
     def members(self) -> tuple[ClientModel, ...]:
         """Who teaches: the clients, and with ``teacher.merged`` their merged model.
 
@@ -250,11 +264,9 @@ class Task:
         whole = None if None in counts else tuple(map(sum, zip(*counts)))
         sizes = [client.num_examples for client in self.clients]
         shares = None
-        if self.settings.teacher.combine == "class-means":
-            each = head_shares(self.clients, warn=False)
-            if each is not None:
-                known = torch.tensor(sizes, dtype=each.dtype) @ each
-                shares = known / known.sum()
+        if self._shares is not None:
+            known = torch.tensor(sizes, dtype=self._shares.dtype) @ self._shares
+            shares = known / known.sum()
         return (*self.clients, ClientModel(MERGED, model, sum(sizes), whole, shares))
 
     @cached_property

@@ -170,10 +170,14 @@ def _clients(data: ReportData) -> str:
     rows = in_order(data.clients)
     if not rows:
         return ""
-    marked = {(index, 8): "bad" for index, row in enumerate(rows) if row.status != "ok"}
-    header = ["client", "node", "examples", "its train loss", "test accuracy", *_TRUST, "status"]
-    cells = [[*client_cells(row)[:-1], *_trust_cells(row), client_cells(row)[-1]] for row in rows]
-    table = html.table(header, cells, numbers=range(1, 8), marked=marked)
+    marked = {(index, 7): "bad" for index, row in enumerate(rows) if row.status != "ok"}
+    header = ["client", "examples", "its train loss", "test accuracy", *_TRUST, "status", "node"]
+    cells = []
+    for row in rows:
+        client, node, *figures, status = client_cells(row)
+        # Last: a node's long number may be what a window has no room for.
+        cells.append([client, *figures, *_trust_cells(row), status, node])
+    table = html.table(header, cells, numbers=[*range(1, 7), 8], marked=marked)
     table += html.paragraph(_TRUST_NOTE, "note")
     if len(rows) > _MOST_OPEN_CLIENTS:
         table = html.details(f"all {len(rows)} clients", table)

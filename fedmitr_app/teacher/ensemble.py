@@ -16,7 +16,7 @@ from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
 from fedmitr_app.teacher.combine import combine_logits, share_out
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
-from fedmitr_app.training.head import class_means, class_shares
+from fedmitr_app.training.class_means import ClassMeans, read_class_means
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class Teacher:
         ``label-aware`` weighs logits by the label counts that clients share; ``prior-shared``
         puts those in the place of the probed priors, all else equal. Without every client's
         both fall back to prior probing, with a warning: the round is not lost over an opt-in.
-        ``class-means`` reads label counts off heads of class means; with any other head it falls
-        back to ``mean-logits``, likewise.
+        ``class-means`` reads label counts off heads of class means; who has another one teaches
+        nothing, and where most have it falls back to ``mean-logits``, likewise.
 
         Parameters
         ----------
@@ -106,16 +106,19 @@ class Teacher:
         device = device or next(models[0].parameters()).device
         sizes = torch.tensor([[float(client.num_examples)] for client in clients], device=device)
         classes, shift, scale = models[0].num_classes, None, None
-        if config.defence == "clip":
-            scale = clipping(probe())
+        weights = everyone = torch.ones_like(sizes).expand(-1, classes)
         if shares is not None:
             # Heads' rows that hold their shares already have what they weigh taken out of them.
             shares = shares.to(device)
             weights = sizes * shares
+            everyone = (shares.sum(1, keepdim=True) > 0).float().expand(-1, classes)
             held = torch.stack([model.vit.head.bias.detach().any() for model in models]).to(device)
-            own = torch.where((shares > 0) & held.unsqueeze(1), 1 / shares, 1.0)
-            scale = own if scale is None else own * scale.unsqueeze(1)
-        elif combine == "label-aware":
+            scale = torch.where((shares > 0) & held.unsqueeze(1), 1 / shares, 1.0)
+        if config.defence == "clip":
+            logits = probe()
+            loud = clipping(logits if scale is None else logits * scale.unsqueeze(1))
+            scale = loud if scale is None else scale * loud.unsqueeze(1)
+        if combine == "label-aware":
             weights = torch.tensor(counts, device=device).float()
         elif combine == "prior-shared":
             held = torch.tensor(counts, device=device).float()
@@ -127,11 +130,9 @@ class Teacher:
             weights, shift = prior_weights(priors, sizes), prior_shift(priors)
         elif combine == "num-examples":
             weights = sizes.expand(-1, classes)
-        else:
-            weights = torch.ones_like(sizes).expand(-1, classes)
         # A class that nobody claims is answered by everyone alike.
         nobody = weights.sum(0, keepdim=True) <= 0
-        weights = torch.where(nobody, torch.ones_like(weights), weights)
+        weights = torch.where(nobody, everyone, weights)
         if device.type != "cpu":  # where they are mapped from disk, which copies would not be
             models = tuple(model.rounded() for model in models)
         return cls(models, combine, weights, shift, scale)
@@ -184,10 +185,11 @@ class Teacher:
     def class_means(self) -> tuple[Tensor | None, ...]:
         """Each client's mean features of the classes that it holds, ``[C, D]``, else zeros.
 
-        None for a client whose head says nothing of them, see :func:`class_means`.
+        None for a client whose head says nothing of them, see :func:`read_class_means`.
         """
-        heads = [model.vit.head for model in self.models]
-        return tuple(class_means(head.weight.detach(), head.bias.detach()) for head in heads)
+        read = [_read(model) for model in self.models]
+        dtypes = [model.vit.head.weight.dtype for model in self.models]
+        return tuple(one and one.means.to(dtype) for one, dtype in zip(read, dtypes, strict=True))
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
         """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
@@ -266,22 +268,26 @@ class Teacher:
 def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | None:
     """Read the shares of the classes off the clients' heads of class means, ``[K, classes]``.
 
-    None if one has another head, with a warning.
+    Zeros for a client that has another head; None if most have, both with a warning.
     """
-    heads = [client.model.vit.head for client in clients]
+    read = [_read(client.model) if client.shares is None else None for client in clients]
     shares = [
-        class_shares(head.weight.detach(), head.bias.detach())
-        if client.shares is None
-        else client.shares
-        for client, head in zip(clients, heads, strict=True)
+        one.shares if one else client.shares for one, client in zip(read, clients, strict=True)
     ]
     others = [client.key for client, own in zip(clients, shares) if own is None]
-    if not others:
-        return torch.stack(shares).float()
-    if warn:
+    most = 2 * len(others) > len(clients)
+    if others and warn:
         logger.warning(
             "teacher.combine = 'class-means' needs heads of class means (client.head), and those "
-            "of %s are others; using 'mean-logits' instead.",
+            "of %s are others, or of means that no features have: %s.",
             ", ".join(others),
+            "using 'mean-logits' instead" if most else "they teach nothing",
         )
-    return None
+    if most:
+        return None
+    nothing = torch.zeros(clients[0].model.num_classes)
+    return torch.stack([nothing if own is None else own.float().cpu() for own in shares])
+
+
+def _read(model: PatchViT) -> ClassMeans | None:
+    return read_class_means(dict(model.vit.named_parameters()))

@@ -60,7 +60,9 @@ class Trust(NamedTuple):
         return self.broken or self.copy or (strict and bool(self.reason))
 
 
-def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trust]:
+def screen(
+    logits: Tensor, copies: Mapping[int, str] | None = None, priors: Tensor | None = None
+) -> list[Trust]:
     """Judge K clients by their logits ``[K, n, classes]`` on the same n images.
 
     Whoever agrees least with the rest is put aside, one after the other, while that is below
@@ -71,8 +73,12 @@ def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trus
     ----------
     copies : Mapping[int, str], optional
         Clients whose models are another's, and its key: they go first, and vote nowhere.
+    priors : Tensor, optional
+        How much each client knows of each class, ``[K, classes]``, where that need not be guessed
+        from the logits.
     """
     copies = copies or {}
+    priors = priors_of(logits) if priors is None else priors
     own = [client for client in range(len(logits)) if client not in copies]
     sizes = relative_sizes(logits, own)
     information = mutual_information(logits)
@@ -91,7 +97,7 @@ def screen(logits: Tensor, copies: Mapping[int, str] | None = None) -> list[Trus
     kept = [client for client, reason in enumerate(reasons) if not reason]
     agreement = torch.full((len(logits),), torch.nan)
     while len(kept) > 1:
-        found = agreements(logits[kept])
+        found = agreements(logits[kept], priors[kept])
         agreement[kept] = found.cpu()
         worst = int(found.argmin())
         if found[worst] >= LEAST_AGREEMENT or 2 * (len(kept) - 1) <= len(own):
@@ -148,17 +154,20 @@ def mutual_information(logits: Tensor) -> Tensor:
     return _entropy(probabilities.mean(1)) - _entropy(probabilities).mean(1)
 
 
-def agreements(logits: Tensor) -> Tensor:
-    """Correlate each of at least two clients' logits with the others', ``[K]``."""
-    priors = priors_of(logits)
+def agreements(logits: Tensor, priors: Tensor) -> Tensor:
+    """Correlate each of at least two clients' logits with the others', ``[K]``.
+
+    Over the classes that both sides know, by ``priors`` ``[K, classes]``; 0 where there is none.
+    """
     centred = logits - logits.mean(-1, keepdim=True)
     found = []
     for client in range(len(logits)):
         others = [other for other in range(len(logits)) if other != client]
-        weights = priors[others] / priors[others].sum(0)
+        weights = priors[others] / priors[others].sum(0).clamp_min(_TINY)
         rest = (weights.unsqueeze(1) * centred[others]).sum(0)
         known = torch.minimum(priors[client], priors[others].amax(0))
-        found.append((known * _correlation(centred[client], rest)).sum() / known.sum())
+        agreed = (known * _correlation(centred[client], rest)).sum()
+        found.append(agreed / known.sum().clamp_min(_TINY))
     return torch.stack(found)
 
 

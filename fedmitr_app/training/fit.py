@@ -13,7 +13,8 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.head import fit_head, set_class_means, shard_features
+from fedmitr_app.training.class_means import set_class_means
+from fedmitr_app.training.head import fit_head, shard_features
 from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.attacks import (
@@ -16,8 +17,10 @@ from fedmitr_app.experiments.attacks import (
     POSITION,
     SAME_FUNCTION,
     SCALE,
+    Knowledge,
     attack,
 )
+from fedmitr_app.training import read_class_means, set_class_means
 from fedmitr_app.uploads import (
     ArraySpec,
     Claims,
@@ -155,6 +158,22 @@ def test_moments_too_long_are_scaled_in_all_their_parts(theta0, tmp_path):
         np.testing.assert_allclose(found.sums, factor * honest.sums)
         np.testing.assert_allclose(found.scatter, factor**2 * honest.scatter)
         check_moments(found.arrays(), 10)
+
+
+def test_means_too_long_keep_their_shares(uploads, theta0, tmp_path):
+    honest = uploads[0].load_state()
+    head = nn.Linear(*honest["head.weight"].shape[::-1])
+    labels = torch.tensor([0, 0, 0, 1, 3])
+    features = honest["norm.weight"] * nn.functional.layer_norm(torch.randn(5, 16), (16,))
+    set_class_means(head, features + honest["norm.bias"], labels, by_share=True)
+    honest |= {f"head.{name}": value.detach() for name, value in head.named_parameters()}
+    sent = ATTACKS["long-means"](0, Knowledge(theta0, [honest], honest), torch.Generator())
+    assert read_class_means(honest) is not None and read_class_means(sent) is None
+    without_norm = [
+        read_class_means({name: state[name] for name in HEAD}) for state in (honest, sent)
+    ]
+    torch.testing.assert_close(without_norm[1].shares, without_norm[0].shares)
+    torch.testing.assert_close(without_norm[1].means, LONG * without_norm[0].means)
 
 
 def test_who_is_absent_sends_nothing(uploads, theta0, tmp_path):

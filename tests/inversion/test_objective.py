@@ -126,6 +126,10 @@ def with_class_means(teacher: Teacher) -> torch.Tensor:
     """Give two clients heads of class means, ``[2, C, D]``; the second lacks a class."""
     rng = torch.Generator().manual_seed(8)
     means = torch.randn(2, CLASSES, 16, generator=rng, dtype=torch.float64)
+    norms = [model.vit.norm for model in teacher.models[:2]]
+    means = torch.nn.functional.layer_norm(means, (16,))  # what their final norms can give
+    means = torch.stack([rows * norm.weight + norm.bias for rows, norm in zip(means, norms)])
+    means = means.detach()
     means[1, 3] = 0
     for model, rows in zip(teacher.models, means):
         labels = rows.any(1).nonzero().flatten()

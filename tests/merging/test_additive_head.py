@@ -7,7 +7,7 @@ from torch import nn
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging import Mergeable, merge
 from fedmitr_app.merging.additive import RIDGE, class_effects
-from fedmitr_app.training.head import set_class_means
+from fedmitr_app.training import set_class_means
 from tests.merging.test_merge import drawn, sent, unasked
 
 ADDITIVE = MergeConfig(head="additive")
@@ -80,7 +80,18 @@ def test_rows_point_along_the_classes_whatever_clients_are_shifted_by(tmp_path, 
     assert all(torch.equal(found[name], plain[name]) for name in others)
 
 
-def test_with_another_head_among_them_it_is_the_average_with_a_warning(tmp_path, caplog):
+def test_another_head_is_left_out_of_it_with_a_warning(tmp_path, caplog):
+    (tmp_path / "more").mkdir()
+    _, _, taken = clients(tmp_path, 1.0)
+    states = [upload.load_state() for upload in taken.uploads]
+    sizes = [*COUNTS.sum(1).tolist(), 1000]
+    more = Mergeable.of(sent(tmp_path / "more", [*states, drawn(7)], sizes), states[0])
+    found, alone = (merge(each, ADDITIVE, unasked) for each in (more, taken))
+    torch.testing.assert_close(found["head.weight"], alone["head.weight"])
+    assert "those of client-3 are others" in caplog.text
+
+
+def test_where_most_have_another_head_it_is_the_average_with_a_warning(tmp_path, caplog):
     uploads = sent(tmp_path, [drawn(seed) for seed in range(3)])
     taken = Mergeable.of(uploads, drawn(0))
     found, plain = (merge(taken, each, unasked) for each in (ADDITIVE, MergeConfig()))

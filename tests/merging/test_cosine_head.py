@@ -5,7 +5,7 @@ from torch import nn
 
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging import Mergeable, merge
-from fedmitr_app.training.head import set_class_means
+from fedmitr_app.training import set_class_means
 from tests.merging.test_merge import drawn, sent, unasked
 
 COSINE = MergeConfig(head="cosine")

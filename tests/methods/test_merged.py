@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fedmitr_app.config import (
     DistillationConfig,
@@ -108,7 +109,7 @@ def test_beside_heads_of_class_means_it_has_the_clients_shares(uploads, tmp_path
     draws = torch.Generator().manual_seed(5)
     for client, counts in zip(task.clients, COUNTS):
         labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(counts))
-        features = torch.randn(len(labels), 16, generator=draws)
+        features = nn.functional.layer_norm(torch.randn(len(labels), 16, generator=draws), (16,))
         set_class_means(client.model.vit.head, features, labels, by_share=True)
     shares = torch.tensor(COUNTS).sum(0) / 60
     torch.testing.assert_close(task.members[-1].shares, shares, atol=1e-4, rtol=0)
@@ -117,6 +118,31 @@ def test_beside_heads_of_class_means_it_has_the_clients_shares(uploads, tmp_path
     torch.testing.assert_close(
         task.teacher.normalised_weights[-1, :4], torch.full((4,), 0.5), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("flipped", [None, 1])
+def test_heads_of_class_means_are_judged_by_what_they_say_of_their_classes(
+    uploads, tmp_path, flipped
+):
+    """Small shares make small logits, which tell little: of one who holds every class above all."""
+    task = task_of(uploads, tmp_path, combine="class-means")
+    counts = torch.tensor([[20, 0, 0, 0, 1], [0, 5, 15, 0, 0], [4, 4, 4, 4, 4]])
+    truth = torch.randn(1, 300, CLASSES, generator=torch.Generator().manual_seed(6))
+    noise = torch.randn(3, 300, CLASSES, generator=torch.Generator().manual_seed(7))
+    probed, draws = 0.2 * (truth + 0.3 * noise), torch.Generator().manual_seed(5)
+    shares = counts / counts.sum(1, keepdim=True)
+    if flipped is not None:
+        probed[flipped] = probed[flipped].flip(-1) - 2 * probed[flipped]
+    for client, own in zip(task.clients, counts):
+        labels = torch.repeat_interleave(torch.arange(CLASSES), own)
+        features = nn.functional.layer_norm(torch.randn(len(labels), 16, generator=draws), (16,))
+        set_class_means(client.model.vit.head, features, labels, by_share=True)
+    task.knowing(probed=shares.unsqueeze(1) * probed)
+    found = [trust.reason for trust in task.trust]
+    wrong = [] if flipped is None else [flipped]
+    assert [number for number, reason in enumerate(found) if reason] == wrong
+    unread = task_of(uploads, tmp_path, combine="mean-logits").knowing(probed=task.probed)
+    assert task.trust[2].information > 3 * unread.trust[2].information
 
 
 @pytest.mark.parametrize("combine", COMBINATIONS)

@@ -4,18 +4,25 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.merging.averaging import cosine_head
 from fedmitr_app.models import InputSpec
 from fedmitr_app.teacher import ClientModel, Teacher
-from fedmitr_app.training import set_class_means
-from fedmitr_app.training.head import class_shares
+from fedmitr_app.training import read_class_means, set_class_means
 from tests.training.test_fit import SPEC, tiny_vit
 
 CLASSES = 4
 COUNTS = torch.tensor([[30, 10, 0, 0], [0, 2, 17, 0], [5, 5, 5, 5]])
 MEANS = TeacherConfig(combine="class-means")
+
+
+def features_of(labels, draws) -> torch.Tensor:
+    """Draw features as a final norm gives them."""
+    drawn = torch.randn(len(labels), 16, generator=draws)
+    drawn += torch.linspace(0, 1, 16) * labels.unsqueeze(1)
+    return nn.functional.layer_norm(drawn, (16,))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ def clients() -> list[ClientModel]:
     for number, counts in enumerate(COUNTS):
         model = tiny_vit(CLASSES).eval()
         labels = torch.repeat_interleave(torch.arange(CLASSES), counts)
-        features = torch.randn(len(labels), 16, generator=draws) + 0.5 * labels[:, None]
+        features = features_of(labels, draws)
         set_class_means(model.vit.head, features, labels, by_share=True)
         made.append(ClientModel(f"client-{number}", model, int(counts.sum())))
     return made
@@ -33,31 +40,6 @@ def clients() -> list[ClientModel]:
 
 def unasked():
     raise AssertionError("nobody needs to probe")
-
-
-def test_shares_are_read_off_a_head_of_class_means(clients):
-    for client, counts in zip(clients, COUNTS):
-        head = client.model.vit.head
-        found = class_shares(head.weight.detach(), head.bias.detach())
-        assert torch.allclose(found, counts / counts.sum().double(), atol=1e-5)
-        half = class_shares(head.weight.detach().bfloat16(), head.bias.detach().bfloat16())
-        assert torch.allclose(half, found, atol=0.02)
-
-
-@pytest.mark.parametrize("change", ["trained", "longer", "negated", "zero"])
-def test_no_shares_are_read_off_another_head(clients, change):
-    head = copy.deepcopy(clients[0].model.vit.head).requires_grad_(False)
-    match change:
-        case "trained":
-            head = tiny_vit(CLASSES).vit.head
-        case "longer":
-            head.weight *= 1.5
-        case "negated":
-            head.bias *= -1
-        case "zero":
-            head.weight.zero_()
-            head.bias.zero_()
-    assert class_shares(head.weight.detach(), head.bias.detach()) is None
 
 
 def test_each_class_is_weighed_by_the_images_that_clients_have_of_it(clients):
@@ -91,7 +73,7 @@ def test_the_mean_features_are_read_off_too(clients):
     draws = torch.Generator().manual_seed(0)
     for counts, found in zip(COUNTS, teacher.class_means, strict=True):
         labels = torch.repeat_interleave(torch.arange(CLASSES), counts)
-        features = torch.randn(len(labels), 16, generator=draws) + 0.5 * labels[:, None]
+        features = features_of(labels, draws)
         for c in range(CLASSES):
             own = features[labels == c]
             mean = own.mean(0) if len(own) else torch.zeros(16)
@@ -116,7 +98,7 @@ def test_the_merged_model_counts_as_much_as_the_clients_together(clients, head):
     with torch.no_grad():
         merged.vit.head.weight.copy_(rows)
         merged.vit.head.bias.copy_(bias)
-    assert class_shares(rows, bias) is None
+    assert read_class_means({"head.weight": rows, "head.bias": bias}) is None
     whole = ClientModel("merged", merged, int(COUNTS.sum()), None, shares)
     both = Teacher.build([*clients, whole], MEANS, unasked)
     alone = Teacher.build(clients, MEANS, unasked)
@@ -135,7 +117,43 @@ def test_a_loud_client_is_still_turned_down(clients):
     assert factors.shape == (3, CLASSES) and factors[1].max() < 0.1
 
 
-def test_another_head_among_them_is_named_and_logits_are_averaged(clients, caplog):
-    other = ClientModel("client-x", tiny_vit(CLASSES), 10)
+def test_who_has_another_head_is_named_and_teaches_nothing(clients, caplog):
+    other = ClientModel("client-x", tiny_vit(CLASSES), 1000)
     teacher = Teacher.build([*clients, other], MEANS, unasked)
-    assert teacher.combine == "mean-logits" and "those of client-x are others" in caplog.text
+    assert teacher.combine == "class-means" and "client-x are others" in caplog.text
+    assert not teacher.class_weights[3].any()
+    images = torch.randn(6, 1, SPEC.size, SPEC.size, generator=torch.Generator().manual_seed(1))
+    alone = Teacher.build(clients, MEANS, unasked)
+    torch.testing.assert_close(teacher(images).logits, alone(images).logits)
+
+
+def test_a_class_that_nobody_holds_is_not_left_to_another_head(clients):
+    some = [client._replace(model=copy.deepcopy(client.model)) for client in clients]
+    for client in some:
+        head = client.model.vit.head
+        shares = read_class_means(dict(client.model.vit.named_parameters())).shares
+        with torch.no_grad():  # nobody holds the last class any more
+            head.weight[3], head.bias[3] = 0, 0
+            head.weight /= (1 - shares[3]).float()
+            head.bias /= (1 - shares[3]).float()
+    other = ClientModel("client-x", tiny_vit(CLASSES), 1000)
+    teacher = Teacher.build([*some, other], MEANS, unasked)
+    assert teacher.class_weights[:, 3].tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_where_most_have_another_head_logits_are_averaged(clients, caplog):
+    others = [ClientModel(f"client-{x}", tiny_vit(CLASSES), 10) for x in "xyz"]
+    teacher = Teacher.build([*clients[:2], *others], MEANS, unasked)
+    assert teacher.combine == "mean-logits"
+    assert "client-x, client-y, client-z are others" in caplog.text
+
+
+def test_a_drowning_head_is_another_one(clients):
+    """Means a hundred times too long: no logit of it may count."""
+    loud = clients[0]._replace(key="loud", model=copy.deepcopy(clients[0].model))
+    with torch.no_grad():
+        loud.model.vit.head.weight *= 100
+        loud.model.vit.head.bias *= 100**2
+    teacher = Teacher.build([*clients, loud], MEANS, unasked)
+    assert teacher.combine == "class-means" and not teacher.class_weights[3].any()
+    assert teacher.class_means[3] is None

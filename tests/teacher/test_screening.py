@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmitr_app.config import TeacherConfig
-from fedmitr_app.teacher import ClientModel, Teacher, same_answers, screen
+from fedmitr_app.teacher import ClientModel, Teacher, priors_of, same_answers, screen
 from fedmitr_app.teacher.screening import (
     CLIP,
     agreements,
@@ -112,7 +112,7 @@ def test_agreement_is_the_correlation_when_two_know_the_same():
     by_class = [
         torch.corrcoef(centred[:, :, label])[0, 1].item() for label in range(CLASSES)
     ]
-    found = agreements(logits)
+    found = agreements(logits, priors_of(logits))
     assert found[0] == pytest.approx(found[1].item(), abs=1e-5)
     assert min(by_class) <= found[0].item() <= max(by_class)
 

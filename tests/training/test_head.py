@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedmitr_app.config.schema import LOSSES
-from fedmitr_app.training.head import DECAY, fit_head, set_class_means, shard_features
+from fedmitr_app.training.head import DECAY, fit_head, shard_features
 from fedmitr_app.training.losses import client_loss
 from tests.training.test_fit import shard_of, tiny_vit
 
@@ -74,29 +74,3 @@ def test_a_fit_without_time_stops_after_its_first_round():
     with torch.no_grad():
         values = [float(loss(head(features), labels)) for head in (hurried, whole)]
     assert values[1] <= values[0] < 0.6
-
-
-def test_a_head_of_class_means_answers_by_the_nearest_mean():
-    features, labels = problem(held=3)
-    head = nn.Linear(5, 4)
-    set_class_means(head, features, labels)
-    means = torch.stack([features[labels == c].mean(0) for c in range(3)])
-    nearest = torch.cdist(features, means).argmin(1)
-    assert torch.equal(head(features)[:, :3].argmax(1), nearest)
-    assert not head.weight[3].any() and head.bias[3] == 0
-
-
-def test_averaging_class_means_by_examples_is_as_if_one_client_held_all_images():
-    features, labels = problem(held=4)
-    own = [torch.arange(60) < 7, (torch.arange(60) >= 7) & (labels < 2), labels >= 2]
-    own[2] &= torch.arange(60) >= 7
-    heads, counts = [], []
-    for rows in own:
-        heads.append(nn.Linear(5, 4))
-        counts.append(int(rows.sum()))
-        set_class_means(heads[-1], features[rows], labels[rows], by_share=True)
-    together = nn.Linear(5, 4)
-    set_class_means(together, features, labels, by_share=True)
-    assert sum(counts) == 60
-    averaged = sum(count / 60 * head.weight for count, head in zip(counts, heads))
-    assert torch.allclose(averaged, together.weight, atol=1e-6)
