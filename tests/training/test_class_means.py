@@ -70,7 +70,7 @@ def test_what_is_read_is_what_was_written(seed, spread, half):
         arrays = {name: value.bfloat16() for name, value in arrays.items()}
     found = read_class_means(arrays)
     rounding = 0.03 if half else 1e-4
-    torch.testing.assert_close(found.shares, COUNTS / 41.0, atol=rounding, rtol=0, check_dtype=False)
+    assert (found.shares - COUNTS / 41).abs().max() < rounding
     for c in (0, 1, 3):
         mean = features[labels == c].mean(0)
         assert (found.means[c] - mean).norm() < rounding * (1 + mean.norm())
