@@ -224,7 +224,8 @@ class Objective:
             return prior
         if config.similarity > 0:
             prior = prior + config.similarity * patch_similarity_entropy(output.patch_tokens)
-        means = self.teacher.class_means[k] if config.feature_match > 0 else None
+        told = self.teacher.class_means if config.feature_match > 0 else ()
+        means = told[k] if told else None
         if means is not None:
             prior = prior + config.feature_match * feature_distance(
                 output.features, self.targets, means

@@ -6,16 +6,18 @@ clients too. Classes that several clients hold tell the two apart: ``mean[k, c] 
 client[k]``, an analysis of variance without interaction.
 """
 
-import logging
-
 import torch
 from torch import Tensor
 
 from fedmitr_app.merging.averaging import cosine_head
-from fedmitr_app.merging.mergeable import HEAD, NORM, Mergeable, in_type
-from fedmitr_app.training.class_means import SCALE, read_class_means
-
-_log = logging.getLogger(__name__)
+from fedmitr_app.merging.mergeable import Mergeable, in_type
+from fedmitr_app.uploads.class_means import (
+    HEAD,
+    NORM,
+    SCALE,
+    other_heads,
+    read_class_means,
+)
 
 RIDGE = 0.3
 """Of clients' shifts, in units of a client's mean weight (choice, on development partitions)."""
@@ -31,17 +33,9 @@ def additive_head(taken: Mergeable) -> dict[str, Tensor]:
     dtypes: dict[str, torch.dtype] = {}
     for client, key, value, dtype in taken.arrays({*HEAD, *NORM}.__contains__):
         heads[client][key], dtypes[key] = value, dtype
-    read = [read_class_means(head) for head in heads]
-    others = [upload.client for upload, each in zip(taken.uploads, read) if each is None]
-    most = 2 * len(others) > len(read)
-    if others:
-        _log.warning(
-            "merge.head = 'additive' needs heads of class means (client.head), and those of %s "
-            "are others, or of means that no features have: %s.",
-            ", ".join(others),
-            "using 'average' instead" if most else "they are left out of the head",
-        )
-    if most:
+    read = read_class_means(heads, taken.initial)
+    keys = [upload.client for upload in taken.uploads]
+    if other_heads(read, keys, "merge.head = 'additive'", "average"):
         return {}
     kept = [(size, each) for size, each in zip(taken.shares, read) if each]
     known = torch.stack([size * each.shares for size, each in kept])

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fedmitr_app.merging.mergeable import HEAD, Mergeable, in_type
+from fedmitr_app.merging.mergeable import Mergeable, in_type
+from fedmitr_app.uploads.class_means import HEAD
 
 
 def average(

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedmitr_app.merging.mergeable import HEAD, Mergeable
+from fedmitr_app.merging.mergeable import Mergeable
+from fedmitr_app.uploads.class_means import HEAD
 
 _log = logging.getLogger(__name__)
 

@@ -8,15 +8,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fedmitr_app.uploads.class_means import HEAD
 from fedmitr_app.uploads.comparing import Weighed
 from fedmitr_app.uploads.parts import is_fused, part_name
 from fedmitr_app.uploads.shares import client_shares
 from fedmitr_app.uploads.upload import Upload
-
-HEAD = ("head.weight", "head.bias")
-"""timm's names of the classifier, whose rows are classes."""
-NORM = ("norm.weight", "norm.bias")
-"""And of the last norm, whose output it classifies."""
 
 
 class Array(NamedTuple):

@@ -36,7 +36,7 @@ from fedmitr_app.teacher import (
     same_answers,
     screen,
 )
-from fedmitr_app.uploads import Upload, Weighed, compare, example_counts
+from fedmitr_app.uploads import Upload, Weighed, compare, example_counts, read_class_means
 
 _log = logging.getLogger(__name__)
 
@@ -95,14 +95,19 @@ class Task:
                 device,
                 size / 2**30,
             )
-        home, clients = torch.device("cpu") if visiting else device, []
-        counts = example_counts(uploads, settings.weighting)
-        for upload, count in zip(uploads, counts, strict=True):
+        home, models, states = torch.device("cpu") if visiting else device, [], []
+        for upload in uploads:
             client = copy.deepcopy(model).to(home)
             client.vit.load_state_dict(upload.load_state(), assign=home.type == "cpu")
             client.eval().requires_grad_(False)
-            client = VisitingViT(client) if visiting else client
-            clients.append(ClientModel(upload.client, client, count, upload.label_counts))
+            states.append(client.vit.state_dict())
+            models.append(VisitingViT(client) if visiting else client)
+        counts = example_counts(uploads, settings.weighting)
+        told = read_class_means(states, model.vit.state_dict())
+        clients = [
+            ClientModel(upload.client, client, count, upload.label_counts, *(one or ()))
+            for upload, client, count, one in zip(uploads, models, counts, told, strict=True)
+        ]
         return cls(model, tuple(uploads), tuple(clients), settings, folder, device)
 
     @cached_property
@@ -176,14 +181,7 @@ class Task:
     @cached_property
     def trust(self) -> tuple[Trust, ...]:
         """What each client's answers to those images say of it."""
-        answers, priors = self.probed, None
-        if self._shares is not None:
-            # As the teacher takes them: what a client knows it says itself.
-            shares = self._shares.to(answers.device)
-            claimed = shares > 0
-            answers = answers / torch.where(claimed, shares, 1.0).unsqueeze(1)
-            priors = torch.where(claimed.any(1, keepdim=True), shares, priors_of(answers))
-        return tuple(screen(answers, self._copies(), priors))
+        return tuple(screen(self.probed, self._copies(), self._shares))
 
     def _copies(self) -> dict[int, str]:
         """Find models that are another client's, and whose: those that can be done without.
@@ -246,7 +244,8 @@ class Task:
         """Classes' shares of each client's images, read off its head, if the teacher reads them."""
         if self.settings.teacher.combine != "class-means":
             return None
-        return head_shares(self.clients, warn=False)
+        found = head_shares(self.clients, warn=False)
+        return None if found is None else found.to(self.device)
 
     @cached_property
     def members(self) -> tuple[ClientModel, ...]:
@@ -263,11 +262,12 @@ class Task:
         counts = [client.label_counts for client in self.clients]
         whole = None if None in counts else tuple(map(sum, zip(*counts)))
         sizes = [client.num_examples for client in self.clients]
-        shares = None
+        size, shares = sum(sizes), None
         if self._shares is not None:
-            known = torch.tensor(sizes, dtype=self._shares.dtype) @ self._shares
-            shares = known / known.sum()
-        return (*self.clients, ClientModel(MERGED, model, sum(sizes), whole, shares))
+            known = self._shares.new_tensor(sizes) @ self._shares
+            # Without whose heads say nothing: it counts for as much as those that teach.
+            size, shares = round(float(known.sum())), known / known.sum()
+        return (*self.clients, ClientModel(MERGED, model, size, whole, shares))
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -62,6 +62,14 @@ def combine_logits(
     return torch.logsumexp(logits.log_softmax(-1) + weights.clamp_min(EPS).log(), dim=0)
 
 
+def without_shares(shares: Tensor) -> Tensor:
+    """Return what takes the shares out of the logits of heads of class means, ``[K, C]``.
+
+    Their rows hold them (``shares`` ``[K, C]``), so that averages of heads are weighted by them.
+    """
+    return torch.where(shares > 0, 1 / shares, 1.0)
+
+
 def _median(values: Tensor, counted: Tensor) -> Tensor:
     """Return the median over the first dimension of what is counted; of two, their mean."""
     ascending = torch.where(counted, values, math.inf).sort(dim=0).values

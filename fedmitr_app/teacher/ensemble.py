@@ -13,10 +13,10 @@ from torch import Tensor
 from fedmitr_app.config import NEED_LABEL_COUNTS, TeacherConfig
 from fedmitr_app.memory import Halving
 from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
-from fedmitr_app.teacher.combine import combine_logits, share_out
+from fedmitr_app.teacher.combine import combine_logits, share_out, without_shares
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
-from fedmitr_app.training.class_means import ClassMeans, read_class_means
+from fedmitr_app.uploads import other_heads
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,9 @@ class ClientModel(NamedTuple):
     num_examples: int
     label_counts: tuple[int, ...] | None = None
     shares: Tensor | None = None
-    """Its classes' shares of its images, ``[C]``, where its head is an average that can't say."""
+    """Its classes' shares of its images, ``[C]``, where its head says them."""
+    class_means: Tensor | None = None
+    """Likewise their mean features ``[C, D]``, zeros for a class that it doesn't hold."""
 
 
 class TeacherOutput(NamedTuple):
@@ -59,6 +61,8 @@ class Teacher:
     class_weights: Tensor
     logit_shift: Tensor | None = None
     logit_scale: Tensor | None = None
+    class_means: tuple[Tensor | None, ...] = ()
+    """Each client's mean features ``[C, D]``; None for one whose head says nothing of them."""
     halving: Halving = field(default_factory=lambda: Halving("asking the teacher"), compare=False)
 
     @classmethod
@@ -108,12 +112,12 @@ class Teacher:
         classes, shift, scale = models[0].num_classes, None, None
         weights = everyone = torch.ones_like(sizes).expand(-1, classes)
         if shares is not None:
-            # Heads' rows that hold their shares already have what they weigh taken out of them.
+            # Of the merged model's head as well, unless its rows were made equally long.
             shares = shares.to(device)
             weights = sizes * shares
             everyone = (shares.sum(1, keepdim=True) > 0).float().expand(-1, classes)
             held = torch.stack([model.vit.head.bias.detach().any() for model in models]).to(device)
-            scale = torch.where((shares > 0) & held.unsqueeze(1), 1 / shares, 1.0)
+            scale = torch.where(held.unsqueeze(1), without_shares(shares), 1.0)
         if config.defence == "clip":
             logits = probe()
             loud = clipping(logits if scale is None else logits * scale.unsqueeze(1))
@@ -135,7 +139,9 @@ class Teacher:
         weights = torch.where(nobody, everyone, weights)
         if device.type != "cpu":  # where they are mapped from disk, which copies would not be
             models = tuple(model.rounded() for model in models)
-        return cls(models, combine, weights, shift, scale)
+        means = [client.class_means for client in clients]
+        told = tuple(None if each is None else each.float().to(device) for each in means)
+        return cls(models, combine, weights, shift, scale, told)
 
     @property
     def visits(self) -> bool:
@@ -154,11 +160,14 @@ class Teacher:
 
     def to(self, device: torch.device) -> "Teacher":
         """Return a copy on a device; models that only visit one stay where they are."""
+        def there(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
         moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: there(getattr(self, name))
+            for name in ("class_weights", "logit_shift", "logit_scale")
         }
+        moved["class_means"] = tuple(map(there, self.class_means))
         models = tuple(
             model if isinstance(model, VisitingViT) else copy.deepcopy(model).to(device)
             for model in self.models
@@ -180,16 +189,6 @@ class Teacher:
         """
         rows = [model.vit.head.weight.detach().abs().amax(1) > 0 for model in self.models]
         return torch.stack(rows).cpu()
-
-    @cached_property
-    def class_means(self) -> tuple[Tensor | None, ...]:
-        """Each client's mean features of the classes that it holds, ``[C, D]``, else zeros.
-
-        None for a client whose head says nothing of them, see :func:`read_class_means`.
-        """
-        read = [_read(model) for model in self.models]
-        dtypes = [model.vit.head.weight.dtype for model in self.models]
-        return tuple(one and one.means.to(dtype) for one, dtype in zip(read, dtypes, strict=True))
 
     def combine_logits(self, logits: Tensor, members: Tensor | None = None) -> Tensor:
         """Combine stacked client logits, scaled and shifted, see :func:`combine_logits`."""
@@ -266,28 +265,12 @@ class Teacher:
 
 
 def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | None:
-    """Read the shares of the classes off the clients' heads of class means, ``[K, classes]``.
+    """Return the shares of the classes that clients' heads say, ``[K, classes]``.
 
     Zeros for a client that has another head; None if most have, both with a warning.
     """
-    read = [_read(client.model) if client.shares is None else None for client in clients]
-    shares = [
-        one.shares if one else client.shares for one, client in zip(read, clients, strict=True)
-    ]
-    others = [client.key for client, own in zip(clients, shares) if own is None]
-    most = 2 * len(others) > len(clients)
-    if others and warn:
-        logger.warning(
-            "teacher.combine = 'class-means' needs heads of class means (client.head), and those "
-            "of %s are others, or of means that no features have: %s.",
-            ", ".join(others),
-            "using 'mean-logits' instead" if most else "they teach nothing",
-        )
-    if most:
+    shares, keys = [client.shares for client in clients], [client.key for client in clients]
+    if other_heads(shares, keys, "teacher.combine = 'class-means'", "mean-logits", warn):
         return None
     nothing = torch.zeros(clients[0].model.num_classes)
     return torch.stack([nothing if own is None else own.float().cpu() for own in shares])
-
-
-def _read(model: PatchViT) -> ClassMeans | None:
-    return read_class_means(dict(model.vit.named_parameters()))

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedmitr_app.teacher.combine import without_shares
 from fedmitr_app.teacher.probing import priors_of
 
 MOST_SIZE, LEAST_INFORMATION, LEAST_AGREEMENT = 3.0, 0.1, -0.1
@@ -61,7 +62,7 @@ class Trust(NamedTuple):
 
 
 def screen(
-    logits: Tensor, copies: Mapping[int, str] | None = None, priors: Tensor | None = None
+    logits: Tensor, copies: Mapping[int, str] | None = None, shares: Tensor | None = None
 ) -> list[Trust]:
     """Judge K clients by their logits ``[K, n, classes]`` on the same n images.
 
@@ -73,12 +74,15 @@ def screen(
     ----------
     copies : Mapping[int, str], optional
         Clients whose models are another's, and its key: they go first, and vote nowhere.
-    priors : Tensor, optional
-        How much each client knows of each class, ``[K, classes]``, where that need not be guessed
-        from the logits.
+    shares : Tensor, optional
+        Classes' shares of each client's images, ``[K, classes]``, where heads of class means say
+        them: they need not be guessed, and are taken out of the logits. Zeros for another head.
     """
     copies = copies or {}
-    priors = priors_of(logits) if priors is None else priors
+    logits = logits if shares is None else logits * without_shares(shares).unsqueeze(1)
+    priors = priors_of(logits)
+    if shares is not None:
+        priors = torch.where(shares.any(1, keepdim=True), shares, priors)
     own = [client for client in range(len(logits)) if client not in copies]
     sizes = relative_sizes(logits, own)
     information = mutual_information(logits)

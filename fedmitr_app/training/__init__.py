@@ -1,20 +1,19 @@
 """A client's training on its own shard, and what the server's distillation shares of it."""
 
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.class_means import ClassMeans, read_class_means, set_class_means
 from fedmitr_app.training.fit import fit, parameter_groups
 from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.moments import class_moments
 from fedmitr_app.training.schedule import warmup_cosine
+from fedmitr_app.uploads import set_class_means
+from fedmitr_app.uploads import set_class_means
 
 __all__ = [
-    "ClassMeans",
     "augment",
     "class_moments",
     "client_loss",
     "fit",
     "parameter_groups",
-    "read_class_means",
     "set_class_means",
     "warmup_cosine",
 ]

@@ -13,10 +13,10 @@ from fedmitr_app.errors import DataError, TrainingError
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.training.augment import augment
-from fedmitr_app.training.class_means import set_class_means
 from fedmitr_app.training.head import fit_head, shard_features
 from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
+from fedmitr_app.uploads import set_class_means
 
 # Skewed shards of a few images give rare, very steep steps.
 MAX_GRADIENT_NORM = 1.0

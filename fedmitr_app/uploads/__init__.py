@@ -1,6 +1,12 @@
 """What a client sends once, checked by itself and kept on disk until the server fuses it."""
 
 from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
+from fedmitr_app.uploads.class_means import (
+    ClassMeans,
+    other_heads,
+    read_class_means,
+    set_class_means,
+)
 from fedmitr_app.uploads.comparing import Weighed, compare
 from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.moments import (
@@ -26,6 +32,7 @@ from fedmitr_app.uploads.validate import (
 __all__ = [
     "ArrayHeader",
     "ArraySpec",
+    "ClassMeans",
     "ClassMoments",
     "Claims",
     "Expected",
@@ -45,9 +52,12 @@ __all__ = [
     "doubtful_counts",
     "example_counts",
     "moments_reference",
+    "other_heads",
     "pool_moments",
+    "read_class_means",
     "read_round",
     "read_spool",
     "require_fit",
+    "set_class_means",
     "too_long",
 ]

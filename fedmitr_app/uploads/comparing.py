@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedmitr_app.uploads.class_means import HEAD, read_class_means
 from fedmitr_app.uploads.parts import Part, median, parts_of
 from fedmitr_app.uploads.upload import Upload
 
@@ -99,16 +100,22 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     """
     if len(uploads) < 2:
         return [Weighed()] * len(uploads)
-    parts = list(parts_of([load_file(upload.weights) for upload in uploads], initial))
+    states = [load_file(upload.weights) for upload in uploads]
+    parts = list(parts_of(states, initial))
     if not parts:
         return [Weighed()] * len(uploads)
     squares = sum(part.products.diagonal() for part in parts)
     floor = FLOOR * median((squares / sum(part.count for part in parts)).sqrt())
     unfit, scaled = [""] * len(uploads), [""] * len(uploads)
     factors: list[dict[str, float]] = [{} for _ in uploads]
-    decayed = _decayed(parts)
+    decayed, believed = _decayed(parts), set()
+    if initial.keys() >= {*HEAD}:
+        read = read_class_means(states, initial)
+        believed = {client for client, one in enumerate(read) if one is not None}
     for part in parts:
         for client, reason, factor in _misfits(part, floor, decayed):
+            if part.name in HEAD and client in believed:  # its sizes go with classes' shares
+                continue
             if factor is None:
                 unfit[client] = unfit[client] or reason
             else:

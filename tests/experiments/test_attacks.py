@@ -20,7 +20,6 @@ from fedmitr_app.experiments.attacks import (
     Knowledge,
     attack,
 )
-from fedmitr_app.training import read_class_means, set_class_means
 from fedmitr_app.uploads import (
     ArraySpec,
     Claims,
@@ -29,8 +28,11 @@ from fedmitr_app.uploads import (
     check_arrays,
     check_moments,
     doubtful_counts,
+    read_class_means,
     read_spool,
+    set_class_means,
 )
+from fedmitr_app.uploads.class_means import NORM, _read
 from tests.inversion.tiny import tiny_vit
 
 CLIENTS = 4
@@ -168,12 +170,11 @@ def test_means_too_long_keep_their_shares(uploads, theta0, tmp_path):
     set_class_means(head, features + honest["norm.bias"], labels, by_share=True)
     honest |= {f"head.{name}": value.detach() for name, value in head.named_parameters()}
     sent = ATTACKS["long-means"](0, Knowledge(theta0, [honest], honest), torch.Generator())
-    assert read_class_means(honest) is not None and read_class_means(sent) is None
-    without_norm = [
-        read_class_means({name: state[name] for name in HEAD}) for state in (honest, sent)
-    ]
-    torch.testing.assert_close(without_norm[1].shares, without_norm[0].shares)
-    torch.testing.assert_close(without_norm[1].means, LONG * without_norm[0].means)
+    told = read_class_means([honest, sent], theta0 | {n: honest[n] for n in NORM})
+    assert told[0] is not None and told[1] is None  # nor believed
+    read = [_read(state) for state in (honest, sent)]
+    torch.testing.assert_close(read[1].shares, read[0].shares)
+    torch.testing.assert_close(read[1].means, LONG * read[0].means)
 
 
 def test_who_is_absent_sends_nothing(uploads, theta0, tmp_path):

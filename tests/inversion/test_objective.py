@@ -14,7 +14,6 @@ from fedmitr_app.inversion.microbatches import Microbatches
 from fedmitr_app.inversion.objective import Objective, draw_asked
 from fedmitr_app.inversion.serving import Serving
 from fedmitr_app.teacher import Teacher, combine_logits
-from fedmitr_app.training import set_class_means
 from tests.inversion.tiny import (
     CLASSES,
     inversion_config,
@@ -122,18 +121,11 @@ def test_per_teacher_equals_the_oracle(terms):
     torch.testing.assert_close(found.cls_attn, joint.cls_attn)
 
 
-def with_class_means(teacher: Teacher) -> torch.Tensor:
-    """Give two clients heads of class means, ``[2, C, D]``; the second lacks a class."""
+def class_means() -> torch.Tensor:
+    """Draw what two clients' heads say, ``[2, C, D]``; the second lacks a class."""
     rng = torch.Generator().manual_seed(8)
     means = torch.randn(2, CLASSES, 16, generator=rng, dtype=torch.float64)
-    norms = [model.vit.norm for model in teacher.models[:2]]
-    means = torch.nn.functional.layer_norm(means, (16,))  # what their final norms can give
-    means = torch.stack([rows * norm.weight + norm.bias for rows, norm in zip(means, norms)])
-    means = means.detach()
     means[1, 3] = 0
-    for model, rows in zip(teacher.models, means):
-        labels = rows.any(1).nonzero().flatten()
-        set_class_means(model.vit.head, rows[labels], labels, by_share=True)
     return means
 
 
@@ -145,8 +137,9 @@ def with_class_means(teacher: Teacher) -> torch.Tensor:
 def test_features_are_pulled_to_the_class_means_that_heads_tell(gradient, loss, members):
     terms = {"members": members, "disagreement": 0.0, "similarity": 0.4}
     plain = objective("mean-logits", terms, gradient=gradient, loss=loss)
-    means = with_class_means(plain.teacher)
-    pulled = replace(plain, config=replace(plain.config, feature_match=0.7))
+    means = class_means()
+    told = replace(plain.teacher, class_means=(*means, None))
+    pulled = replace(plain, teacher=told, config=replace(plain.config, feature_match=0.7))
     patches, positions = inputs()
     before, found = (each.gradient(patches, positions) for each in (plain, pulled))
 

@@ -20,7 +20,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def clients(tmp_path, shift: float):
     """Heads of class means: features of a class plus the client's own shift, without scatter."""
-    classes, shifts = draw(5, 4), shift * draw(3, 4, seed=1)
+    classes, shifts = 0.1 * draw(5, 4), 0.1 * shift * draw(3, 4, seed=1)
     states = []
     for own, moved in zip(COUNTS, shifts):
         labels = torch.repeat_interleave(torch.arange(5), own)

@@ -19,8 +19,7 @@ from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import VisitingViT
 from fedmitr_app.teacher import priors_of
-from fedmitr_app.training import set_class_means
-from fedmitr_app.uploads import Upload
+from fedmitr_app.uploads import Upload, read_class_means, set_class_means
 from fedmitr_app.uploads.upload import save_state
 from tests.inversion.tiny import CLASSES, random_images, tiny_vit
 
@@ -57,6 +56,23 @@ def task_of(uploads, folder, merge=CLASS_WISE, merged=True, **teacher):
         merge=merge,
     )
     return Task.load(tiny_vit(40, torch.float32), uploads, settings, folder, CPU)
+
+
+def with_class_means(task: Task, counts: torch.Tensor) -> Task:
+    """Give the clients heads of class means, of so many images ``[K, C]``."""
+    draws, states = torch.Generator().manual_seed(5), []
+    for client, own in zip(task.clients, counts):
+        vit, labels = client.model.vit, torch.repeat_interleave(torch.arange(CLASSES), own)
+        with torch.no_grad():
+            features = vit.norm(torch.randn(len(labels), 16, generator=draws))
+        set_class_means(vit.head, features, labels, by_share=True)
+        states.append(vit.state_dict())
+    told = read_class_means(states, task.model.vit.state_dict())
+    clients = [
+        client._replace(shares=one.shares, class_means=one.means)
+        for client, one in zip(task.clients, told, strict=True)
+    ]
+    return replace(task, clients=tuple(clients))
 
 
 def same(one, other):
@@ -106,11 +122,7 @@ def test_the_merged_member_is_a_client_that_holds_everything(uploads, tmp_path):
 @pytest.mark.parametrize("head", ["average", "cosine", "class-wise"])
 def test_beside_heads_of_class_means_it_has_the_clients_shares(uploads, tmp_path, head, caplog):
     task = task_of(uploads, tmp_path, MergeConfig(head=head), combine="class-means")
-    draws = torch.Generator().manual_seed(5)
-    for client, counts in zip(task.clients, COUNTS):
-        labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(counts))
-        features = nn.functional.layer_norm(torch.randn(len(labels), 16, generator=draws), (16,))
-        set_class_means(client.model.vit.head, features, labels, by_share=True)
+    task = with_class_means(task, torch.tensor(COUNTS))
     shares = torch.tensor(COUNTS).sum(0) / 60
     torch.testing.assert_close(task.members[-1].shares, shares, atol=1e-4, rtol=0)
     assert task.teacher.combine == "class-means"
@@ -118,6 +130,31 @@ def test_beside_heads_of_class_means_it_has_the_clients_shares(uploads, tmp_path
     torch.testing.assert_close(
         task.teacher.normalised_weights[-1, :4], torch.full((4,), 0.5), atol=1e-4, rtol=0
     )
+
+
+def test_beside_another_head_it_counts_for_as_much_as_those_that_teach(uploads, tmp_path):
+    task = with_class_means(task_of(uploads, tmp_path, combine="class-means"), torch.tensor(COUNTS))
+    clients = list(task.clients)
+    clients[2] = clients[2]._replace(num_examples=1000, shares=None, class_means=None)
+    task = replace(task, clients=tuple(clients))
+    assert task.members[-1].num_examples == sum(map(sum, COUNTS[:2]))
+    weights = task.teacher.normalised_weights
+    assert not weights[2].any()
+    torch.testing.assert_close(weights[-1, :3], torch.full((3,), 0.5), atol=1e-4, rtol=0)
+
+
+def test_heads_are_read_as_uploads_come(uploads, tmp_path):
+    told = with_class_means(task_of(uploads, tmp_path), torch.tensor(COUNTS))
+    sent = []
+    for upload, client in zip(uploads, told.clients):
+        path = tmp_path / f"means-{upload.client}.safetensors"
+        arrays = {n: value.numpy() for n, value in client.model.vit.state_dict().items()}
+        save_state(arrays, path)
+        sent.append(replace(upload, weights=path))
+    for client, one in zip(task_of(sent, tmp_path).clients, told.clients):
+        assert torch.equal(client.shares, one.shares)
+        assert torch.equal(client.class_means, one.class_means)
+    assert [client.shares for client in task_of(uploads, tmp_path).clients] == [None] * 3
 
 
 @pytest.mark.parametrize("flipped", [None, 1])
@@ -129,14 +166,11 @@ def test_heads_of_class_means_are_judged_by_what_they_say_of_their_classes(
     counts = torch.tensor([[20, 0, 0, 0, 1], [0, 5, 15, 0, 0], [4, 4, 4, 4, 4]])
     truth = torch.randn(1, 300, CLASSES, generator=torch.Generator().manual_seed(6))
     noise = torch.randn(3, 300, CLASSES, generator=torch.Generator().manual_seed(7))
-    probed, draws = 0.2 * (truth + 0.3 * noise), torch.Generator().manual_seed(5)
+    probed = 0.2 * (truth + 0.3 * noise)
     shares = counts / counts.sum(1, keepdim=True)
     if flipped is not None:
         probed[flipped] = probed[flipped].flip(-1) - 2 * probed[flipped]
-    for client, own in zip(task.clients, counts):
-        labels = torch.repeat_interleave(torch.arange(CLASSES), own)
-        features = nn.functional.layer_norm(torch.randn(len(labels), 16, generator=draws), (16,))
-        set_class_means(client.model.vit.head, features, labels, by_share=True)
+    task = with_class_means(task, counts)
     task.knowing(probed=shares.unsqueeze(1) * probed)
     found = [trust.reason for trust in task.trust]
     wrong = [] if flipped is None else [flipped]

@@ -10,7 +10,7 @@ from fedmitr_app.config import TeacherConfig
 from fedmitr_app.merging.averaging import cosine_head
 from fedmitr_app.models import InputSpec
 from fedmitr_app.teacher import ClientModel, Teacher
-from fedmitr_app.training import read_class_means, set_class_means
+from fedmitr_app.uploads import read_class_means, set_class_means
 from tests.training.test_fit import SPEC, tiny_vit
 
 CLASSES = 4
@@ -25,6 +25,12 @@ def features_of(labels, draws) -> torch.Tensor:
     return nn.functional.layer_norm(drawn, (16,))
 
 
+def client_of(key: str, model, size: int, label_counts=None) -> ClientModel:
+    """Return it with what its head says, as a task does."""
+    (told,) = read_class_means([model.vit.state_dict()], tiny_vit(CLASSES).vit.state_dict())
+    return ClientModel(key, model, size, label_counts, *(told or ()))
+
+
 @pytest.fixture(scope="module")
 def clients() -> list[ClientModel]:
     made = []
@@ -34,7 +40,7 @@ def clients() -> list[ClientModel]:
         labels = torch.repeat_interleave(torch.arange(CLASSES), counts)
         features = features_of(labels, draws)
         set_class_means(model.vit.head, features, labels, by_share=True)
-        made.append(ClientModel(f"client-{number}", model, int(counts.sum())))
+        made.append(client_of(f"client-{number}", model, int(counts.sum())))
     return made
 
 
@@ -78,7 +84,7 @@ def test_the_mean_features_are_read_off_too(clients):
             own = features[labels == c]
             mean = own.mean(0) if len(own) else torch.zeros(16)
             assert torch.allclose(found[c], mean, atol=1e-4)
-    other = ClientModel("client-x", tiny_vit(CLASSES), 10)
+    other = client_of("client-x", tiny_vit(CLASSES), 10)
     assert Teacher.build([other], TeacherConfig("mean-logits"), unasked).class_means == (None,)
 
 
@@ -98,7 +104,7 @@ def test_the_merged_model_counts_as_much_as_the_clients_together(clients, head):
     with torch.no_grad():
         merged.vit.head.weight.copy_(rows)
         merged.vit.head.bias.copy_(bias)
-    assert read_class_means({"head.weight": rows, "head.bias": bias}) is None
+    assert client_of("merged", merged, 1).shares is None
     whole = ClientModel("merged", merged, int(COUNTS.sum()), None, shares)
     both = Teacher.build([*clients, whole], MEANS, unasked)
     alone = Teacher.build(clients, MEANS, unasked)
@@ -118,7 +124,7 @@ def test_a_loud_client_is_still_turned_down(clients):
 
 
 def test_who_has_another_head_is_named_and_teaches_nothing(clients, caplog):
-    other = ClientModel("client-x", tiny_vit(CLASSES), 1000)
+    other = client_of("client-x", tiny_vit(CLASSES), 1000)
     teacher = Teacher.build([*clients, other], MEANS, unasked)
     assert teacher.combine == "class-means" and "client-x are others" in caplog.text
     assert not teacher.class_weights[3].any()
@@ -128,32 +134,30 @@ def test_who_has_another_head_is_named_and_teaches_nothing(clients, caplog):
 
 
 def test_a_class_that_nobody_holds_is_not_left_to_another_head(clients):
-    some = [client._replace(model=copy.deepcopy(client.model)) for client in clients]
-    for client in some:
-        head = client.model.vit.head
-        shares = read_class_means(dict(client.model.vit.named_parameters())).shares
-        with torch.no_grad():  # nobody holds the last class any more
-            head.weight[3], head.bias[3] = 0, 0
-            head.weight /= (1 - shares[3]).float()
-            head.bias /= (1 - shares[3]).float()
-    other = ClientModel("client-x", tiny_vit(CLASSES), 1000)
+    draws = torch.Generator().manual_seed(4)
+    some = []
+    for number in range(2):
+        model, labels = tiny_vit(CLASSES).eval(), torch.tensor([0, 0, 1, 2])
+        set_class_means(model.vit.head, features_of(labels, draws), labels, by_share=True)
+        some.append(client_of(f"client-{number}", model, 4))
+    other = client_of("client-x", tiny_vit(CLASSES), 1000)
     teacher = Teacher.build([*some, other], MEANS, unasked)
-    assert teacher.class_weights[:, 3].tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert teacher.class_weights[:, 3].tolist() == [1.0, 1.0, 0.0]
 
 
 def test_where_most_have_another_head_logits_are_averaged(clients, caplog):
-    others = [ClientModel(f"client-{x}", tiny_vit(CLASSES), 10) for x in "xyz"]
+    others = [client_of(f"client-{x}", tiny_vit(CLASSES), 10) for x in "xyz"]
     teacher = Teacher.build([*clients[:2], *others], MEANS, unasked)
     assert teacher.combine == "mean-logits"
     assert "client-x, client-y, client-z are others" in caplog.text
 
 
-def test_a_drowning_head_is_another_one(clients):
-    """Means a hundred times too long: no logit of it may count."""
-    loud = clients[0]._replace(key="loud", model=copy.deepcopy(clients[0].model))
-    with torch.no_grad():
-        loud.model.vit.head.weight *= 100
-        loud.model.vit.head.bias *= 100**2
-    teacher = Teacher.build([*clients, loud], MEANS, unasked)
-    assert teacher.combine == "class-means" and not teacher.class_weights[3].any()
-    assert teacher.class_means[3] is None
+def test_moved_to_another_device_it_has_everything_there(clients):
+    """Also its class means: images are pulled to them where the work is."""
+    teacher = Teacher.build(clients, MEANS, unasked)
+    assert teacher.taught.any()  # worked out before
+    moved = teacher.to(torch.device("meta"))
+    found = [moved.class_weights, moved.logit_scale, *moved.class_means]
+    assert {value.device.type for value in found} == {"meta"} and moved.logit_shift is None
+    visited = Teacher.build(clients, MEANS, unasked, torch.device("meta"))
+    assert {value.device.type for value in visited.class_means} == {"meta"}

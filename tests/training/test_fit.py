@@ -12,7 +12,7 @@ from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit, parameter_groups
-from fedmitr_app.training.class_means import SCALE
+from fedmitr_app.uploads.class_means import SCALE
 
 SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
 QUICK = {"epochs": 3, "batch_size": 8}

