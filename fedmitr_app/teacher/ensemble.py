@@ -112,12 +112,12 @@ class Teacher:
         classes, shift, scale = models[0].num_classes, None, None
         weights = everyone = torch.ones_like(sizes).expand(-1, classes)
         if shares is not None:
-            # Of the merged model's head as well, unless its rows were made equally long.
             shares = shares.to(device)
             weights = sizes * shares
             everyone = (shares.sum(1, keepdim=True) > 0).float().expand(-1, classes)
-            held = torch.stack([model.vit.head.bias.detach().any() for model in models]).to(device)
-            scale = torch.where(held.unsqueeze(1), without_shares(shares), 1.0)
+            # A merged head whose rows were made equally long holds no shares, nor biases.
+            biased = torch.stack([model.vit.head.bias.any() for model in models]).to(device)
+            scale = torch.where(biased.unsqueeze(1), without_shares(shares), 1.0)
         if config.defence == "clip":
             logits = probe()
             loud = clipping(logits if scale is None else logits * scale.unsqueeze(1))
