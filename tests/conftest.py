@@ -19,6 +19,12 @@ os.environ["RAY_worker_niceness"] = "0"
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker ends alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def compiler():
     """Only where torch can compile."""
