@@ -155,7 +155,7 @@ def accuracy_under_attack(part: pd.DataFrame, path: Path) -> Path:
             axes.axhspan(band - 0.5, band + 0.5, color=FAINT, alpha=0.35, zorder=0)
         axes.set_yticks(range(len(bands)), list(bands))
         axes.set_ylim(len(bands) - 0.5, -0.5)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel(f"{_measured(part)} (mean ± deviation; diamonds: a model was distilled)")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         faint_grid(axes, "x")
@@ -190,7 +190,7 @@ def accuracy_against_setting(part: pd.DataFrame, curve: Curve, path: Path) -> Pa
 
 
 def _percent(axes: Axes, part: pd.DataFrame) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel(_measured(part))
 
 

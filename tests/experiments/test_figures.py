@@ -99,6 +99,25 @@ def test_the_axis_of_time_has_numbers_on_it(tmp_path, monkeypatch, seconds):
     assert len(shown) >= 2
 
 
+@pytest.mark.parametrize("spread", [0.005, 0.03, 0.3])
+def test_no_two_places_of_the_axis_of_accuracy_are_named_alike(tmp_path, monkeypatch, spread):
+    shown = []
+
+    @contextlib.contextmanager
+    def look(path, *size):
+        with canvas(path, *size) as figure:
+            yield figure
+            figure.draw_without_rendering()
+            (axes,) = figure.axes
+            shown.extend(text.get_text() for text in axes.get_yticklabels())
+
+    monkeypatch.setattr(figures, "canvas", look)
+    data = frame()
+    data["accuracy"] = [0.87 + spread * place / 3 for place in range(4)]
+    figures.accuracy_against_compute(data, tmp_path / "compute.png")
+    assert len(set(shown)) == len(shown) > 2
+
+
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=20).map(sorted),
     st.floats(0.0, 1 / 20),
