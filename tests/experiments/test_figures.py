@@ -79,9 +79,8 @@ def test_a_curve_over_a_setting(tmp_path, values):
     assert names == ["bars-1.png", "compute-1.png", "curve-1.png"]
 
 
-@pytest.mark.parametrize("seconds", [(56.0, 66.0), (0.5, 3.0), (20.0, 210.0), (1.0, 400.0)])
-def test_the_axis_of_time_has_numbers_on_it(tmp_path, monkeypatch, seconds):
-    shown = []
+def looking(monkeypatch, at):
+    """Show the axes of every figure to ``at`` once they are drawn."""
 
     @contextlib.contextmanager
     def look(path, *size):
@@ -89,10 +88,20 @@ def test_the_axis_of_time_has_numbers_on_it(tmp_path, monkeypatch, seconds):
             yield figure
             figure.draw_without_rendering()
             (axes,) = figure.axes
-            low, high = axes.get_xlim()
-            shown.extend(tick for tick in axes.get_xticks() if low <= tick <= high)
+            at(axes)
 
     monkeypatch.setattr(figures, "canvas", look)
+
+
+@pytest.mark.parametrize("seconds", [(56.0, 66.0), (0.5, 3.0), (20.0, 210.0), (1.0, 400.0)])
+def test_the_axis_of_time_has_numbers_on_it(tmp_path, monkeypatch, seconds):
+    shown = []
+
+    def ticks(axes):
+        low, high = axes.get_xlim()
+        shown.extend(tick for tick in axes.get_xticks() if low <= tick <= high)
+
+    looking(monkeypatch, ticks)
     data = frame()
     data["seconds"] = [value for value in seconds for _ in range(2)]
     figures.accuracy_against_compute(data, tmp_path / "compute.png")
@@ -103,15 +112,10 @@ def test_the_axis_of_time_has_numbers_on_it(tmp_path, monkeypatch, seconds):
 def test_no_two_places_of_the_axis_of_accuracy_are_named_alike(tmp_path, monkeypatch, spread):
     shown = []
 
-    @contextlib.contextmanager
-    def look(path, *size):
-        with canvas(path, *size) as figure:
-            yield figure
-            figure.draw_without_rendering()
-            (axes,) = figure.axes
-            shown.extend(text.get_text() for text in axes.get_yticklabels())
+    def names(axes):
+        shown.extend(text.get_text() for text in axes.get_yticklabels())
 
-    monkeypatch.setattr(figures, "canvas", look)
+    looking(monkeypatch, names)
     data = frame()
     data["accuracy"] = [0.87 + spread * place / 3 for place in range(4)]
     figures.accuracy_against_compute(data, tmp_path / "compute.png")

@@ -8,18 +8,10 @@ from torch import nn
 
 from fedmitr_app.uploads import other_heads, read_class_means, set_class_means
 from fedmitr_app.uploads.class_means import LEAST_SHARE, ClassMeans
+from tests.training.test_head import problem
 
 CLASSES, SIZE = 4, 16
 COUNTS = torch.tensor([30, 10, 0, 1])
-
-
-def shard(held: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % held
-    features = torch.randn(60, 5, generator=draws)
-    features[:, 0] += 2.0 * labels
-    features[:, 1] -= 1.5 * (labels == 1)
-    return features, labels
 
 
 def uploaded(seed: int = 0, spread: float = 1.0):
@@ -38,7 +30,7 @@ def uploaded(seed: int = 0, spread: float = 1.0):
 
 
 def test_a_head_of_class_means_answers_by_the_nearest_mean():
-    features, labels = shard(3)
+    features, labels = problem(held=3)
     head = nn.Linear(5, 4)
     set_class_means(head, features, labels)
     means = torch.stack([features[labels == c].mean(0) for c in range(3)])
@@ -48,7 +40,7 @@ def test_a_head_of_class_means_answers_by_the_nearest_mean():
 
 
 def test_averaging_class_means_by_examples_is_as_if_one_client_held_all_images():
-    features, labels = shard(4)
+    features, labels = problem(held=4)
     own = [torch.arange(60) < 7, (torch.arange(60) >= 7) & (labels < 2), labels >= 2]
     own[2] &= torch.arange(60) >= 7
     heads, counts = [], []
