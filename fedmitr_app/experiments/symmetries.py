@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedmitr_app.uploads.class_means import HEAD, NORM
+
 State = Mapping[str, Tensor]
-HEAD = ("head.weight", "head.bias")
-NORMS = ("norm.weight", "norm.bias")
 CLASS_TOKEN, POSITION = "cls_token", "pos_embed"
 RESCALE = 1e6
 
@@ -35,7 +35,7 @@ def scaled_norms(state: State, rng: torch.Generator) -> dict[str, Tensor]:
 def scaled_final_norm(state: State, rng: torch.Generator) -> dict[str, Tensor]:
     """Scale the final norm up, and the head's weights down by as much."""
     state = copied(state)
-    for name in NORMS:
+    for name in NORM:
         state[name] *= RESCALE
     state[HEAD[0]] /= RESCALE
     return state
@@ -84,7 +84,7 @@ def permuted_channels(state: State, rng: torch.Generator) -> dict[str, Tensor]:
     :func:`permuted_units` every array but the head's bias is in another order.
     """
     state = permuted_units(state, rng)
-    order = torch.randperm(len(state[NORMS[0]]), generator=rng)
+    order = torch.randperm(len(state[NORM[0]]), generator=rng)
     for block in blocks(state):
         qkv, proj = f"{block}.attn.qkv", f"{block}.attn.proj.weight"
         signs = torch.randint(2, (2, len(order)), generator=rng) * 2.0 - 1.0
