@@ -177,7 +177,7 @@ def _clients(data: ReportData) -> str:
         client, node, *figures, status = client_cells(row)
         # Last: a node's long number may be what a window has no room for.
         cells.append([client, *figures, *_trust_cells(row), status, node])
-    table = html.table(header, cells, numbers=[*range(1, 7), 8], marked=marked)
+    table = html.table(header, cells, numbers=range(1, 7), marked=marked)
     table += html.paragraph(_TRUST_NOTE, "note")
     if len(rows) > _MOST_OPEN_CLIENTS:
         table = html.details(f"all {len(rows)} clients", table)
