@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
 
-HEAD, NORM = ("head.weight", "head.bias"), ("norm.weight", "norm.bias")
-"""timm's names of the classifier, whose rows are classes, and of the norm before it."""
+HEAD = ("head.weight", "head.bias")
+"""timm's names of the classifier, whose rows are classes."""
+NORM, NORM_OF_MEAN = ("norm.weight", "norm.bias"), ("fc_norm.weight", "fc_norm.bias")
+"""timm's names of the norm before it: of the class token, or of the patches' mean (a model has
+one of them)."""
 ROUNDING = 0.02
 """Relative; what half precision, which uploads may be in, does to sums of shares and to means."""
 LEAST_SHARE = 1e-8
@@ -83,7 +86,8 @@ def read_class_means(
     Parameters
     ----------
     uploads : Sequence[Mapping[str, Tensor]]
-        Each client's arrays by timm's names: ``HEAD``, and ``NORM`` if the model has that.
+        Each client's arrays by timm's names: ``HEAD``, and ``NORM`` or ``NORM_OF_MEAN`` if the
+        model has one.
     initial : Mapping[str, Tensor]
         θ₀'s, likewise.
     """
@@ -146,7 +150,8 @@ def _frame(arrays: Mapping[str, Tensor]) -> Tensor:
     """Return what the final norm multiplies by and adds, ``[2, D]``."""
     size = arrays[HEAD[0]].shape[1]
     usual = (torch.ones(size), torch.zeros(size))
-    pairs = zip(NORM, usual, strict=True)
+    norm = NORM_OF_MEAN if NORM_OF_MEAN[0] in arrays else NORM
+    pairs = zip(norm, usual, strict=True)
     return torch.stack([arrays.get(name, plain).detach().double().cpu() for name, plain in pairs])
 
 

@@ -14,7 +14,7 @@ CLASSES, SIZE = 4, 16
 COUNTS = torch.tensor([30, 10, 0, 1])
 
 
-def uploaded(seed: int = 0, spread: float = 1.0):
+def uploaded(seed: int = 0, spread: float = 1.0, name: str = "norm"):
     """Return an upload's last arrays, and the features and labels that its head is made of."""
     draws = torch.Generator().manual_seed(seed)
     norm, head = nn.LayerNorm(SIZE), nn.Linear(SIZE, CLASSES)
@@ -24,8 +24,8 @@ def uploaded(seed: int = 0, spread: float = 1.0):
         norm.bias.copy_(spread * torch.randn(SIZE, generator=draws))
         features = norm(torch.randn(len(labels), SIZE, generator=draws) + labels.unsqueeze(1).cos())
     set_class_means(head, features, labels, by_share=True)
-    arrays = {f"norm.{name}": value.detach() for name, value in norm.named_parameters()}
-    arrays |= {f"head.{name}": value.detach() for name, value in head.named_parameters()}
+    arrays = {f"{name}.{part}": value.detach() for part, value in norm.named_parameters()}
+    arrays |= {f"head.{part}": value.detach() for part, value in head.named_parameters()}
     return arrays, features, labels
 
 
@@ -108,12 +108,15 @@ def test_nothing_is_read_off_another_head(change, sign):
     assert read(arrays) is None
 
 
-@pytest.mark.parametrize("norm", ["layer", "root mean square", "none"])
+@pytest.mark.parametrize("norm", ["layer", "of the patches' mean", "root mean square", "none"])
 @pytest.mark.parametrize("classes", [[0], [0, 1, 3]])
 def test_means_that_no_feature_can_have_are_not_believed(norm, classes):
     """A row longer by a factor and a bias by its square: the shares are as they were."""
-    arrays, _, _ = uploaded(spread=1.0 if norm == "layer" else 0.0)
-    if norm != "layer":
+    if norm == "of the patches' mean":
+        arrays, _, _ = uploaded(name="fc_norm")
+    else:
+        arrays, _, _ = uploaded(spread=1.0 if norm == "layer" else 0.0)
+    if norm in ("root mean square", "none"):
         del arrays["norm.bias"]
     if norm == "none":
         del arrays["norm.weight"]
@@ -123,14 +126,15 @@ def test_means_that_no_feature_can_have_are_not_believed(norm, classes):
     assert read(arrays) is None
 
 
+@pytest.mark.parametrize("norm", ["norm", "fc_norm"])
 @pytest.mark.parametrize("change", ["longer", "moved"])
-def test_features_of_another_frame_are_not_believed(change):
+def test_features_of_another_frame_are_not_believed(change, norm):
     """The norm and the means alike: the client's own answers, or their softmax, are as before."""
-    honest, features, labels = uploaded()
+    honest, features, labels = uploaded(name=norm)
     arrays = initial(honest)
     factor, offset = (2.0, 0.0) if change == "longer" else (1.0, 1.0)
-    arrays["norm.weight"] *= factor
-    arrays["norm.bias"] = factor * arrays["norm.bias"] + offset
+    arrays[f"{norm}.weight"] *= factor
+    arrays[f"{norm}.bias"] = factor * arrays[f"{norm}.bias"] + offset
     head = nn.Linear(SIZE, CLASSES)
     set_class_means(head, factor * features + offset, labels, by_share=True)
     arrays |= {f"head.{name}": value.detach() for name, value in head.named_parameters()}
