@@ -124,7 +124,7 @@ class ModelConfig:
 class ClientConfig:
     """A client's training on its own shard."""
 
-    epochs: int = whole(20, low=1)
+    epochs: int = whole(40, low=1)
     batch_size: int = whole(32, low=1)
     loss: str = choice("cross-entropy", *LOSSES)
     balance: float = number(1.0, low=0.0, high=1.0)

@@ -91,18 +91,18 @@ def test_presets_name_real_settings_with_valid_values(preset):
 
 
 def test_what_is_given_wins_over_the_preset():
-    config = parse_config({"preset": "quick", "client.epochs": 20, "data.image-size": 8})
-    assert (config.client.epochs, config.data.source) == (20, "sklearn-digits")
+    config = parse_config({"preset": "quick", "client.epochs": 40, "data.image-size": 8})
+    assert (config.client.epochs, config.data.source) == (40, "sklearn-digits")
 
 
 def test_a_table_with_every_default_tells_what_was_given_by_name_or_by_difference():
     # As Flower hands it over: fused with the defaults, beside the keys of the command line.
-    fused = {**default_run_config(), "preset": "quick", "client.epochs": 20, "seed": 3}
+    fused = {**default_run_config(), "preset": "quick", "client.epochs": 40, "seed": 3}
     assert given_settings(fused) == {"preset": "quick", "seed": 3}
     named = ["preset", "seed", "client.epochs"]
-    assert given_settings(fused, named) == {"preset": "quick", "client.epochs": 20, "seed": 3}
+    assert given_settings(fused, named) == {"preset": "quick", "client.epochs": 40, "seed": 3}
     assert parse_config(given_settings(fused)).client.epochs == 15
-    assert parse_config(given_settings(fused, named)).client.epochs == 20
+    assert parse_config(given_settings(fused, named)).client.epochs == 40
 
 
 def test_given_settings_are_no_filter_for_unknown_keys():
@@ -124,10 +124,10 @@ def test_every_value_that_is_given_arrives_whatever_the_default_and_the_preset(p
 
 
 def test_what_differs_from_the_default_is_a_command_line():
-    config = parse_config({"preset": "quick", "client.epochs": 20, "data.name": "o'clock"})
+    config = parse_config({"preset": "quick", "client.epochs": 40, "data.name": "o'clock"})
     changed = differing(config)
     assert changed["data.source"] == "sklearn-digits"
-    assert changed["client.epochs"] == 20  # the default, but not the preset's
+    assert changed["client.epochs"] == 40  # the default, but not the preset's
     assert parse_config(tomllib_flat(as_run_config(changed))) == config
 
 
