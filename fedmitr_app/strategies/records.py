@@ -26,6 +26,7 @@ from fedmitr_app.uploads import (
     decode_npy,
     moments_reference,
 )
+from fedmitr_app.uploads.class_means import HEAD
 
 UPLOAD_KEY = "upload"
 HAVE_KEY = "have-uploads"
@@ -37,8 +38,6 @@ RECEIVED = "received"
 """The status of a reply by which a node takes the model without evaluating it."""
 MOMENTS_KEY = "class-moments"
 METRICS_KEY = "metrics"
-# timm's name of the classifier: its shape is that of the class moments.
-HEAD = "head.weight"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_JSON_LENGTH = 20_000
 
@@ -123,9 +122,10 @@ def _moments(
 ) -> ClassMoments | None:
     if shared is None:
         return None
-    if HEAD not in reference:
+    if HEAD[0] not in reference:
         raise UploadError("it holds class moments, and the server's model has no 'head.weight'.")
-    values, _ = _decode(shared, moments_reference(*reference[HEAD].shape))
+    classes, features = reference[HEAD[0]].shape
+    values, _ = _decode(shared, moments_reference(classes, features))
     return check_moments(values, num_examples)
 
 

@@ -6,7 +6,6 @@ from fedmitr_app.training.losses import client_loss
 from fedmitr_app.training.moments import class_moments
 from fedmitr_app.training.schedule import warmup_cosine
 from fedmitr_app.uploads import set_class_means
-from fedmitr_app.uploads import set_class_means
 
 __all__ = [
     "augment",

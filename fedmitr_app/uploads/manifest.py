@@ -18,6 +18,7 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, reason_of, sorted_digest
 from fedmitr_app.reading import MAX_INTEGER, open_tensors, read_table
 from fedmitr_app.uploads.claims import Claims, check_claims
+from fedmitr_app.uploads.class_means import HEAD
 from fedmitr_app.uploads.moments import check_moments, moments_reference
 from fedmitr_app.uploads.upload import Upload, moments_file
 from fedmitr_app.uploads.validate import check_arrays
@@ -36,8 +37,6 @@ _FIELDS = {
     "node",
     "moments",
 }
-# timm's name of the classifier, whose shape is that of the sums of class moments.
-_HEAD = "head.weight"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -107,7 +106,8 @@ def read_upload(path: Path) -> Upload:
             raise ValueError("it is not what was written, its SHA-256 differs")
         if upload.moments:
             at = moments_file(weights)
-            _require_moments(upload, shapes.get(_HEAD))
+            # The classifier's shape is that of the sums of class moments.
+            _require_moments(upload, shapes.get(HEAD[0]))
     except (OSError, ValueError, UploadError) as error:
         why = reason_of(error).rstrip(".")
         refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
