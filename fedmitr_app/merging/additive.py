@@ -13,8 +13,7 @@ from fedmitr_app.merging.averaging import cosine_head
 from fedmitr_app.merging.mergeable import Mergeable, in_type
 from fedmitr_app.uploads.class_means import (
     HEAD,
-    NORM,
-    NORM_OF_MEAN,
+    READ,
     SCALE,
     other_heads,
     read_class_means,
@@ -32,7 +31,7 @@ def additive_head(taken: Mergeable) -> dict[str, Tensor]:
     name, bias = HEAD
     heads: list[dict[str, Tensor]] = [{} for _ in taken.uploads]
     dtypes: dict[str, torch.dtype] = {}
-    for client, key, value, dtype in taken.arrays({*HEAD, *NORM, *NORM_OF_MEAN}.__contains__):
+    for client, key, value, dtype in taken.arrays(READ.__contains__):
         heads[client][key], dtypes[key] = value, dtype
     read = read_class_means(heads, taken.initial)
     keys = [upload.client for upload in taken.uploads]

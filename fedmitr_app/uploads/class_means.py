@@ -21,6 +21,8 @@ HEAD = ("head.weight", "head.bias")
 NORM, NORM_OF_MEAN = ("norm.weight", "norm.bias"), ("fc_norm.weight", "fc_norm.bias")
 """timm's names of the norm before it: of the class token, or of the patches' mean (a model has
 one of them)."""
+READ = frozenset((*HEAD, *NORM, *NORM_OF_MEAN))
+"""The names of all that :func:`read_class_means` reads."""
 ROUNDING = 0.02
 """Relative; what half precision, which uploads may be in, does to sums of shares and to means."""
 LEAST_SHARE = 1e-8
@@ -86,8 +88,7 @@ def read_class_means(
     Parameters
     ----------
     uploads : Sequence[Mapping[str, Tensor]]
-        Each client's arrays by timm's names: ``HEAD``, and ``NORM`` or ``NORM_OF_MEAN`` if the
-        model has one.
+        Each client's arrays by timm's names, of ``READ`` those that the model has.
     initial : Mapping[str, Tensor]
         θ₀'s, likewise.
     """

@@ -112,11 +112,10 @@ def test_nothing_is_read_off_another_head(change, sign):
 @pytest.mark.parametrize("classes", [[0], [0, 1, 3]])
 def test_means_that_no_feature_can_have_are_not_believed(norm, classes):
     """A row longer by a factor and a bias by its square: the shares are as they were."""
-    if norm == "of the patches' mean":
-        arrays, _, _ = uploaded(name="fc_norm")
-    else:
-        arrays, _, _ = uploaded(spread=1.0 if norm == "layer" else 0.0)
-    if norm in ("root mean square", "none"):
+    whole = norm in ("layer", "of the patches' mean")
+    name = "fc_norm" if norm == "of the patches' mean" else "norm"
+    arrays, _, _ = uploaded(spread=1.0 if whole else 0.0, name=name)
+    if not whole:
         del arrays["norm.bias"]
     if norm == "none":
         del arrays["norm.weight"]
