@@ -18,7 +18,7 @@ from benchmarks.common import (
 from benchmarks.published import published_inversion
 from fedmitr_app.config import InversionConfig, ModelConfig
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.inversion import Schedule, invert_batch, starting_images
+from fedmitr_app.inversion import Schedule, draw_initial_images, invert_batch
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.targets import draw_members, draw_targets
 from fedmitr_app.models import decide, require_compiler
@@ -75,7 +75,7 @@ class Inverter:
         self.config, self.teacher = config, teacher
         model, rng = teacher.models[0], generator(0, "benchmark")
         device = next(model.parameters()).device
-        self.starts = starting_images("procedural", size.batch, model.spec, rng).to(device)
+        self.starts = draw_initial_images("procedural", size.batch, model.spec, rng).to(device)
         self.targets = draw_targets("balanced", size.batch, CLASSES, rng).to(device)
         members = draw_members(teacher, self.targets, config.teachers_per_image, rng)
         self.members = None if members is None else members.to(device)
@@ -105,9 +105,6 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
         "sparse": settings(size),
         "sparse, default stops": settings(size, stops=InversionConfig().stops),
     }
-    if device.type == "cuda":
-        for name, config in list(configs.items()):
-            configs[f"{name}, recorded"] = replace(config, cuda_graphs=True)
     works = {name: Inverter(size, config, teacher) for name, config in configs.items()}
     held = {name: peak_memory(work, device) for name, work in works.items()}
     taken = in_turn(works, device, repeats)
@@ -125,9 +122,8 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
             "of the peak": (flops * share / typical / most, ""),
             "peak memory": (held[name], "MiB"),
         }
-        if not name.startswith("dense"):
-            dense = "dense, recorded" if name.endswith("recorded") else "dense"
-            measured = median_ratio(taken[dense], taken[name])
+        if name != "dense":
+            measured = median_ratio(taken["dense"], taken[name])
             figures |= {
                 "FLOPs: dense over it": (1 / share, ""),
                 "time: dense over it": (measured, ""),
@@ -152,10 +148,10 @@ def against_published(
     case = f"{size}, by {matmul}"
     theirs = size._replace(precision="float32").teacher(device).models
     model, rng = ours.models[0], generator(0, "benchmark")
-    starts = starting_images("white", size.batch, model.spec, rng).to(device)
+    starts = draw_initial_images("white", size.batch, model.spec, rng).to(device)
     targets = torch.arange(size.batch, device=device) % CLASSES
     for name in ("dense", "sparse"):
-        config = settings(size, schedule=name, cuda_graphs=device.type == "cuda")
+        config = settings(size, schedule=name)
         counts = Schedule.build(config).counts(model.num_patches, size.iterations)
         taken = in_turn(
             {
@@ -196,11 +192,7 @@ def growth(results: Results, base: Size, device: torch.device, doublings: int = 
 
 
 def savings(results: Results, size: Size, device: torch.device) -> None:
-    """Options that buy time: who is asked, in which way, over a plain loop over models.
-
-    What an early stop saves, models with random weights can't show:
-    ``experiments/ablation-compute.toml``.
-    """
+    """Measure options that buy time: who serves, in which way, over a plain loop over models."""
     teacher = size.teacher(device)
     some = max(1, size.clients // 2)
     plain = settings(size, ensemble="loop")
@@ -209,11 +201,9 @@ def savings(results: Results, size: Size, device: torch.device) -> None:
         "models stacked": replace(plain, ensemble="stacked"),
         "loop or stack, as is faster": replace(plain, ensemble="auto"),
         f"{some} clients an image": replace(plain, teachers_per_image=some),
-        f"{some} clients a step": replace(plain, loss="per-teacher", teachers_per_step=some),
+        "each client's own loss": replace(plain, loss="per-teacher"),
         "frugal gradient": replace(plain, gradient="frugal"),
     }
-    if device.type == "cuda":
-        options["steps recorded"] = replace(plain, cuda_graphs=True)
     works = {name: Inverter(size, config, teacher) for name, config in options.items()}
     try:
         require_compiler(device)

@@ -10,7 +10,7 @@ from benchmarks.inversion import Size
 from fedmitr_app.config import ClientConfig, DistillationConfig
 from fedmitr_app.distillation import Distiller
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.inversion import starting_images
+from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.models import require_compiler
 from fedmitr_app.partitions import ImageSet
@@ -26,7 +26,7 @@ def distillation(results: Results, size: Size, device: torch.device) -> None:
     model, rng = teacher.models[0], generator(0, "benchmark")
     count = 2 * size.batch
     pool = PoolData(
-        starting_images("procedural", count, model.spec, rng).to(device),
+        draw_initial_images("procedural", count, model.spec, rng).to(device),
         torch.rand(count, CLASSES, generator=rng).softmax(-1).to(device),
         (torch.rand(count, model.num_patches, generator=rng) < 0.3).to(device),
     )

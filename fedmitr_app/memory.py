@@ -25,11 +25,6 @@ def room_for(size: int, device: torch.device) -> bool:
     return size <= SHARE_FOR_WEIGHTS * free
 
 
-def _is_being_recorded() -> bool:
-    """Whether work is being recorded for a GPU: the part that failed would be replayed, too."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 class Halving:
     """Halve a batch, and again, for as long as the device runs out of memory.
 
@@ -52,14 +47,14 @@ class Halving:
         Raises
         ------
         torch.OutOfMemoryError
-            If a single row takes too much, or a part does while it is recorded.
+            If a single row takes too much.
         """
         while True:
             size = min(self._size or count, count)
             try:
                 return [work(slice(first, first + size)) for first in range(0, count, size)]
             except torch.OutOfMemoryError:
-                if size == 1 or _is_being_recorded():
+                if size == 1:
                     raise
                 self._size = -(-size // 2)
             # Outside the except block, which would keep what was computed alive.

@@ -26,7 +26,7 @@ from fedmitr_app.config import (
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
 from fedmitr_app.methods import MethodSettings
-from fedmitr_app.methods.student import ADVERSARY, CHECKPOINT
+from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import (
     InputSpec,
     PatchViT,
@@ -58,7 +58,7 @@ from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
 
-UNFINISHED = (CHECKPOINT, ADVERSARY, CONTROL, EVALUATION)
+UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
 # Methods whose images are theirs to make: what those earn is seen beside mere starts.
 WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")

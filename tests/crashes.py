@@ -32,11 +32,9 @@ from tests.federation import Federation, without_processes
 SETTINGS = {
     "output.resume": True,
     "server.timeout": 3600.0,  # a client that is late on a busy machine is not what is tested
-    "inversion.rounds": 2,
     "inversion.images": 32,
     "distillation.steps": 12,
     "distillation.repeats": 2,
-    "inversion.disagreement": 0.5,
 }
 VOLATILE = ("seconds", "throughput")
 # By what is there when they begin.
@@ -45,8 +43,6 @@ STAGES = (
     ("the uploads", "uploads/*.safetensors"),
     ("the inversion", "round.json"),
     ("the second shard", "pool/pool-00000-00000*"),
-    ("the adversary", "adversary.safetensors"),
-    ("the second round of inversion", "pool/pool-00001-00000*"),
     ("the distillation", "distillation.safetensors"),
     ("the control or the evaluation", "control/*"),
     ("the figures and the report", "evaluation.json"),

@@ -280,7 +280,7 @@ def test_too_few_uploads_fail_the_run(federation):
         ({"inversion.typo": 1}, ConfigError, "inversion.typo is not a setting"),
         ({"server.method": "magic"}, ConfigError, "server.method = 'magic' is not allowed"),
         ({"client.epochs": 0}, ConfigError, "client.epochs = 0 is not allowed"),
-        ({"inversion.rounds": 5}, ConfigError, "inversion.rounds = 5 is not allowed"),
+        ({"inversion.views": 0}, ConfigError, "inversion.views = 0 is not allowed"),
         ({"model.weights": "nowhere.bin"}, FedmitrError, "model.weights = 'nowhere.bin'"),
         ({"server.test-set": False}, ConfigError, "server.classes = '' is not allowed"),
         ({"server.classes": "a,b"}, ConfigError, "server.classes = 'a,b' is not allowed"),

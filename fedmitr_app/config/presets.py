@@ -34,7 +34,7 @@ _DEIT_TINY: Preset = {
     "inversion.learning-rate": 0.023,
     "inversion.tv": 1e-3,
     "inversion.flip": 0.5,
-    "inversion.start": "photo-crops",
+    "inversion.initial-images": "photo-crops",
     "inversion.candidates": 1,
     "inversion.targets": "balanced",
     "inversion.teachers-per-image": 1,

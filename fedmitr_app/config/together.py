@@ -136,35 +136,6 @@ def _check_inversion(config: Config) -> None:
             shown,
             f"fractions below 1, or counts below inversion.iterations = {inversion.iterations}",
         )
-    asked = inversion.teachers_per_step
-    if asked and inversion.loss != "per-teacher":
-        raise ConfigError.bad_value(
-            "inversion.teachers-per-step",
-            asked,
-            "0, unless inversion.loss = 'per-teacher': of the ensemble's own loss a part of the "
-            "ensemble gives no unbiased gradient",
-        )
-    if asked and inversion.teachers_per_image:
-        raise ConfigError.bad_value(
-            "inversion.teachers-per-step",
-            asked,
-            "0, unless inversion.teachers-per-image = 0: each image's clients are chosen by one "
-            "of the two",
-        )
-    if asked and inversion.early_stop:
-        raise ConfigError.bad_value(
-            "inversion.early-stop",
-            inversion.early_stop,
-            f"0, because with inversion.teachers-per-step = {asked} no step hears the whole "
-            "teacher's answer",
-        )
-    if inversion.cuda_graphs and (asked or inversion.early_stop):
-        raise ConfigError.bad_value(
-            "inversion.cuda-graphs",
-            True,
-            "false with inversion.early-stop or inversion.teachers-per-step above 0: their steps "
-            "differ too much from each other to be recorded",
-        )
     by_itself = inversion.loss == "per-teacher" or inversion.gradient == "frugal"
     if inversion.ensemble == "stacked" and by_itself:
         raise ConfigError.bad_value(
@@ -172,26 +143,6 @@ def _check_inversion(config: Config) -> None:
             "stacked",
             "'loop', unless inversion.loss = 'ensemble' and inversion.gradient = 'joint': else "
             "every model runs by itself",
-        )
-    most = min(inversion.images, config.distillation.steps)
-    if inversion.rounds > most:
-        raise ConfigError.bad_value(
-            "inversion.rounds",
-            inversion.rounds,
-            f"at most {most}, so that each round has an image of inversion.images and one of the "
-            "distillation.steps",
-        )
-    if inversion.disagreement > 0 and inversion.rounds == 1:
-        raise ConfigError.bad_value(
-            "inversion.disagreement",
-            inversion.disagreement,
-            "0 while inversion.rounds = 1, because the first round has no student to disagree with",
-        )
-    if inversion.loss == "per-teacher" and inversion.disagreement > 0:
-        raise ConfigError.bad_value(
-            "inversion.disagreement",
-            inversion.disagreement,
-            "0, because inversion.loss = 'per-teacher' has no ensemble to disagree with",
         )
     if len(drop) not in (1, len(stops)):
         raise ConfigError.bad_value(

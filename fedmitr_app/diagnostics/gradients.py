@@ -15,12 +15,11 @@ from torch import Tensor
 from fedmitr_app.config import InversionConfig
 from fedmitr_app.diagnostics.error_bars import without_each
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
-from fedmitr_app.inversion.geometry import own_pixels
-from fedmitr_app.inversion.looks import draw_look
-from fedmitr_app.inversion.make_shard import Assignment, assign
-from fedmitr_app.inversion.moving import pixel_gradient
+from fedmitr_app.inversion.invert import pixel_gradient
 from fedmitr_app.inversion.objective import Objective
-from fedmitr_app.inversion.variation import variation_of
+from fedmitr_app.inversion.shards import Assignment, assign
+from fedmitr_app.inversion.state import InversionState
+from fedmitr_app.inversion.views import draw_view
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
@@ -76,7 +75,6 @@ def compare_gradients(
 
     Starts, targets, clients per image and the views' draws are the same; all but the schedule is
     as ``config`` says. An ``automatic`` run is compared as such, under the name ``sparse``.
-    ``inversion.disagreement`` plays no part: there is no student yet.
 
     Parameters
     ----------
@@ -107,14 +105,13 @@ def compare_gradients(
             norms.append(grad.flatten(1).norm(dim=1))
 
         rng.set_state(drawn)
-        # Every image all the way, or the two could not be compared.
-        plan = replace(config, schedule=schedule, early_stop=0.0)
+        plan = replace(config, schedule=schedule)
         inverted = invert_batch(
             teacher, *batch[:2], plan, rng, members=batch.members, on_gradient=listen
         )
-        looks = generator(seed, "diagnosis", "views")
+        view_rng = generator(seed, "diagnosis", "views")
         figures[name] = _figures(
-            torch.stack(norms), first, over_views(teacher, inverted, batch, plan, looks, views)
+            torch.stack(norms), first, over_views(teacher, inverted, batch, plan, view_rng, views)
         )
     return figures
 
@@ -137,14 +134,12 @@ def over_views(
     """
     objective = Objective(teacher, batch.targets, config, batch.members)
     model, alive = teacher.models[0], inverted.keep_idx
-    size = model.spec.size
-    own = own_pixels(alive, size, model.patch_size)
-    variation = variation_of(inverted.images, alive, own, model.patch_size)
+    state = InversionState(inverted.images, config, model.spec, model.patch_size)
+    state.stop(alive)  # as none is stopped yet, a patch's number is its position among them
     grads = []
     for _ in range(views):
-        look = draw_look(len(alive), model.spec, model.num_patches, config, rng).to(alive.device)
-        found = pixel_gradient(objective, inverted.images, alive, own, [look], variation)
-        grads.append(found.grad)
+        view = draw_view(len(alive), model.spec, model.num_patches, config, rng)
+        grads.append(pixel_gradient(objective, state, [view]).grad)
     seen = torch.stack(grads).flatten(2)  # [V, B, n*C*p*p]
     variance = seen.var(0).sum(1)
     signal = seen.mean(0).square().sum(1)

@@ -125,9 +125,7 @@ def variance_by_labels(
     found = {}
     for name in LABELS:
         data, relabel = asked[name]
-        plan = replace(
-            config, relabel=relabel, beta=config.beta or usual.beta, token_head="shared"
-        )
+        plan = replace(config, relabel=relabel, beta=config.beta or usual.beta)
         rng = generator(seed, "diagnosis", "batches")
         distiller = Distiller(copy.deepcopy(student).eval(), teacher, plan, rng)
         found[name] = gradient_variance(

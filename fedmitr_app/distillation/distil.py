@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedmitr_app.config import DistillationConfig
 from fedmitr_app.distillation.batches import Batch, draw_recipe
-from fedmitr_app.distillation.lessons import Lesson, Taught, teach
 from fedmitr_app.distillation.losses import class_loss, token_loss
+from fedmitr_app.distillation.soft_labels import KeptBatch, SoftLabels, ask
 from fedmitr_app.distillation.students import choose_trainable
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion.pool import PoolData
@@ -58,14 +58,6 @@ class Distiller:
         self.student, self.teacher, self.config, self.rng = student, teacher, config, rng
         choose_trainable(student, config)
         groups = parameter_groups(student, config.weight_decay)
-        # The auxiliary head (ancestor: LV-ViT) is thrown away with this object.
-        self.token_head: nn.Module = student.vit.head
-        if config.token_head == "auxiliary":
-            device = next(student.parameters()).device
-            self.token_head = nn.Linear(student.vit.embed_dim, student.num_classes, device=device)
-            nn.init.zeros_(self.token_head.weight)
-            nn.init.zeros_(self.token_head.bias)
-            groups.append({"params": list(self.token_head.parameters())})
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.scheduler = warmup_cosine(self.optimiser, config.steps, config.warmup)
@@ -102,7 +94,7 @@ class Distiller:
             If that happens more than ``MAX_FALLS`` times in all.
         """
         fresh = math.ceil(steps / self.config.repeats)
-        kept: list[Lesson] = []
+        kept: list[KeptBatch] = []
         order: list[int] = []
         losses: list[Tensor] = []
         good, reached = _copied(self.state()), self.scheduler.last_epoch
@@ -110,15 +102,15 @@ class Distiller:
         self.student.train()
         for step in range(steps):
             if step < fresh:
-                lesson = Lesson(draw_recipe(pool, self.config, self.rng))
+                kept_batch = KeptBatch(draw_recipe(pool, self.config, self.rng))
                 if fresh < steps:
-                    kept.append(lesson)
+                    kept.append(kept_batch)
             else:
                 order = order or torch.randperm(fresh, generator=self.rng).tolist()
-                lesson = kept[order.pop()]
+                kept_batch = kept[order.pop()]
             if step < done:
                 continue
-            loss = self._backward(self._losses(lesson, pool))
+            loss = self._backward(self._losses(kept_batch, pool))
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimiser.step()
             self.scheduler.step()
@@ -138,23 +130,24 @@ class Distiller:
         self.student.eval()
         return torch.stack(losses).tolist() if losses else []
 
-    def _losses(self, lesson: Lesson, pool: PoolData) -> Losses:
+    def _losses(self, kept_batch: KeptBatch, pool: PoolData) -> Losses:
         """Return what gives some images' losses; what can't change is worked out once."""
         if not self.still:
-            batch = lesson.recipe.make(pool)
-            lesson.taught = lesson.taught or self.teach(batch).compact()
-            taught = lesson.taught
-            return lambda rows: self.loss(batch.part(rows), taught.part(rows))
-        if lesson.features is None:
-            batch = lesson.recipe.make(pool)
-            lesson.taught, lesson.targets = self.teach(batch), batch.targets
+            batch = kept_batch.recipe.make(pool)
+            kept_batch.labels = kept_batch.labels or self.ask(batch).compact()
+            labels = kept_batch.labels
+            return lambda rows: self.loss(batch.part(rows), labels.part(rows))
+        if kept_batch.features is None:
+            batch = kept_batch.recipe.make(pool)
+            kept_batch.labels, kept_batch.targets = self.ask(batch), batch.targets
             with torch.no_grad():
-                lesson.features = torch.cat(
+                kept_batch.features = torch.cat(
                     self._halving.over(
                         len(batch.images), lambda rows: self.student(batch.images[rows]).features
                     )
                 )
-        features, logits, targets = lesson.features, lesson.taught.logits, lesson.targets
+        features, targets = kept_batch.features, kept_batch.targets
+        logits = kept_batch.labels.logits
         return lambda rows: self._class_loss(
             self.student.vit.head(features[rows]), logits[rows], targets[rows]
         )
@@ -189,9 +182,6 @@ class Distiller:
     def state(self) -> dict[str, Tensor]:
         """Return what :meth:`restore` needs to go on from here, but for the generator."""
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
-        if self.config.token_head == "auxiliary":  # else it is the student's own
-            head = self.token_head.state_dict()
-            tensors |= {f"token-head.{key}": value for key, value in head.items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{key}": value for key, value in moments.items()}
         return tensors
@@ -201,13 +191,11 @@ class Distiller:
         self.falls = falls
         rate = self.config.learning_rate * 0.5**falls
         self.scheduler.base_lrs = [rate] * len(self.scheduler.base_lrs)
-        parts: dict[str, dict[str, Tensor]] = {"student": {}, "token-head": {}, "optimiser": {}}
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "optimiser": {}}
         for name, value in tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = value
         self.student.load_state_dict(parts["student"])
-        if self.config.token_head == "auxiliary":
-            self.token_head.load_state_dict(parts["token-head"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimiser"].items():
             number, _, key = name.partition(".")
@@ -241,23 +229,25 @@ class Distiller:
         """Whether the loss has a token term."""
         return self.config.relabel != "none" and self.config.beta > 0
 
-    def teach(self, batch: Batch) -> Taught:
+    def ask(self, batch: Batch) -> SoftLabels:
         """Ask the ensemble about a batch."""
-        return teach(self.teacher, batch, self.config.relabel if self.with_tokens else "none")
+        return ask(self.teacher, batch, self.config.relabel if self.with_tokens else "none")
 
-    def loss(self, batch: Batch, taught: Taught | None = None) -> Tensor:
+    def loss(self, batch: Batch, labels: SoftLabels | None = None) -> Tensor:
         """The decoupled loss of a batch, per image ``[B]``; asks the teacher if need be."""
         config = self.config
-        taught = taught or self.teach(batch)
+        labels = labels or self.ask(batch)
         seen = self.student(batch.images, patch_tokens=self.with_tokens)
-        loss = self._class_loss(seen.logits, taught.logits, batch.targets)
+        loss = self._class_loss(seen.logits, labels.logits, batch.targets)
         if not self.with_tokens:
             return loss
         # With no dropped patch there is nothing to relabel, and with no survivor that is
         # all there is: both happen (dense schedule; the control).
-        patch_logits = self.token_head(self.student.vit.fc_norm(seen.patch_tokens))
-        relabels = taught.relabels.to(patch_logits.dtype)
-        term = token_loss(patch_logits, batch.token_targets, relabels, config.gamma, config.tau)
+        patch_logits = self.student.vit.head(self.student.vit.fc_norm(seen.patch_tokens))
+        relabels = labels.relabels.to(patch_logits.dtype)
+        term = token_loss(
+            patch_logits, batch.targets, batch.mask, relabels, config.gamma, config.tau
+        )
         return loss + config.beta * term
 
     def _class_loss(self, logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def class_loss(
 
 def token_loss(
     patch_logits: Tensor,
-    token_targets: Tensor,
+    targets: Tensor,
+    mask: Tensor,
     relabels: Tensor | None,
     gamma: float,
     tau: float,
@@ -57,10 +58,10 @@ def token_loss(
     ----------
     patch_logits : Tensor
         The student's token logits on all patches, ``[B, N, C]``.
-    token_targets : Tensor
-        ``m_i * y``: the pseudo-label for a patch that survived, zeros for the others,
-        ``[B, N, C]``. In a blend of two images it is the blend of theirs, and what a token
-        lacks of a whole label is its share in the relabel term.
+    targets : Tensor
+        y, ``[B, C]``.
+    mask : Tensor
+        m, bool ``[B, N]``.
     relabels : Tensor, optional
         The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image; ``None``
         leaves the relabel term out.
@@ -68,9 +69,9 @@ def token_loss(
         Weight and temperature of the relabel term.
     """
     count = patch_logits.shape[1]
+    token_targets = mask.unsqueeze(2) * targets.unsqueeze(1)
     loss = -(token_targets * patch_logits.log_softmax(-1)).sum((1, 2)) / count
     if relabels is not None and gamma:
         relabel = soft_label_loss(patch_logits, relabels.expand_as(patch_logits), tau)
-        lacking = (1 - token_targets.sum(-1)).clamp_min(0)
-        loss = loss + gamma * (relabel * lacking).sum(1) / count
+        loss = loss + gamma * (relabel * ~mask).sum(1) / count
     return loss

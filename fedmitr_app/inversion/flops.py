@@ -1,4 +1,4 @@
-"""What a schedule saves, counted."""
+"""Count what a schedule saves."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from fedmitr_app.models import PatchViT
 
 
 def step_flops(model: PatchViT, alive: int, patch_tokens: bool = False) -> int:
-    """FLOPs of one forward and input-gradient backward on ``alive`` patches of one image.
+    """Count the FLOPs of one forward and input-gradient backward on ``alive`` patches of one image.
 
     ``patch_tokens``: whether the loss reads the patches' tokens beside the logits.
     """
@@ -24,23 +24,14 @@ def step_flops(model: PatchViT, alive: int, patch_tokens: bool = False) -> int:
     return counter.get_total_flops()
 
 
-def flop_ratio(
-    model: PatchViT,
-    counts: Sequence[int],
-    moving: Sequence[float] | None = None,
-    patch_tokens: bool = False,
-) -> float:
-    """FLOPs with so many alive patches in each iteration over those of dense ones, in [0, 1].
+def flop_ratio(model: PatchViT, counts: Sequence[int]) -> float:
+    """Return FLOPs with so many alive patches in each iteration over dense ones', in [0, 1].
 
-    ``moving`` is the share of images that take each iteration, all of them by default;
-    ``patch_tokens`` as in :func:`step_flops`.
     ``model`` must be frozen; every client's model has the same architecture, so that the
     ratio is the ensemble's too.
     """
     if not counts:
         return 1.0
-    per_count = {alive: step_flops(model, alive, patch_tokens) for alive in set(counts)}
-    dense = step_flops(model, model.num_patches, patch_tokens)
-    shares = moving or [1.0] * len(counts)
-    spent = sum(share * per_count[alive] for alive, share in zip(counts, shares, strict=True))
-    return spent / (dense * len(counts))
+    per_count = {alive: step_flops(model, alive) for alive in set(counts)}
+    dense = step_flops(model, model.num_patches)
+    return sum(per_count[alive] for alive in counts) / (dense * len(counts))

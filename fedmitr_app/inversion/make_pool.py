@@ -11,40 +11,38 @@ import torch
 from fedmitr_app.config import InversionConfig, decisive
 from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.invert import Inverted
-from fedmitr_app.inversion.make_shard import Job, OnStep, Shard, ShardMaker
 from fedmitr_app.inversion.pool import Place, Pool
+from fedmitr_app.inversion.shards import Job, OnStep, Shard, ShardMaker
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class PoolRequest:
-    """Which part of the pool to make."""
+    """Which pool to make."""
 
     count: int
     """Images."""
     seed: int
     """Run seed."""
-    round: int = 0
-    """Each round draws anew."""
     origin: str = ""
     """Says which teacher and settings it is for: shards of another origin are made anew."""
 
 
 class Made(NamedTuple):
-    """What a part of the pool was made with."""
+    """What a pool was made with."""
 
     batches: list[Inverted]
     """Each batch's curves, targets and kept indices, without images."""
     seconds: float
     """What they took, whichever run made them."""
     dropped: int
-    """Images that came to nothing, however often they were made."""
+    """Images that were unusable, however often they were made."""
 
 
 def steps_per_image(config: InversionConfig) -> int:
-    """Return how many steps an image takes: a start drawn and read, or an iteration, is one."""
-    return (1 if config.targets == "own" else config.candidates) + config.iterations
+    """Return how many steps an image takes: a candidate drawn and read, or an iteration, is one."""
+    return config.candidates + config.iterations
 
 
 def make_pool(
@@ -54,7 +52,6 @@ def make_pool(
     request: PoolRequest,
     *,
     device: torch.device,
-    student: PatchViT | None = None,
     on_step: OnStep = lambda job, point: None,
     on_reuse: Callable[[int], object] = lambda count: None,
 ) -> Made:
@@ -66,8 +63,8 @@ def make_pool(
     Parameters
     ----------
     on_step : callable, optional
-        Hears when a job's images went a step further (see :func:`steps_per_image`), with the
-        iteration's point of every curve; an empty mapping while starts are chosen.
+        Gets an iteration's point of every curve when a job's images went a step further (see
+        :func:`steps_per_image`); an empty mapping while initial images are chosen.
     on_reuse : callable, optional
         Gets the number of images of each batch that the pool held already.
 
@@ -81,11 +78,11 @@ def make_pool(
     BackendError
         If the workers can't be had, or are lost time and again.
     """
-    maker = ShardMaker(teacher, config, request.seed, request.round, device, student)
+    maker = ShardMaker(teacher, config, request.seed, device)
     made: dict[Job, Inverted] = {}
     missing, taken = [], 0.0
     for job in jobs(request.count, config.batch_size):
-        found = pool.find(_provenance(maker, request, job), Place(request.round, job.batch))
+        found = pool.find(_provenance(maker, request, job), Place(0, job.batch))
         if found is None or not _fits(found[0], teacher.models[0], job):
             missing.append(job)
         else:
@@ -95,7 +92,7 @@ def make_pool(
     started = time.monotonic()
     with contextlib.closing(_run(maker, missing, on_step)) as shards:
         for job, batch, seconds in shards:
-            place = Place(request.round, job.batch)
+            place = Place(0, job.batch)
             pool.add(batch, _provenance(maker, request, job), place, seconds)
             # A clone: an empty slice would keep the whole batch in memory.
             made[job] = batch._replace(images=batch.images[:0].clone())
@@ -105,7 +102,7 @@ def make_pool(
 
 
 def jobs(count: int, size: int) -> list[Job]:
-    """Return a round's jobs, all of ``size`` images but perhaps the last."""
+    """Return a pool's jobs, all of ``size`` images but perhaps the last."""
     firsts = range(0, count, size)
     return [Job(batch, min(size, count - first)) for batch, first in enumerate(firsts)]
 
@@ -116,7 +113,7 @@ def _run(
     """Yield each shard when it is made."""
     if missing and maker.config.backend == "ray":
         try:
-            from fedmitr_app.inversion.on_ray import make_on_ray
+            from fedmitr_app.inversion.accel.on_ray import make_on_ray
         except ModuleNotFoundError as error:
             raise BackendError(
                 f"inversion.backend = 'ray' needs what is not installed ({error}): install it, "
@@ -137,7 +134,6 @@ def _fits(batch: Inverted, model: PatchViT, job: Job) -> bool:
 def _provenance(maker: ShardMaker, request: PoolRequest, job: Job) -> dict[str, object]:
     return {
         "seed": request.seed,
-        "round": request.round,
         "batch": job.batch,
         "images": job.count,
         "teacher": maker.teacher.combine,

@@ -15,10 +15,7 @@ class PatchAdam:
 
     Its state shrinks with them, so that a stopped patch has neither gradient nor momentum:
     torch's optimiser can't drop rows of a parameter without losing its state, but its fused step
-    takes any state. With ``inversion.step_scale = "image"`` the second moment is averaged over an
-    image's alive pixels (choice): a pixel with a small gradient then moves little, where plain
-    Adam moves every pixel about as far. Steps are counted on the device, so that one that is
-    replayed (``inversion.cuda_graphs``) counts too.
+    takes any state.
 
     Parameters
     ----------
@@ -45,7 +42,6 @@ class PatchAdam:
             each = (width / width.max()).to(pixels)
             self._shares = each.repeat_interleave(pixels.shape[-1] // spec.channels)
         self.count = torch.zeros((), device=pixels.device)
-        self.per_image = config.step_scale == "image"
 
     def keep(self, keep: Tensor) -> None:
         """Drop all patches but the positions ``keep`` ``[B, m]``."""
@@ -54,24 +50,9 @@ class PatchAdam:
             state.gather(1, index) for state in (self.pixels, self.mean, self.square)
         )
 
-    def keep_images(self, rows: Tensor) -> None:
-        """Drop all images but ``rows`` ``[b]``."""
-        self.pixels, self.mean, self.square = (
-            state[rows] for state in (self.pixels, self.mean, self.square)
-        )
-
     def step(self, grad: Tensor) -> Tensor:
         """Move the pixels by one step and return them; the caller may clip them in place."""
         before = None if self._shares is None else self.pixels.clone()
-        if self.per_image:
-            self._step_per_image(grad)
-        else:
-            self._step_per_pixel(grad)
-        if before is not None:
-            torch.lerp(before, self.pixels, self._shares, out=self.pixels)
-        return self.pixels
-
-    def _step_per_pixel(self, grad: Tensor) -> None:
         beta1, beta2 = self.betas
         adam(
             [self.pixels],
@@ -89,12 +70,6 @@ class PatchAdam:
             eps=EPS,
             maximize=False,
         )
-
-    def _step_per_image(self, grad: Tensor) -> None:
-        beta1, beta2 = self.betas
-        self.count += 1
-        self.mean.lerp_(grad, 1 - beta1)
-        self.square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        square = self.square.mean((1, 2), keepdim=True)
-        scale = (square / (1 - beta2**self.count)).sqrt_().add_(EPS)
-        self.pixels.sub_(self.mean / scale * (self.rate / (1 - beta1**self.count)))
+        if before is not None:
+            torch.lerp(before, self.pixels, self._shares, out=self.pixels)
+        return self.pixels

@@ -50,12 +50,13 @@ class PoolData:
 class Place(NamedTuple):
     """A shard's place in the pool."""
 
-    round: int
+    turn: int
+    """Of a method that makes its images in turns; else 0."""
     batch: int = 0
 
 
 class Pool:
-    """A folder of shards ``pool-00000-00000.safetensors``: round and batch, or turn.
+    """A folder of shards ``pool-00000-00000.safetensors``: turn and batch.
 
     Images are kept as float16 (choice: half the space of float32, and finer than the
     8-bit steps of a picture); what is distilled is what is stored. Each shard holds what is
@@ -145,8 +146,8 @@ class Pool:
         """Return what :meth:`add` was told, shard by shard."""
         return [self._read(path).facts["provenance"] for path in self.shards()]
 
-    def load(self, device: torch.device | str = "cpu", rounds: int | None = None) -> PoolData:
-        """Read all shards, or those of the first ``rounds``: a run that was stopped left more.
+    def load(self, device: torch.device | str = "cpu") -> PoolData:
+        """Read all shards.
 
         Raises
         ------
@@ -154,10 +155,7 @@ class Pool:
             If one is not what was written.
         """
         images, targets, masks, digests = [], [], [], []
-        beyond = None if rounds is None else self._path(Place(rounds))
         for path in self.shards():
-            if beyond and path >= beyond:
-                break
             shard = self._read(path, device)
             images.append(shard.tensors["images"].float())
             targets.append(shard.tensors["targets"])
@@ -177,7 +175,7 @@ class Pool:
         return found
 
     def _path(self, place: Place) -> Path:
-        return self.folder / f"pool-{place.round:05d}-{place.batch:05d}.safetensors"
+        return self.folder / f"pool-{place.turn:05d}-{place.batch:05d}.safetensors"
 
 
 def _each(images: Tensor, targets: Tensor) -> tuple[torch.Size, int]:

@@ -14,18 +14,12 @@ def draw_targets(
     Parameters
     ----------
     kind : str
-        ``balanced``: one class each, all classes alike often. ``soft``: nine tenths on that
-        class, the rest spread by a flat Dirichlet draw. ``mixed``: a random share between
-        that class and another. (``own`` needs no draw: the target is the teacher's label of
-        the start.)
+        ``balanced``: one class each, all classes alike often. ``mixed``: a random share
+        between that class and another.
     """
     order = torch.randperm(num_classes, generator=generator)
     first = order[torch.arange(count) % num_classes]
     hard = torch.eye(num_classes)[first]
-    if kind == "soft":
-        # A flat Dirichlet draw: normalised exponentials.
-        spread = -torch.rand(count, num_classes, generator=generator).clamp_min(1e-12).log()
-        return 0.9 * hard + 0.1 * spread / spread.sum(1, keepdim=True)
     if kind == "mixed":
         away = torch.randint(1, max(num_classes, 2), (count,), generator=generator)
         other = (first + away) % num_classes
@@ -34,7 +28,7 @@ def draw_targets(
     return hard
 
 
-def pick_starts(log_probs: Tensor, targets: Tensor) -> Tensor:
+def pick_candidates(log_probs: Tensor, targets: Tensor) -> Tensor:
     """Choose for each target the candidate that the teacher already reads most like it.
 
     Greedy in the order of the targets, without repeats (choice): most generic images look

@@ -1,7 +1,7 @@
 """One client's model as it is: what a round gives without any fusion."""
 
 from fedmitr_app.distillation.students import best_client as most_agreeing
-from fedmitr_app.inversion import starting_images
+from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.task import Task
 from fedmitr_app.randomness import generator
@@ -16,6 +16,6 @@ def best_client(task: Task) -> Fused:
     (choice).
     """
     rng = generator(task.settings.seed, "best-client")
-    images = starting_images("procedural", IMAGES, task.model.spec, rng).to(task.device)
+    images = draw_initial_images("procedural", IMAGES, task.model.spec, rng).to(task.device)
     chosen = most_agreeing(task.clients, task.teacher, images)
     return Fused(model=task.clients[chosen].model)

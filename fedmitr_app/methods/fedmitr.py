@@ -4,88 +4,52 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedmitr_app.errors import TrainingError
-from fedmitr_app.inversion import (
-    Inverted,
-    Made,
-    Pool,
-    PoolRequest,
-    make_pool,
-    steps_per_image,
-)
-from fedmitr_app.inversion.make_shard import Job, Point
+from fedmitr_app.inversion import Inverted, Made, Pool, PoolRequest, make_pool, steps_per_image
+from fedmitr_app.inversion.shards import Job, Point
 from fedmitr_app.methods.fused import Fused
-from fedmitr_app.methods.student import (
-    ADVERSARY,
-    CHECKPOINT,
-    StudentTraining,
-    adversary,
-    share,
-)
+from fedmitr_app.methods.student import CHECKPOINT, StudentTraining
 from fedmitr_app.methods.task import Task
-from fedmitr_app.models import PatchViT
 from fedmitr_app.reporting.progress import Progress
 
 
 def fedmitr(task: Task) -> Fused:
     """Invert the teacher into a pool, distil a student on it.
 
-    With ``inversion.rounds`` above 1 each turn inverts its share of the images, if
-    ``inversion.disagreement`` is above 0 against a student that learns from the pool so far, see
-    :func:`adversary`. The student that is returned learns from the whole pool. The same settings
-    and uploads give the same model on a CPU, also where an earlier run was stopped and left its
-    part in the task's folder.
+    The same settings and uploads give the same model on a CPU, also where an earlier run was
+    stopped and left its part in the task's folder.
 
     Raises
     ------
     TrainingError
-        If no image comes to anything, or distillation leaves the finite numbers.
+        If no image is usable, or distillation leaves the finite numbers.
     """
     teacher, config = task.teacher, task.settings.inversion
     pool = Pool(task.folder / "pool", task.model.num_patches)
     shards = pool.digests()
-    against: StudentTraining | None = None
-    steps = task.settings.distillation.steps
-    batches, seconds, dropped = [], {"inversion": 0.0}, 0
-    for turn in range(config.rounds):
-        count = share(config.images, turn, config.rounds)
-        request = PoolRequest(count, task.settings.seed, turn, task.origin)
-        made = _invert(task, pool, request, against.model if against else None)
-        batches += made.batches
-        seconds["inversion"] += made.seconds
-        dropped += made.dropped
-        data = pool.load(task.device, rounds=turn + 1)
-        if not len(data):
-            raise TrainingError.diverged("inversion", config.learning_rate)
-        if config.disagreement > 0 and turn < config.rounds - 1:
-            left = task.folder / ADVERSARY
-            against = against or adversary(task, data.images, config.rounds, left, shards)
-            against.go_on(data, share(steps, turn, config.rounds))
-    if against:
-        seconds["adversary"] = against.seconds
-        del against  # its optimiser holds twice the model
+    made = _invert(task, pool, PoolRequest(config.images, task.settings.seed, task.origin))
+    data = pool.load(task.device)
+    if not len(data):
+        raise TrainingError.diverged("inversion", config.learning_rate)
     student = StudentTraining(task, data.images, task.folder / CHECKPOINT, shards)
-    student.go_on(data, steps)
+    student.go_on(data, task.settings.distillation.steps)
     model, held_out = student.finish(data)
     return Fused(
         model=model,
         teacher=teacher,
         images=len(data),
-        dropped=dropped,
+        dropped=made.dropped,
         inversion=config,
-        inversion_curves=_mean_curves(batches),
+        inversion_curves=_mean_curves(made.batches),
         distillation_loss=student.losses,
         held_out=held_out,
-        seconds={**seconds, "distillation": student.seconds},
+        seconds={"inversion": made.seconds, "distillation": student.seconds},
     )
 
 
-def _invert(
-    task: Task, pool: Pool, request: PoolRequest, student: PatchViT | None
-) -> Made:
+def _invert(task: Task, pool: Pool, request: PoolRequest) -> Made:
     config = task.settings.inversion
-    stage = f"{task.label}{'inversion' if config.iterations else 'starts'}"
-    chosen = config.candidates > 1 and config.targets != "own"
-    choosing = "choosing starts" if chosen else ""
+    stage = f"{task.label}{'inversion' if config.iterations else 'initial images'}"
+    choosing = "choosing initial images" if config.candidates > 1 else ""
     seen: Counter[int] = Counter()
     # A batch's images go on together: an image counts by its share of steps done.
     with Progress(stage, request.count, parts=steps_per_image(config)) as progress:
@@ -95,7 +59,7 @@ def _invert(
                 return
             progress.advance(job.count, point.get("loss"), note="" if point else choosing)
             if point:
-                where = {"round": request.round, "batch": job.batch, "iteration": seen[job.batch]}
+                where = {"batch": job.batch, "iteration": seen[job.batch]}
                 task.record("inversion", **where, **point)
                 seen[job.batch] += 1
 
@@ -105,7 +69,6 @@ def _invert(
             config,
             request,
             device=task.device,
-            student=student,
             on_step=on_step,
             on_reuse=progress.skip,
         )

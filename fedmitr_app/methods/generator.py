@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from fedmitr_app.config import GeneratorConfig
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Place, Pool, PoolData
-from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.targets import draw_targets
+from fedmitr_app.inversion.views import apply_roll_flip, draw_roll_flip
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.student import StudentTraining, adversary, share
@@ -180,8 +180,8 @@ def generate_batch(
     lowest, best, points = torch.tensor(math.inf, device=task.device), None, []
     for _ in range(config.steps):
         images = maker(noise)
-        views = draw_views(count, spec.size, inversion.roll, inversion.flip, rng)
-        viewed = apply_view(images, views.to(task.device))
+        views = draw_roll_flip(count, spec.size, inversion.roll, inversion.flip, rng)
+        viewed = apply_roll_flip(images, views.to(task.device))
         logits = ensemble_logits(teacher, viewed)
         loss = objective(logits, targets, student(viewed).logits if student else None).mean()
         optimiser.zero_grad(set_to_none=True)
@@ -212,8 +212,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         ``generator.disagreement`` is 0, a share of as many after each turn but the last, on the
         way and beside them.
     objective : Objective
-        The generator's loss. In the first turn there is no student yet (choice, as in the
-        inversion's rounds).
+        The generator's loss. In the first turn there is no student yet (choice).
     boost : Boost, optional
         The ensemble learns each turn between the generator and the adversary; the pool is moved
         anew for each of the adversary's goes, and as often for the student that is returned.

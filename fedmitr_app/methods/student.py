@@ -28,14 +28,14 @@ from fedmitr_app.teacher import Teacher
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT, ADVERSARY = "distillation.safetensors", "adversary.safetensors"
+CHECKPOINT = "distillation.safetensors"
 """In the task's folder; of no use once the run is over."""
 CHOOSING_IMAGES = 256
 # A checkpoint is three times the model: written often enough that little is lost, and seldom
 # enough that nobody notices.
 CHECKPOINT_SECONDS = 30.0
 _DRAWS = "draws"
-_FACTS = {"origin", "pool", "turn", "done", "falls", "losses", "seconds"}
+_FACTS = {"origin", "pool", "done", "falls", "losses", "seconds"}
 
 
 class StudentTraining:
@@ -49,13 +49,12 @@ class StudentTraining:
         Synthetic images ``[n, C, H, W]``: a first look for ``distillation.student =
         "best-client"``.
     checkpoint : Path | None
-        A file to write now and then, and to go on from if a run that was stopped left it;
-        None writes nothing. On a CPU the student is the same to the last bit.
+        A file to write now and then, and to go on from if a run that was stopped left it, for a
+        student trained in one go; None writes nothing. On a CPU the student is the same to the
+        last bit.
     shards : Sequence[str]
         Digests of the pool's shards that were there when this run began: a checkpoint that was
         trained on others is of no use.
-    turns : int
-        How many goes make up the ``distillation.steps``.
     stage : str
         Names its draws, its progress lines and its records.
     """
@@ -67,16 +66,14 @@ class StudentTraining:
         checkpoint: Path | None = None,
         shards: Sequence[str] = (),
         *,
-        turns: int = 1,
         stage: str = "distillation",
     ) -> None:
-        self._task, self._turns, self._stage = task, turns, stage
+        self._task, self._stage = task, stage
         config, first = task.settings.distillation, self._start(images)
         self._rng = generator(task.settings.seed, stage)
         self._distiller = Distiller(first, task.teacher, config, self._rng)
         self._checkpoint = checkpoint
         self._left = self._left_behind(shards)
-        self._turn = 0
         self.losses: list[float] = []
         self.seconds = 0.0
 
@@ -97,11 +94,8 @@ class StudentTraining:
         TrainingError
             If the loss leaves the finite numbers.
         """
-        turn, self._turn = self._turn, self._turn + 1
         task, config = self._task, self._task.settings.distillation
-        done = self._take_up(turn)
-        if done is None:
-            return
+        done = self._take_up()
         draws, before = self._rng.get_state(), self.seconds
         started = saved = time.monotonic()
         fresh: list[Tensor] = []
@@ -120,7 +114,6 @@ class StudentTraining:
             facts = {
                 "origin": task.origin,
                 "pool": pool.digests,
-                "turn": turn,
                 "done": reached,
                 "falls": self._distiller.falls,
                 "losses": [*self.losses, *(float(loss) for loss in fresh)],
@@ -134,14 +127,11 @@ class StudentTraining:
         self.losses += [float(loss) for loss in fresh]
         self.seconds = before + time.monotonic() - started
 
-    def _take_up(self, turn: int) -> int | None:
-        """Return how many of a turn's steps were taken before; None if a later turn was begun."""
-        left = self._left
-        if left is None or turn > left.facts["turn"]:
+    def _take_up(self) -> int:
+        """Return how many of the steps were taken before, by a run that was stopped."""
+        left, self._left = self._left, None
+        if left is None:
             return 0
-        if turn < left.facts["turn"]:
-            return None
-        self._left = None
         tensors = dict(left.tensors)
         self._rng.set_state(tensors.pop(_DRAWS))
         # JSON has no NaN: a step that was taken back has null.
@@ -162,7 +152,7 @@ class StudentTraining:
             left = load_tensors(checkpoint)
             state = {name: value for name, value in left.tensors.items() if name != _DRAWS}
             steps = self._task.settings.distillation.steps
-            wrong = _wrong_with(left.facts, steps, self._turns)
+            wrong = _wrong_with(left.facts, steps)
             if wrong or not _is_state(left.tensors.get(_DRAWS)):
                 raise RunFolderError(f"{checkpoint} is no checkpoint of a distillation.")
             if not self._distiller.takes(state):
@@ -224,13 +214,7 @@ def _divergence(model: PatchViT, answers: Sequence[tuple[Tensor, Tensor]]) -> fl
     return float(torch.cat(parts).mean())
 
 
-def adversary(
-    task: Task,
-    images: Tensor,
-    turns: int,
-    checkpoint: Path | None = None,
-    shards: Sequence[str] = (),
-) -> StudentTraining:
+def adversary(task: Task, images: Tensor, turns: int) -> StudentTraining:
     """Return the training of the student that images are made against, turn by turn.
 
     It takes an even share of the ``distillation.steps`` after each turn but the last, on the pool
@@ -244,18 +228,17 @@ def adversary(
     def shortened(ours: MethodSettings) -> MethodSettings:
         return replace(ours, distillation=replace(ours.distillation, steps=steps, held_out=0.0))
 
-    shorter = task.alter(shortened)
-    return StudentTraining(shorter, images, checkpoint, shards, turns=turns - 1, stage="adversary")
+    return StudentTraining(task.alter(shortened), images, stage="adversary")
 
 
-def _wrong_with(facts: dict[str, Any], steps: int, turns: int) -> bool:
+def _wrong_with(facts: dict[str, Any], steps: int) -> bool:
     """Say whether facts can't be a checkpoint's: it may be damaged, or somebody else's."""
     if facts.keys() != _FACTS:
         return True
     losses, pool, seconds = facts["losses"], facts["pool"], facts["seconds"]
     if not isinstance(losses, list) or not isinstance(pool, list):
         return True
-    limits = {"turn": turns - 1, "done": len(losses), "falls": MAX_FALLS}
+    limits = {"done": len(losses), "falls": MAX_FALLS}
     return not (
         len(losses) <= steps
         and all(isinstance(facts[name], int) for name in limits)

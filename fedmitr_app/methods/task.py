@@ -18,7 +18,7 @@ from torch import Tensor
 from fedmitr_app.config import decisive
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, json_line
-from fedmitr_app.inversion import starting_images
+from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.memory import room_for
 from fedmitr_app.merging import Mergeable, average, merge
 from fedmitr_app.methods.settings import MethodSettings
@@ -175,7 +175,7 @@ class Task:
         count, models = self.settings.teacher.probe_images, [each.model for each in clients]
         with Progress("what the clients know", count * len(models)) as progress:
             rng = generator(self.settings.seed, "probing")
-            images = starting_images("procedural", count, self.model.spec, rng)
+            images = draw_initial_images("procedural", count, self.model.spec, rng)
             return probe(models, images.to(self.device), on_batch=progress.advance)
 
     @cached_property

@@ -14,7 +14,7 @@ def without_inversion(ours: MethodSettings) -> MethodSettings:
     Picking the starts that the teacher reads most like a class is already part of the
     inversion, and the control must do without it.
     """
-    plain = replace(ours.inversion, iterations=0, candidates=1, rounds=1)
+    plain = replace(ours.inversion, iterations=0, candidates=1)
     return replace(ours, inversion=plain)
 
 
@@ -27,6 +27,7 @@ def noise(task: Task) -> Fused:
     """Distil on white noise: the floor."""
 
     def white(ours: MethodSettings) -> MethodSettings:
-        return without_inversion(replace(ours, inversion=replace(ours.inversion, start="white")))
+        inversion = replace(ours.inversion, initial_images="white")
+        return without_inversion(replace(ours, inversion=inversion))
 
     return fedmitr(task.alter(white))

@@ -8,13 +8,13 @@ from fedmitr_app.config import as_run_config
 from fedmitr_app.reporting.data import ReportData
 from fedmitr_app.reporting.table import federated_results, named_accuracies, percent
 
-_STARTS = {
+_INITIAL_IMAGES = {
     "white": "white noise",
     "multi-scale": "multi-scale noise",
     "dead-leaves": "dead leaves",
     "photo-crops": "crops of two photographs",
 }
-"""Other kinds of ``inversion.start`` are images of their name."""
+"""Other kinds of ``inversion.initial-images`` are images of their name."""
 
 
 def headline_sentence(data: ReportData) -> str:
@@ -74,11 +74,11 @@ def inversion_worth(data: ReportData) -> Worth | None:
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
-            f"{what} nothing here: a student taught with {_starts(data)} as they come reaches "
+            f"{what} nothing here: a student taught with {_initial_images(data)} as they come reaches "
             f"{percent(control)}, {more}.",
             False,
         )
-    gain = f"{what} {points:.1f} points over {_starts(data)} as they come ({percent(control)})"
+    gain = f"{what} {points:.1f} points over {_initial_images(data)} as they come ({percent(control)})"
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
@@ -95,19 +95,19 @@ def _what_made_the_images(data: ReportData) -> str:
     if config.get("server.method") in ("dense", "co-boosting"):
         return "Generating images"
     done = []
-    if config.get("inversion.candidates", 1) > 1 and config.get("inversion.targets") != "own":
+    if config.get("inversion.candidates", 1) > 1:
         done.append("choosing")
     if config.get("inversion.iterations", 0) > 0:
         done.append("inverting")
     if done:
         return f"{' and '.join(done).capitalize()} images"
-    return f"{_starts(data).capitalize()}, neither chosen nor inverted,"
+    return f"{_initial_images(data).capitalize()}, neither chosen nor inverted,"
 
 
-def _starts(data: ReportData) -> str:
+def _initial_images(data: ReportData) -> str:
     """Name what the control learns from."""
-    start = str(data.config.get("inversion.start", "synthetic"))
-    return _STARTS.get(start, f"{start} images")
+    start = str(data.config.get("inversion.initial-images", "synthetic"))
+    return _INITIAL_IMAGES.get(start, f"{start} images")
 
 
 def warnings(data: ReportData) -> list[str]:

@@ -116,8 +116,7 @@ def measure(
         if fused.inversion is not None:
             curves = fused.inversion_curves
             alive = [round(count) for count in curves.get("alive", ())]
-            tokens = fused.inversion.similarity > 0
-            ratio = flop_ratio(teacher.models[0], alive, curves.get("moving"), tokens)
+            ratio = flop_ratio(teacher.models[0], alive)
             results = replace(
                 results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio
             )

@@ -71,8 +71,7 @@ def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
     fused, schedule = results.fused, results.schedule
     if fused is None or not fused.images:
         return None, None
-    counts = ("alive", "moving")
-    curves = {name: curve for name, curve in fused.inversion_curves.items() if name not in counts}
+    curves = {name: curve for name, curve in fused.inversion_curves.items() if name != "alive"}
     steps = range(len(next(iter(curves.values()))))
     loss = fused.distillation_loss
     return (

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedmitr_app.config.schema import METHODS as SERVER_METHODS
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.inversion import require_recordable
 from fedmitr_app.methods import (
     METHODS,
     Fused,
@@ -57,7 +56,7 @@ class OneShotMethod(OneShotStrategy):
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
         or a device that the caller chose, and told about, itself.
     with_control : bool
-        Also distil a student on ``inversion.start``'s images, neither chosen nor inverted, beside
+        Also distil a student on ``inversion.initial_images``, neither chosen nor inverted, beside
         the global model, to see what the method's own images earn.
     **one_shot
         As in :class:`OneShotStrategy`.
@@ -116,7 +115,6 @@ class OneShotMethod(OneShotStrategy):
         self.device = device
         if self.model.compiled:
             require_compiler(device)
-        require_recordable(self.settings.inversion, device)
         self.with_control = with_control
         self.task: Task | None = None
         self.fused: Fused | None = None

@@ -7,10 +7,10 @@ import torch
 
 from fedmitr_app.diagnostics.gradients import _figures, compare_gradients, over_views
 from fedmitr_app.inversion import invert_batch
-from fedmitr_app.inversion.geometry import apply_view, draw_views
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.inversion.make_shard import Assignment
-from fedmitr_app.inversion.variation import total_variation
+from fedmitr_app.inversion.shards import Assignment
+from fedmitr_app.inversion.total_variation import total_variation
+from fedmitr_app.inversion.views import apply_roll_flip, draw_roll_flip
 from fedmitr_app.randomness import generator
 from tests.inversion.tiny import inversion_config, random_images, random_targets, tiny_teacher
 
@@ -56,10 +56,6 @@ def test_a_run_whose_own_schedule_is_dense_is_compared_all_the_same():
     assert compared(schedule="dense") == compared(schedule="sparse") == compared()
 
 
-def test_a_run_whose_images_end_early_is_compared_over_all_iterations():
-    assert compared(early_stop=100.0) == compared()
-
-
 def test_without_an_iteration_there_is_nothing_to_compare():
     assert compared(iterations=0) is None
 
@@ -80,9 +76,9 @@ def test_the_variance_over_views_is_that_of_whole_images_differentiated_one_by_o
     found = over_views(teacher, inverted, batch, config, generator(7), 5)
     rng, grads = generator(7), []
     for _ in range(5):
-        views = draw_views(2, 16, config.roll, config.flip, rng)
+        views = draw_roll_flip(2, 16, config.roll, config.flip, rng)
         images = inverted.images.clone().requires_grad_()
-        logits = [model(apply_view(images, views)).logits for model in teacher.models]
+        logits = [model(apply_roll_flip(images, views)).logits for model in teacher.models]
         combined = teacher.combine_logits(torch.stack(logits))
         loss = cross_entropy(combined, targets).sum()
         (grad,) = torch.autograd.grad(loss, images)

@@ -74,7 +74,7 @@ def slow_gradients(kind, config, data, batches):
     found = []
     for _ in range(batches):
         batch = draw_batch(data, config, rng)
-        ((_, mask, targets),) = batch.parts
+        mask, targets = batch.mask, batch.targets
         student = tiny_vit(8)
         seen = student(batch.images, patch_logits=True)
         answer = teacher(batch.images, patch_logits=True)
@@ -99,7 +99,7 @@ def slow_gradients(kind, config, data, batches):
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_each_kind_of_label_is_what_it_says(kind):
-    config = distillation_config(mixup=0.0, batch_size=3, relabel="token", beta=0.5)
+    config = distillation_config(batch_size=3, relabel="token", beta=0.5)
     found = measured(config, pool(), batches=3)[kind]
     expected = gradient_variance(slow_gradients(kind, config, pool(), 3))
     assert found.total == pytest.approx(expected.total, rel=1e-6)
@@ -114,8 +114,8 @@ def test_where_every_token_survived_relabelling_is_the_pseudo_label():
 
 def test_a_run_without_token_term_is_measured_with_the_usual_one():
     usual = DistillationConfig()
-    config = distillation_config(relabel="none", beta=0.0, token_head="auxiliary")
-    explicit = replace(config, relabel=usual.relabel, beta=usual.beta, token_head="shared")
+    config = distillation_config(relabel="none", beta=0.0)
+    explicit = replace(config, relabel=usual.relabel, beta=usual.beta)
     assert measured(config, pool()) == measured(explicit, pool())
 
 

@@ -26,17 +26,12 @@ from tests.inversion.tiny import (
 BATCH, PATCHES = 4, 16
 
 
-def batch_of(parts: int, kept: tuple[int, ...] = (5, 9, 16, 2)) -> Batch:
+def batch_of(kept: tuple[int, ...] = (5, 9, 16, 2)) -> Batch:
     rng = torch.Generator().manual_seed(8)
-    share = torch.rand(BATCH, generator=rng, dtype=torch.float64)
-    shares = [share, 1 - share] if parts == 2 else [torch.ones(BATCH, dtype=torch.float64)]
-    made = []
-    for number, part in enumerate(shares):
-        mask = torch.zeros(BATCH, PATCHES, dtype=torch.bool)
-        for image, count in enumerate(kept):
-            mask[image, torch.randperm(PATCHES, generator=rng)[:count]] = True
-        made.append((part, mask, random_targets(BATCH, seed=number)))
-    return Batch(random_images(BATCH), tuple(made))
+    mask = torch.zeros(BATCH, PATCHES, dtype=torch.bool)
+    for image, count in enumerate(kept):
+        mask[image, torch.randperm(PATCHES, generator=rng)[:count]] = True
+    return Batch(random_images(BATCH), mask, random_targets(BATCH))
 
 
 def distiller(seed: int = 40, teacher: Teacher | None = None, **changes) -> Distiller:
@@ -47,23 +42,20 @@ def distiller(seed: int = 40, teacher: Teacher | None = None, **changes) -> Dist
 
 def background_patches(batch: Batch) -> list[list[int]]:
     """For each image, the low-density patches that are shown: as many for each, spread evenly."""
-    free = []
-    for image in range(BATCH):
-        kept = {n for _, mask, _ in batch.parts for n in range(PATCHES) if mask[image, n]}
-        free.append([n for n in range(PATCHES) if n not in kept])
+    free = [[n for n in range(PATCHES) if not mask[n]] for mask in batch.mask]
     fewest = min((len(patches) for patches in free if patches), default=0)
     return [[p[step * len(p) // fewest] for step in range(fewest)] if p else [] for p in free]
 
 
 def loss_by_hand(made: Distiller, batch: Batch) -> torch.Tensor:
-    """Image by image, part by part."""
+    """Image by image."""
     config, vit, shown = made.config, made.student.vit, background_patches(batch)
     losses = []
     for image in range(BATCH):
         one = batch.images[image : image + 1]
         taught = made.teacher(one, patch_logits=True)
         tokens = vit.forward_features(one)
-        targets = sum(share[image] * part[image] for share, _, part in batch.parts)[None]
+        targets, mask = batch.targets[image : image + 1], batch.mask[image : image + 1]
         loss = class_loss(
             vit.forward_head(tokens), taught.logits, targets, config.temperature, config.hard
         )
@@ -75,34 +67,30 @@ def loss_by_hand(made: Distiller, batch: Batch) -> torch.Tensor:
             }[config.relabel]
             if config.relabel == "background" and shown[image]:
                 relabels = made.teacher(one, torch.tensor([shown[image]])).logits[:, None]
-            for share, mask, part in batch.parts:
-                labels = mask[image, :, None] * part[image]
-                term = token_loss(
-                    vit.head(tokens[:, 1:]), labels[None], relabels, config.gamma, config.tau
-                )
-                loss = loss + config.beta * share[image] * term
+            loss = loss + config.beta * token_loss(
+                vit.head(tokens[:, 1:]), targets, mask, relabels, config.gamma, config.tau
+            )
         losses.append(loss)
     return torch.cat(losses)
 
 
-@pytest.mark.parametrize("parts", [1, 2], ids=["plain", "mixup"])
 @pytest.mark.parametrize("relabel", ["none", "token", "image", "background"])
-def test_the_loss_of_every_reading(relabel, parts):
-    made, batch = distiller(relabel=relabel), batch_of(parts)
+def test_the_loss_of_every_reading(relabel):
+    made, batch = distiller(relabel=relabel), batch_of()
     torch.testing.assert_close(made.loss(batch), loss_by_hand(made, batch))
 
 
 @pytest.mark.parametrize("kept", [0, PATCHES])
 @pytest.mark.parametrize("relabel", ["token", "image", "background"])
 def test_no_survivor_and_nothing_but_survivors(relabel, kept):
-    made, batch = distiller(relabel=relabel, hard=0.0), batch_of(1, (kept,) * BATCH)
+    made, batch = distiller(relabel=relabel, hard=0.0), batch_of((kept,) * BATCH)
     torch.testing.assert_close(made.loss(batch), loss_by_hand(made, batch))
-    other = batch._replace(parts=((*batch.parts[0][:2], random_targets(BATCH, seed=9)),))
+    other = batch._replace(targets=random_targets(BATCH, seed=9))
     assert torch.equal(made.loss(batch), made.loss(other)) == (kept == 0)
 
 
 def test_the_three_readings_differ_where_patches_were_dropped():
-    batch = batch_of(1)
+    batch = batch_of()
     losses = torch.stack(
         [distiller(relabel=name).loss(batch) for name in ("token", "image", "background")]
     )
@@ -112,14 +100,14 @@ def test_the_three_readings_differ_where_patches_were_dropped():
 
 
 def test_the_readings_agree_when_nothing_was_dropped():
-    batch = batch_of(2, (PATCHES,) * BATCH)
+    batch = batch_of((PATCHES,) * BATCH)
     losses = [distiller(relabel=name).loss(batch) for name in ("token", "image", "background")]
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(losses[0], losses[2])
 
 
 def test_beta_nought_leaves_the_class_loss():
-    batch = batch_of(2)
+    batch = batch_of()
     torch.testing.assert_close(
         distiller(beta=0.0).loss(batch), distiller(relabel="none").loss(batch)
     )
@@ -161,10 +149,10 @@ def test_two_runs_equal_one_of_as_many_steps(relabel):
 def test_repeated_batches_ask_the_teacher_once(monkeypatch):
     made = trainee(relabel="token", repeats=3)
     asked, seen = [], []
-    teach, loss = made.teach, made.loss
-    monkeypatch.setattr(made, "teach", lambda batch: asked.append(batch) or teach(batch))
+    ask, loss = made.ask, made.loss
+    monkeypatch.setattr(made, "ask", lambda batch: asked.append(batch) or ask(batch))
     monkeypatch.setattr(
-        made, "loss", lambda batch, taught: seen.append(batch.images.sum()) or loss(batch, taught)
+        made, "loss", lambda batch, labels: seen.append(batch.images.sum()) or loss(batch, labels)
     )
     made.run(pool_of(), 12)
     assert len(asked) == 4
@@ -174,10 +162,9 @@ def test_repeated_batches_ask_the_teacher_once(monkeypatch):
     assert all(len(set(seen[first : first + 4])) == 4 for first in (0, 4, 8))
 
 
-@pytest.mark.parametrize("mixup", [0.0, 1.0])
-def test_features_that_stay_give_what_the_whole_student_gives(mixup, monkeypatch):
+def test_features_that_stay_give_what_the_whole_student_gives(monkeypatch):
     """With only its head to train a student sees a batch's pixels once, and learns the same."""
-    settings = {"train": "head", "relabel": "none", "repeats": 4, "hard": 0.3, "mixup": mixup}
+    settings = {"train": "head", "relabel": "none", "repeats": 4, "hard": 0.3}
     quick, slow = trainee(**settings), trainee(**settings)
     seen = []
     quick.student.register_forward_hook(lambda *_: seen.append(1))
@@ -203,14 +190,14 @@ def test_the_first_pass_is_the_same_however_often_batches_repeat():
 
 def test_the_seed_alone_decides():
     torch.manual_seed(1)
-    losses = trainee(mixup=0.4).run(pool_of(), 3)
+    losses = trainee().run(pool_of(), 3)
     torch.manual_seed(2)
-    assert trainee(mixup=0.4).run(pool_of(), 3) == losses
+    assert trainee().run(pool_of(), 3) == losses
 
 
-@pytest.mark.parametrize("token_head", ["shared", "auxiliary"])
-def test_only_the_head_moves_if_only_the_head_trains(token_head):
-    made = trainee(train="head", token_head=token_head)
+@pytest.mark.parametrize("relabel", ["none", "token"])
+def test_only_the_head_moves_if_only_the_head_trains(relabel):
+    made = trainee(train="head", relabel=relabel)
     before = copy.deepcopy(made.student.vit.state_dict())
     made.run(pool_of(), 3)
     after = made.student.vit.state_dict()
@@ -227,27 +214,6 @@ def test_the_last_blocks_alone():
     still = [key for key in before if key.startswith("blocks.0.")]
     assert moved == {"blocks", "norm", "head"}
     assert all(torch.equal(before[key], after[key]) for key in still)
-
-
-def test_an_auxiliary_head_learns_and_is_not_left_in_the_student():
-    made = trainee(token_head="auxiliary")
-    keys = set(tiny_vit(0).state_dict())
-    made.run(pool_of(), 3)
-    assert made.token_head.weight.abs().sum() > 0
-    assert set(made.student.state_dict()) == keys
-    assert made.token_head is not made.student.vit.head
-    assert made.token_head.weight.shape == (CLASSES, 16)
-
-
-def test_an_auxiliary_head_takes_the_token_term_off_the_head():
-    made = trainee(token_head="auxiliary", hard=0.0, gamma=0.0)
-    batch = batch_of(1)._replace(images=random_images(BATCH, dtype=torch.float32))
-    share, mask, targets = batch.parts[0]
-    batch = batch._replace(parts=((share.float(), mask, targets.float()),))
-    with_tokens = torch.autograd.grad(made.loss(batch).sum(), made.student.vit.head.weight)[0]
-    plain = trainee(relabel="none", hard=0.0)
-    without = torch.autograd.grad(plain.loss(batch).sum(), plain.student.vit.head.weight)[0]
-    torch.testing.assert_close(with_tokens, without)
 
 
 def test_the_teacher_is_left_alone():
@@ -323,7 +289,7 @@ def test_falling_again_and_again_is_an_error():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"token_head": "auxiliary"}, {"relabel": "token"}, {"relabel": "none", "train": "head"}],
+    [{}, {"relabel": "token"}, {"relabel": "none", "train": "head"}],
     ids=str,
 )
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -350,10 +316,10 @@ def test_a_batch_that_is_too_large_is_split_and_gives_the_same(monkeypatch, capl
     whole, parts = trainee(**settings), trainee(**settings)
     losses, honest = whole.run(pool_of(), 6), parts.loss
 
-    def limited(batch, taught):
+    def limited(batch, labels):
         if len(batch.images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return honest(batch, taught)
+        return honest(batch, labels)
 
     monkeypatch.setattr(parts, "loss", limited)
     assert parts.run(pool_of(), 6) == pytest.approx(losses, rel=1e-4)
@@ -364,7 +330,7 @@ def test_a_batch_that_is_too_large_is_split_and_gives_the_same(monkeypatch, capl
     assert "out of memory: distilling " in caplog.text
 
 
-@pytest.mark.parametrize("changes", [{}, {"token_head": "auxiliary"}, {"train": "head"}])
+@pytest.mark.parametrize("changes", [{}, {"train": "head"}])
 def test_only_a_state_of_its_own_kind_is_taken(changes):
     made = trainee(**changes)
     assert made.takes(made.state())  # before a step

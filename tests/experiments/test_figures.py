@@ -74,8 +74,8 @@ def test_a_curve_over_a_setting(tmp_path, values):
     rows = [(f"row {value}", "fedmitr") for value in values]
     data = frame(rows=rows)
     data["inversion.iterations"] = [value for value in values for _ in range(2)]
-    data["inversion.start"] = ["white", "procedural"] * len(values)
-    names = drawn(data, tmp_path, Curve("inversion.iterations", ("inversion.start",)))
+    data["inversion.initial-images"] = ["white", "procedural"] * len(values)
+    names = drawn(data, tmp_path, Curve("inversion.iterations", ("inversion.initial-images",)))
     assert names == ["bars-1.png", "compute-1.png", "curve-1.png"]
 
 

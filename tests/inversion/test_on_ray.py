@@ -11,7 +11,8 @@ import ray
 import torch
 
 from fedmitr_app.errors import BackendError, TrainingError
-from fedmitr_app.inversion import Pool, PoolRequest, make_pool, make_shard, on_ray
+from fedmitr_app.inversion import Pool, PoolRequest, make_pool, shards
+from fedmitr_app.inversion.accel import on_ray
 from tests.inversion.tiny import contents, inversion_config, tiny_teacher
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_an_address_without_a_cluster_is_one_sentence(tmp_path):
         fill(tmp_path, backend="ray", ray_address="127.0.0.1:1")
 
 
-def test_the_pool_is_the_same_and_so_are_the_news(cluster, tmp_path):
+def test_the_pool_is_the_same_and_so_are_the_steps(cluster, tmp_path):
     here, there = [], []
     honest, made = fill(tmp_path / "a", lambda job, point: here.append((job, dict(point))))
     pool, other = fill(
@@ -88,18 +89,18 @@ def test_the_pool_is_the_same_and_so_are_the_news(cluster, tmp_path):
 
 def test_a_lost_workers_shard_is_made_again(cluster, tmp_path):
     honest, _ = fill(tmp_path / "a")
-    news, killed = [], []
+    steps, killed = [], []
 
     def on_step(job, point):
-        news.append(job)
+        steps.append(job)
         if not killed:
             killed.extend(workers())
             kill(killed)
 
     pool, _ = fill(tmp_path / "b", on_step, backend="ray", workers=2)
     assert killed and contents(pool) == contents(honest)
-    # What was told twice counts once.
-    assert len(news) == 3 * (DRAWS + ITERATIONS)
+    # What was reported twice counts once.
+    assert len(steps) == 3 * (DRAWS + ITERATIONS)
 
 
 def test_workers_that_are_lost_time_and_again_are_one_sentence(cluster, tmp_path, monkeypatch):
@@ -114,14 +115,14 @@ def test_workers_that_are_lost_time_and_again_are_one_sentence(cluster, tmp_path
 
 
 def test_what_a_worker_raises_is_raised_here(cluster):
-    class Broken(make_shard.ShardMaker):
+    class Broken(shards.ShardMaker):
         def make(self, job, on_step):
             raise TrainingError.diverged("inversion", 9.0)
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    maker = Broken(tiny_teacher(dtype=torch.float32), inversion_config(), 0, 0, CPU)
+    maker = Broken(tiny_teacher(dtype=torch.float32), inversion_config(), 0, CPU)
     with pytest.raises(TrainingError, match="inversion.learning-rate = 9 made inversion leave"):
-        list(on_ray.make_on_ray(maker, [make_shard.Job(0, 2)], lambda job, point: None))
+        list(on_ray.make_on_ray(maker, [shards.Job(0, 2)], lambda job, point: None))
 
 
 def test_workers_that_never_begin_are_given_up(cluster, tmp_path, monkeypatch):

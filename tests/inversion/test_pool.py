@@ -29,7 +29,7 @@ from tests.inversion.tiny import (
     tiny_teacher,
 )
 
-make_shard_module = importlib.import_module("fedmitr_app.inversion.make_shard")
+shards_module = importlib.import_module("fedmitr_app.inversion.shards")
 
 
 def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:
@@ -97,10 +97,10 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 # --- filling it
 
 
-def fill(folder, seed=0, turn=0, count=7, **changes):
+def fill(folder, seed=0, count=7, **changes):
     pool = Pool(folder, 16)
     config = inversion_config(**{"iterations": 3, "stops": (1.0,), "candidates": 2, **changes})
-    request = PoolRequest(count, seed, turn)
+    request = PoolRequest(count, seed)
     teacher = tiny_teacher("prior-probed", dtype=torch.float32)
     return pool, make_pool(teacher, pool, config, request, device=torch.device("cpu")), config
 
@@ -114,7 +114,7 @@ def test_a_pool_is_made_batch_by_batch(tmp_path):
     facts = pool.provenance()
     assert [fact["batch"] for fact in facts] == [0, 1]
     for fact in facts:
-        assert (fact["seed"], fact["round"], fact["teacher"]) == (0, 0, "prior-probed")
+        assert (fact["seed"], fact["teacher"]) == (0, "prior-probed")
         assert fact["settings"].keys() == decisive(config).keys()
         assert fact["settings"]["learning_rate"] == config.learning_rate
 
@@ -125,7 +125,6 @@ def test_the_same_seed_makes_the_same_pool(tmp_path):
     torch.manual_seed(2)
     assert contents(fill(tmp_path / "b", teachers_per_image=2)[0]) == first
     assert contents(fill(tmp_path / "c", seed=1)[0]) != first
-    assert contents(fill(tmp_path / "d", turn=1)[0]) != first
 
 
 def test_a_batch_does_not_depend_on_those_before_it(tmp_path):
@@ -133,7 +132,7 @@ def test_a_batch_does_not_depend_on_those_before_it(tmp_path):
     assert torch.equal(whole.load().images[:4], part.load().images)
 
 
-@pytest.mark.parametrize("targets", ["balanced", "soft", "mixed", "own"])
+@pytest.mark.parametrize("targets", ["balanced", "mixed"])
 def test_images_that_are_not_inverted_carry_the_teachers_own_labels(tmp_path, targets):
     """The control: the same starts; a label that was only drawn would be taught as noise."""
     pool, made, _ = fill(tmp_path / "a", iterations=0, targets=targets)
@@ -150,33 +149,31 @@ def test_an_inversion_begins_at_the_controls_images(tmp_path):
     assert (inverted.images - control.images).abs().max() < 0.02
 
 
-@pytest.mark.parametrize(
-    ("targets", "candidates", "draws"), [("balanced", 1, 1), ("mixed", 2, 2), ("own", 2, 1)]
-)
-def test_each_image_is_reported_once_per_start_and_iteration(tmp_path, targets, candidates, draws):
-    news = []
-    config = inversion_config(iterations=3, stops=(), targets=targets, candidates=candidates)
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_each_image_is_reported_once_per_candidate_and_iteration(tmp_path, candidates):
+    points = []
+    config = inversion_config(iterations=3, stops=(), candidates=candidates)
     make_pool(
         tiny_teacher(dtype=torch.float32),
         Pool(tmp_path, 16),
         config,
         PoolRequest(7, 0),
         device=torch.device("cpu"),
-        on_step=lambda job, point: news.append((job.count, sorted(point))),
+        on_step=lambda job, point: points.append((job.count, sorted(point))),
     )
-    curves = ["alive", "confidence", "loss", "moving"]
-    assert news == [
-        (count, point) for count in (4, 3) for point in [[]] * draws + [curves] * 3
+    curves = ["alive", "confidence", "loss"]
+    assert points == [
+        (count, point) for count in (4, 3) for point in [[]] * candidates + [curves] * 3
     ]
-    assert sum(count for count, _ in news) == 7 * steps_per_image(config)
+    assert sum(count for count, _ in points) == 7 * steps_per_image(config)
 
 
-# --- images that come to nothing
+# --- images that are unusable
 
 
 def spoil(monkeypatch, how, tries, images=(1, 2)):
-    """Let some images of a batch's first tries come to nothing."""
-    honest, calls = make_shard_module.invert_batch, []
+    """Let some images of a batch's first tries be unusable."""
+    honest, calls = shards_module.invert_batch, []
 
     def invert(teacher, starts, *arguments, **keywords):
         made = honest(teacher, starts, *arguments, **keywords)
@@ -193,12 +190,12 @@ def spoil(monkeypatch, how, tries, images=(1, 2)):
                 sure[image] = 0.09 / CLASSES
         return made._replace(images=pixels, confidence=sure)
 
-    monkeypatch.setattr(make_shard_module, "invert_batch", invert)
+    monkeypatch.setattr(shards_module, "invert_batch", invert)
     return calls
 
 
 @pytest.mark.parametrize("how", ["nan", "flat", "never reached"])
-def test_images_that_come_to_nothing_are_made_again(tmp_path, monkeypatch, how):
+def test_unusable_images_are_made_again(tmp_path, monkeypatch, how):
     whole = fill(tmp_path / "whole", count=4)[0].load()
     calls = spoil(monkeypatch, how, tries=1)
     pool, made, _ = fill(tmp_path / "spoilt", count=4)
@@ -213,17 +210,17 @@ def test_images_that_come_to_nothing_are_made_again(tmp_path, monkeypatch, how):
     assert contents(fill(tmp_path / "again", count=4)[0]) != contents(pool)
 
 
-def test_those_that_never_do_are_dropped_and_counted(tmp_path, monkeypatch, caplog):
+def test_those_that_stay_unusable_are_dropped_and_counted(tmp_path, monkeypatch, caplog):
     calls = spoil(monkeypatch, "nan", tries=9)
     pool, made, _ = fill(tmp_path, count=4)
     assert calls == [4, 2, 2] and made.dropped == 2
     assert len(pool.load()) == 2 and pool.load().images.isfinite().all()
-    assert "2 of 4 images came to nothing again: dropped." in caplog.text
+    assert "2 of 4 images are unusable again: dropped." in caplog.text
     # A run that goes on counts them, too.
     assert fill(tmp_path, count=4)[1].dropped == 2 and calls == [4, 2, 2]
 
 
-def test_starting_images_are_taken_as_they_come(tmp_path):
+def test_initial_images_are_taken_as_they_come(tmp_path):
     pool, made, _ = fill(tmp_path, iterations=0)
     assert made.dropped == 0 and len(pool.load()) == 7
 

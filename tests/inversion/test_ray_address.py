@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from fedmitr_app.inversion import on_ray
+from fedmitr_app.inversion.accel import on_ray
 from tests.inversion.test_on_ray import fill
 from tests.inversion.tiny import contents
 

@@ -76,7 +76,7 @@ def inversion_config(**changes) -> InversionConfig:
         "images": 8,
         "batch_size": 4,
         "iterations": 8,
-        "start": "procedural",
+        "initial_images": "procedural",
         "candidates": 1,
         "schedule": "sparse",
         "stops": (2.0, 5.0),
@@ -85,8 +85,6 @@ def inversion_config(**changes) -> InversionConfig:
         "beta1": 0.5,
         "beta2": 0.99,
         "tv": 1e-2,
-        "similarity": 0.0,
-        "disagreement": 0.0,
         "roll": 0.25,
         "flip": 0.5,
         "targets": "balanced",
@@ -94,7 +92,6 @@ def inversion_config(**changes) -> InversionConfig:
         "loss": "ensemble",
         "gradient": "joint",
         "ensemble": "loop",
-        "rounds": 1,
     }
     return InversionConfig(**{**values, **changes})
 
@@ -113,11 +110,9 @@ def distillation_config(**changes) -> DistillationConfig:
         "gamma": 0.7,
         "tau": 1.5,
         "relabel": "image",
-        "token_head": "shared",
         "student": "merged",
         "train": "all",
         "last_blocks": 1,
-        "mixup": 1.0,
         "roll": 0.125,
         "flip": 0.0,
     }

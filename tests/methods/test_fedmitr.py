@@ -1,4 +1,4 @@
-"""From uploads to global model, without Flower: rounds, pool, θ₀, determinism."""
+"""From uploads to global model, without Flower: pool, θ₀, determinism."""
 
 import copy
 from dataclasses import replace
@@ -7,14 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig, parse_config
+from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
 from fedmitr_app.distillation import Distiller
-from fedmitr_app.errors import ConfigError, MethodUnavailable, ModelError, TrainingError
+from fedmitr_app.errors import MethodUnavailable, ModelError, TrainingError
 from fedmitr_app.inversion import Pool
-from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
-from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
 from fedmitr_app.uploads import Upload
@@ -24,11 +22,11 @@ from tests.merging.plain import average
 CPU = torch.device("cpu")
 
 
-def settings(rounds=1, seed=0, distillation=None, **inversion):
+def settings(seed=0, distillation=None, **inversion):
     small = {"images": 11, "batch_size": 4, "iterations": 4, "stops": (0.5,), "candidates": 2}
     return MethodSettings(
         TeacherConfig(probe_images=8),
-        InversionConfig(**{**small, "rounds": rounds, **inversion}),
+        InversionConfig(**{**small, **inversion}),
         DistillationConfig(**{"steps": 7, "batch_size": 4, **(distillation or {})}),
         seed,
     )
@@ -128,44 +126,13 @@ def test_compiled_blocks_make_the_same_model(theta0, uploads, tmp_path):
     torch.testing.assert_close(found.predict(images), plain.predict(images), rtol=1e-3, atol=1e-3)
 
 
-def test_what_an_early_end_saves_is_counted(theta0, uploads, tmp_path):
-    """Every image is near enough at once: all end at the first look after the only stop."""
-    fused = fuse(theta0, uploads, settings(iterations=10, early_stop=100.0), tmp_path)
-    curves = fused.inversion_curves
-    assert curves["moving"] == [1.0] * 10 and fused.images == 11  # the first look is the last step
-    later = fuse(theta0, uploads, settings(iterations=12, early_stop=100.0), tmp_path / "later")
-    assert later.inversion_curves["moving"] == [1.0] * 10 + [0.0] * 2
-    alive = [round(count) for count in later.inversion_curves["alive"]]
-    whole = flop_ratio(theta0, alive)
-    assert flop_ratio(theta0, alive, later.inversion_curves["moving"]) < whole
-
-
-@pytest.mark.parametrize("disagreement", [0.0, 0.5])
-def test_rounds_have_an_adversary_only_to_disagree_with(theta0, uploads, tmp_path, disagreement):
-    recorded = []
-    task = Task.load(theta0, uploads, settings(3, disagreement=disagreement), tmp_path, CPU)
-    task = replace(task, record=lambda stage, **values: recorded.append(stage))
-    fused = fedmitr(task)
-    # Seven steps over three rounds are 2, 2 and 3, and the last round's would serve nobody.
-    assert recorded.count("adversary") == (4 if disagreement else 0)
-    assert recorded.count("distillation") == 7 and recorded[-1] == "distillation"
-    assert (tmp_path / "adversary.safetensors").exists() == (disagreement > 0)
-    # The student is the one that the finished pool alone makes.
-    pool = Pool(tmp_path / "pool", theta0.num_patches).load()
-    alone = StudentTraining(task, pool.images)
-    alone.go_on(pool, 7)
-    assert fused.distillation_loss == alone.losses
-
-
-@pytest.mark.parametrize("rounds", [1, 3])
-def test_rounds_split_images_without_losing_any(theta0, uploads, tmp_path, rounds):
+def test_every_image_is_made_in_batches_and_learnt_from(theta0, uploads, tmp_path):
     before = {name: value.clone() for name, value in theta0.state_dict().items()}
-    fused = fuse(theta0, uploads, settings(rounds), tmp_path)
+    fused = fuse(theta0, uploads, settings(), tmp_path)
     pool = Pool(tmp_path / "pool", theta0.num_patches)
     assert fused.images == len(pool.load()) == 11
     assert len(fused.distillation_loss) == 7
-    made = [facts["round"] for facts in pool.provenance()]
-    assert made == ([0, 0, 0] if rounds == 1 else [0, 1, 2])
+    assert [facts["images"] for facts in pool.provenance()] == [4, 4, 3]
     assert {len(curve) for curve in fused.inversion_curves.values()} == {4}
     assert min(fused.seconds[stage] for stage in ("inversion", "distillation")) > 0.0
     assert not fused.model.training
@@ -198,7 +165,7 @@ def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):
 
 def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path):
     def bits(name, seed):
-        chosen = settings(rounds=2, seed=seed, disagreement=0.5)
+        chosen = settings(seed=seed)
         fused = fuse(theta0, uploads, chosen, tmp_path / name)
         flat = torch.cat([value.flatten() for value in fused.model.state_dict().values()])
         return contents(Pool(tmp_path / name / "pool", theta0.num_patches)), flat
@@ -287,12 +254,6 @@ def test_what_is_turned_down_is_no_part_of_the_students_start(theta0, uploads, t
     expected = average([uploads[0], uploads[2]]) if defence == "clip" else average(uploads)
     found = task.merged
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def test_more_rounds_than_images_or_steps_are_refused():
-    for run_config in ({"inversion.images": 3}, {"distillation.steps": 3}):
-        with pytest.raises(ConfigError, match="inversion.rounds = 4 is not allowed"):
-            parse_config({"inversion.rounds": 4, **run_config})
 
 
 def test_the_strategy_fuses_the_same_with_and_without_a_run_folder(theta0, uploads, tmp_path):

@@ -8,7 +8,6 @@ from fedmitr_app.methods.student import _is_state, _wrong_with
 FACTS = {
     "origin": "x",
     "pool": ["a"],
-    "turn": 1,
     "done": 2,
     "falls": 0,
     "losses": [0.5, None, 1],
@@ -19,9 +18,7 @@ FACTS = {
 @pytest.mark.parametrize(
     "change",
     [
-        {"turn": 2},
-        {"turn": -1},
-        {"turn": "1"},
+        {"turn": 1},
         {"done": 4},
         {"done": None},
         {"falls": 99},
@@ -34,8 +31,8 @@ FACTS = {
     ],
 )
 def test_facts_that_no_checkpoint_has(change):
-    assert not _wrong_with(FACTS, steps=8, turns=2)
-    assert _wrong_with({**FACTS, **change}, steps=8, turns=2)
+    assert not _wrong_with(FACTS, steps=8)
+    assert _wrong_with({**FACTS, **change}, steps=8)
 
 
 def test_what_is_no_generators_state():

@@ -99,10 +99,9 @@ def test_inversion_is_worth_what_it_adds_to_the_control(
     ("changes", "words"),
     [
         ({"candidates": 1}, "Inverting images earned 6.0 points"),
-        ({"targets": "own"}, "Inverting images earned"),
         ({"iterations": 0}, "Choosing images earned"),
         (
-            {"iterations": 0, "candidates": 1, "start": "white"},
+            {"iterations": 0, "candidates": 1, "initial-images": "white"},
             "White noise, neither chosen nor inverted, earned",
         ),
     ],

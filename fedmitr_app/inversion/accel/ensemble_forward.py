@@ -1,4 +1,4 @@
-"""Which client's model sees which images, one model after the other or all stacked."""
+"""Every client's model on the images that it serves, one after the other or all stacked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ which stacking pays (choice)."""
 
 
 @dataclass(frozen=True)
-class Serving:
+class EnsembleForward:
     """Runs the clients' models on the images that each serves.
 
     Outputs are as large as if every model saw all images: the others' rows are zero.
@@ -31,32 +31,25 @@ class Serving:
         The K clients', frozen.
     members : Tensor, optional
         ``[K, B]`` bool: which clients serve which image; all, if None.
-    patch_tokens : bool
-        Whether outputs hold the patches' tokens.
-    rows : Sequence[Tensor], optional
-        What ``members`` says, looked up by somebody else: which images each client serves.
     """
 
     models: Sequence[PatchViT]
     members: Tensor | None = None
-    patch_tokens: bool = False
-    rows: Sequence[Tensor] | None = None
 
     @cached_property
     def served(self) -> Sequence[Tensor] | None:
         """Which images each client serves, looked up once: on a GPU the search waits for it."""
-        if self.rows is not None or self.members is None:
-            return self.rows
+        if self.members is None:
+            return None
         return tuple(who.nonzero().flatten() for who in self.members)
 
     def run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k`` on patches ``[B, n, C*p*p]`` at ``position_idx`` ``[B, n]``."""
         model = self.models[k]
-        wanted = {"attention": attention, "patch_tokens": self.patch_tokens}
         if self.served is None:
-            return model.forward_patches(patches, position_idx, **wanted)
+            return model.forward_patches(patches, position_idx, attention=attention)
         rows = self.served[k]
-        part = model.forward_patches(patches[rows], position_idx[rows], **wanted)
+        part = model.forward_patches(patches[rows], position_idx[rows], attention=attention)
         return _spread(part, rows, len(patches))
 
     def run_stacked(
@@ -64,14 +57,14 @@ class Serving:
     ) -> list[ViTOutput]:
         """Run all models at once; each output is as :meth:`run` gives it."""
         clients, inputs = len(self.models), (patches, position_idx)
-        wanted = {"attention": attention, "patch_tokens": self.patch_tokens}
         if self.served is None:
-            seen = stack.forward_patches(*(p.expand(clients, *p.shape) for p in inputs), **wanted)
+            inputs = (p.expand(clients, *p.shape) for p in inputs)
+            seen = stack.forward_patches(*inputs, attention=attention)
         else:
             # Selected, not indexed: on a CPU the way back from an index goes number by number.
             shown, counted, places = self._in_stack
             inputs = (p.index_select(0, shown).unflatten(0, (clients, -1)) for p in inputs)
-            seen = stack.forward_patches(*inputs, **wanted)
+            seen = stack.forward_patches(*inputs, attention=attention)
             picked = (None if p is None else p.flatten(0, 1).index_select(0, counted) for p in seen)
             spread = _spread(ViTOutput(*picked), places, clients * len(patches))
             seen = (None if p is None else p.unflatten(0, (clients, -1)) for p in spread)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fedmitr_app.config.schema import STARTS
-from fedmitr_app.inversion import starting_images
+from fedmitr_app.config.schema import INITIAL_IMAGES
+from fedmitr_app.inversion import draw_initial_images
+from fedmitr_app.inversion.initial_images import procedural_images
 from fedmitr_app.inversion.noise import multi_scale_noise
 from fedmitr_app.inversion.photographs import dead_leaves, photo_crops, photographs
-from fedmitr_app.inversion.starts import procedural_images
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
 
@@ -16,29 +16,29 @@ COLOUR = InputSpec(size=9, channels=3, mean=(0.2, 0.5, 0.8), std=(0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR], ids=["grey", "colour"])
-@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("kind", INITIAL_IMAGES)
 def test_starts_are_valid_model_input(kind, spec):
-    images = starting_images(kind, 20, spec, generator(0))
+    images = draw_initial_images(kind, 20, spec, generator(0))
     assert images.shape == (20, spec.channels, spec.size, spec.size)
     assert images.dtype == torch.float32 and images.isfinite().all()
     low, high = spec.pixel_range(images)
     assert (images >= low - 1e-6).all() and (images <= high + 1e-6).all()
 
 
-@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("kind", INITIAL_IMAGES)
 def test_the_generator_alone_decides(kind):
     torch.manual_seed(1)
-    one = starting_images(kind, 5, GREY, generator(0))
+    one = draw_initial_images(kind, 5, GREY, generator(0))
     torch.manual_seed(2)
-    assert torch.equal(one, starting_images(kind, 5, GREY, generator(0)))
-    assert not torch.equal(one, starting_images(kind, 5, GREY, generator(1)))
+    assert torch.equal(one, draw_initial_images(kind, 5, GREY, generator(0)))
+    assert not torch.equal(one, draw_initial_images(kind, 5, GREY, generator(1)))
 
 
-@pytest.mark.parametrize("kind", STARTS)
+@pytest.mark.parametrize("kind", INITIAL_IMAGES)
 @pytest.mark.parametrize(("count", "size"), [(1, 8), (3, 4)])
 def test_few_and_small_images(kind, count, size):
     spec = InputSpec(size=size, channels=1, mean=(0.5,), std=(0.5,))
-    images = starting_images(kind, count, spec, generator(0))
+    images = draw_initial_images(kind, count, spec, generator(0))
     assert images.shape == (count, 1, size, size) and images.isfinite().all()
 
 
@@ -49,7 +49,7 @@ def neighbour_correlation(images: torch.Tensor) -> float:
 
 def test_neighbours_are_alike_in_all_but_white_noise():
     spec = InputSpec(size=28, channels=1, mean=(0.5,), std=(0.5,))
-    alike = {k: neighbour_correlation(starting_images(k, 64, spec, generator(0))) for k in STARTS}
+    alike = {k: neighbour_correlation(draw_initial_images(k, 64, spec, generator(0))) for k in INITIAL_IMAGES}
     assert abs(alike["white"]) < 0.05
     assert all(value > 0.5 for kind, value in alike.items() if kind != "white")
 

@@ -1,29 +1,109 @@
-"""What one step of the inversion looks at: a view of each image, zoomed and in changed colours.
+"""Views of images under inversion: rolled, mirrored, zoomed, in changed colours.
 
 Convolutional networks hold an inversion to natural images by their BatchNorm statistics. A ViT
 has none: there augmentations do it, random zoom and colour among them (Plug-In Inversion, Ghiasi
-et al., ICML 2022). Both are drawn per image and step, and neither costs anything where it is 0.
+et al., ICML 2022). Each is drawn per image and step, and none costs anything where it is 0.
+
+A roll is by whole pixels, a mirror may follow. On a whole image that is :func:`apply_roll_flip`.
+On a subset of patches :func:`viewed_pixels` splits each offset into whole patches, which only
+move the position index, and a rest of at most half a patch, by which the patch's window is
+shifted: it reads some pixels of its neighbours, frozen ones included. What is read there are
+exactly the patches of the whole view. Indices of pixels instead of pixels: the way back, of a
+gradient, is then a plain write.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fedmitr_app.config import InversionConfig
-from fedmitr_app.inversion.geometry import (
-    Views,
-    draw_views,
+from fedmitr_app.inversion.patches import (
+    flat_pixels,
+    gather_pixels,
     own_pixels,
     read_patches,
-    viewed_pixels,
     write_patches,
 )
 from fedmitr_app.models import InputSpec
 
 TIES = 1e-3
-"""Of a patch: what chance may add to the share of it that moves, to choose between equal ones."""
+"""Of a patch: what chance may add to the share of it that is alive, to choose between equal ones."""
+
+
+class RollFlip(NamedTuple):
+    """One roll and flip per image, each ``[B]``."""
+
+    down: Tensor
+    """Rows by which the image rolls down, in pixels."""
+    right: Tensor
+    """Columns by which it rolls to the right, in pixels."""
+    flip: Tensor
+    """Whether it is mirrored left to right after the roll."""
+
+    def to(self, device: torch.device) -> "RollFlip":
+        """Move to a device, which is not waited for."""
+        return RollFlip(*(part.to(device, non_blocking=True) for part in self))
+
+
+def draw_roll_flip(
+    batch: int, size: int, roll: float, flip: float, generator: torch.Generator
+) -> RollFlip:
+    """Draw on the CPU: rolls up to ``±roll * size`` pixels, mirrored with chance ``flip``."""
+    reach = int(roll * size)
+    offsets = torch.randint(-reach, reach + 1, (2, batch), generator=generator)
+    return RollFlip(offsets[0], offsets[1], torch.rand(batch, generator=generator) < flip)
+
+
+def apply_roll_flip(images: Tensor, roll_flip: RollFlip) -> Tensor:
+    """Roll and flip whole images ``[B, C, H, W]``."""
+    size = images.shape[-1]
+    axis = torch.arange(size, device=images.device)
+    rows = (axis - roll_flip.down.unsqueeze(1)) % size
+    cols = torch.where(roll_flip.flip.unsqueeze(1), size - 1 - axis, axis)
+    cols = (cols - roll_flip.right.unsqueeze(1)) % size
+    return gather_pixels(images, rows.unsqueeze(2) * size + cols.unsqueeze(1))
+
+
+def viewed_pixels(
+    alive_idx: Tensor, roll_flip: RollFlip, size: int, patch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return where the patches of the viewed images that show the alive ones get their pixels.
+
+    The windows of one image never overlap: all are shifted alike.
+
+    Parameters
+    ----------
+    alive_idx : Tensor
+        Indices of alive patches in the images themselves, ``[B, n]``.
+    roll_flip : RollFlip
+        One per image.
+    size, patch_size : int
+        Sides of an image and of a patch, in pixels.
+
+    Returns
+    -------
+    pixel_idx : Tensor
+        Flat indices into an image's pixels, ``[B, n, p*p]``, in the order of ``alive_idx``.
+    position_idx : Tensor
+        Where each patch stands in the viewed image, ``[B, n]``.
+    """
+    grid = size // patch_size
+    row, col = alive_idx // grid, alive_idx % grid
+    move_down, rest_down = _split(roll_flip.down, patch_size)
+    move_right, rest_right = _split(roll_flip.right, patch_size)
+    flip = roll_flip.flip.unsqueeze(1)
+
+    inside = torch.arange(patch_size, device=alive_idx.device)
+    # [B, n, p]: source rows and columns of each window, wrapping around the image.
+    rows = (row.unsqueeze(2) * patch_size + inside - rest_down.reshape(-1, 1, 1)) % size
+    across = torch.where(flip.unsqueeze(2), patch_size - 1 - inside, inside)
+    cols = (col.unsqueeze(2) * patch_size + across - rest_right.reshape(-1, 1, 1)) % size
+
+    new_row = (row + move_down.unsqueeze(1)) % grid
+    new_col = (col + move_right.unsqueeze(1)) % grid
+    new_col = torch.where(flip, grid - 1 - new_col, new_col)
+    return flat_pixels(rows, cols, size), new_row * grid + new_col
 
 
 class Zoom(NamedTuple):
@@ -61,45 +141,36 @@ class Colour(NamedTuple):
         return cls(drawn[0].exp(), drawn[1])
 
 
-class Look(NamedTuple):
-    """One look at every image of a batch: rolled, perhaps zoomed, mirrored, perhaps coloured."""
+class View(NamedTuple):
+    """One view of every image of a batch: rolled, perhaps zoomed, mirrored, perhaps coloured."""
 
-    views: Views
+    roll_flip: RollFlip
     zoom: Zoom | None = None
     colour: Colour | None = None
 
-    def to(self, device: torch.device) -> "Look":
+    def to(self, device: torch.device) -> "View":
         """Move to a device, which is not waited for."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
 
-    def set(self, other: "Look") -> None:
-        """Become another look at as many images, in place and without waiting."""
-        for mine, new in zip(self, other, strict=True):
-            for old, value in zip(mine or (), new or (), strict=True):
-                old.copy_(value, non_blocking=True)
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
 
-    def of(self, rows: Tensor) -> "Look":
-        """Return the look at some images."""
-        return self._each(lambda value: value[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Look":
-        return Look(*(part and type(part)(*map(change, part)) for part in self))
+        return View(*(part and type(part)(*map(moved, part)) for part in self))
 
 
-def draw_look(
+def draw_view(
     batch: int, spec: InputSpec, patches: int, config: InversionConfig, generator: torch.Generator
-) -> Look:
-    """Draw a look at images of ``patches`` patches on the CPU."""
-    views = draw_views(batch, spec.size, config.roll, config.flip, generator)
+) -> View:
+    """Draw a view of images of ``patches`` patches on the CPU."""
+    roll_flip = draw_roll_flip(batch, spec.size, config.roll, config.flip, generator)
     zoom = colour = None
     if config.zoom:
         zoom = Zoom.draw(batch, patches, config.zoom, generator)
     if config.colour:
         colour = Colour.draw(batch, spec.channels, config.colour, generator)
-    return Look(views, zoom, colour)
+    return View(roll_flip, zoom, colour)
 
 
-class Shown(Protocol):
+class ViewedPatches(Protocol):
     """The patches of a view that show the alive ones, and the way back of their gradient."""
 
     positions: Tensor
@@ -112,19 +183,21 @@ class Shown(Protocol):
         """Return the gradient by the images, shaped as they, of one by what was read."""
 
 
-def shown(look: Look, alive: Tensor, spec: InputSpec, patch_size: int, zoomed: bool) -> Shown:
-    """Return what a look shows of the alive patches ``[B, n]``.
+def view_patches(
+    view: View, alive: Tensor, spec: InputSpec, patch_size: int, zoomed: bool
+) -> ViewedPatches:
+    """Return what a view shows of the alive patches ``[B, n]``.
 
     ``zoomed``: False leaves out the zoom, so that the n patches are shown in their own order.
     """
-    if look.zoom is not None and zoomed:
-        found: Shown = _Zoomed(look.views, look.zoom, alive, spec.size, patch_size)
+    if view.zoom is not None and zoomed:
+        found: ViewedPatches = _Zoomed(view.roll_flip, view.zoom, alive, spec.size, patch_size)
     else:
-        found = _Rolled(look.views, alive, spec.size, patch_size)
-    return found if look.colour is None else _Coloured(found, look.colour, patch_size)
+        found = _Rolled(view.roll_flip, alive, spec.size, patch_size)
+    return found if view.colour is None else _Coloured(found, view.colour, patch_size)
 
 
-def zoom_matrices(views: Views, zoom: Zoom, size: int) -> tuple[Tensor, Tensor]:
+def zoom_matrices(roll_flip: RollFlip, zoom: Zoom, size: int) -> tuple[Tensor, Tensor]:
     """Return R, C ``[B, size, size]`` so that the view of an image X is ``R X C^T``.
 
     The image is rolled, zoomed by bilinear reads, then mirrored; what lies beyond a border is the
@@ -132,9 +205,9 @@ def zoom_matrices(views: Views, zoom: Zoom, size: int) -> tuple[Tensor, Tensor]:
     the same order each time, which scattered additions on a GPU are not.
     """
     axis = torch.arange(size, device=zoom.scale.device)
-    across = torch.where(views.flip.unsqueeze(1), size - 1 - axis, axis)
-    rows = _reads(axis.expand(len(zoom.scale), -1), views.down, zoom.row * size, zoom.scale)
-    return rows, _reads(across, views.right, zoom.col * size, zoom.scale)
+    across = torch.where(roll_flip.flip.unsqueeze(1), size - 1 - axis, axis)
+    rows = _reads(axis.expand(len(zoom.scale), -1), roll_flip.down, zoom.row * size, zoom.scale)
+    return rows, _reads(across, roll_flip.right, zoom.col * size, zoom.scale)
 
 
 def _reads(place: Tensor, moved: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
@@ -152,8 +225,8 @@ def _reads(place: Tensor, moved: Tensor, centre: Tensor, scale: Tensor) -> Tenso
 class _Rolled:
     """By whole pixels: each alive patch in its own window, in their order."""
 
-    def __init__(self, views: Views, alive: Tensor, size: int, patch_size: int) -> None:
-        self._pixels, self.positions = viewed_pixels(alive, views, size, patch_size)
+    def __init__(self, roll_flip: RollFlip, alive: Tensor, size: int, patch_size: int) -> None:
+        self._pixels, self.positions = viewed_pixels(alive, roll_flip, size, patch_size)
 
     def read(self, images: Tensor) -> Tensor:
         return read_patches(images, self._pixels)
@@ -173,10 +246,10 @@ class _Zoomed:
     """
 
     def __init__(
-        self, views: Views, zoom: Zoom, alive: Tensor, size: int, patch_size: int
+        self, roll_flip: RollFlip, zoom: Zoom, alive: Tensor, size: int, patch_size: int
     ) -> None:
         self._size, self._patch = size, patch_size
-        self._rows, self._cols = zoom_matrices(views, zoom, size)
+        self._rows, self._cols = zoom_matrices(roll_flip, zoom, size)
         grid = size // patch_size
         mask = torch.zeros(len(alive), grid * grid, device=alive.device)
         mask = mask.scatter_(1, alive, 1.0).unflatten(1, (grid, grid))
@@ -204,7 +277,7 @@ class _Zoomed:
 class _Coloured:
     """What another shows, each channel times a factor and shifted; not clipped."""
 
-    def __init__(self, plain: Shown, colour: Colour, patch_size: int) -> None:
+    def __init__(self, plain: ViewedPatches, colour: Colour, patch_size: int) -> None:
         self._plain, self.positions = plain, plain.positions
         self._contrast, self._shift = (
             part.repeat_interleave(patch_size**2, dim=1).unsqueeze(1) for part in colour
@@ -216,3 +289,9 @@ class _Coloured:
 
     def pull_back(self, grad: Tensor, images: Tensor) -> Tensor:
         return self._plain.pull_back(grad * self._contrast.to(grad), images)
+
+
+def _split(offset: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Split pixel offsets into whole patches and a rest within half a patch."""
+    whole = torch.div(offset + patch_size // 2, patch_size, rounding_mode="floor")
+    return whole, offset - whole * patch_size

@@ -1,6 +1,5 @@
-"""One shard of the pool: targets, chosen starts, teachers per image, inversion."""
+"""One shard of the pool: targets, initial images, clients per image, inversion."""
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +9,9 @@ from typing import NamedTuple
 import torch
 
 from fedmitr_app.config import InversionConfig
+from fedmitr_app.inversion.initial_images import draw_initial_images
 from fedmitr_app.inversion.invert import Inverted, invert_batch
-from fedmitr_app.inversion.starts import starting_images
-from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_starts
-from fedmitr_app.models import PatchViT
+from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_candidates
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 
@@ -31,7 +29,7 @@ class Job(NamedTuple):
     """A shard that is to be made."""
 
     batch: int
-    """Its place in the round."""
+    """Its place in the pool."""
     count: int
     """Images."""
 
@@ -45,28 +43,24 @@ class Shard(NamedTuple):
 
 
 OnStep = Callable[[Job, Point | None], None]
-"""Hears of a job's every step; None: images that came to nothing are being made again."""
+"""Gets each point of a job's curves; None while unusable images are made again."""
 
 
 @dataclass(frozen=True)
 class ShardMaker:
-    """Makes any shard of a round, in any process: each draws from its own generator.
+    """Makes any shard of the pool, in any process: each draws from its own generator.
 
-    That is derived from (seed, round, batch), so that a shard doesn't depend on the others.
+    That is derived from (seed, batch), so that a shard doesn't depend on the others.
     """
 
     teacher: Teacher
     config: InversionConfig
     seed: int
-    round: int
     device: torch.device
-    student: PatchViT | None = None
-    """To disagree with."""
 
     def to(self, device: torch.device) -> "ShardMaker":
         """Return the same with its models on a device; these stay where they are."""
-        student = None if self.student is None else copy.deepcopy(self.student).to(device)
-        return replace(self, teacher=self.teacher.to(device), student=student, device=device)
+        return replace(self, teacher=self.teacher.to(device), device=device)
 
     def make(self, job: Job, on_step: OnStep) -> Shard:
         """Make one shard.
@@ -74,19 +68,19 @@ class ShardMaker:
         Parameters
         ----------
         on_step : callable
-            Hears of every start drawn, by an empty mapping, and gets each iteration's point of
-            every curve: all images of the job went a step further.
+            Gets each iteration's point of every curve, and an empty mapping for each candidate
+            drawn: all images of the job went a step further.
         """
         started = time.monotonic()
-        rng = generator(self.seed, "inversion", self.round, job.batch)
+        rng = generator(self.seed, "inversion", 0, job.batch)
         batch = self._invert(job.count, rng, lambda point: on_step(job, point))
 
         def again(count: int, attempt: int) -> Inverted:
-            drawn = generator(self.seed, "inversion", self.round, job.batch, "again", attempt)
+            drawn = generator(self.seed, "inversion", 0, job.batch, "again", attempt)
             return self._invert(count, drawn, lambda point: on_step(job, None))
 
         if self.config.iterations:
-            batch = _make_good(batch, again)
+            batch = _replace_unusable(batch, again)
         return Shard(job, batch, time.monotonic() - started)
 
     def _invert(
@@ -95,12 +89,11 @@ class ShardMaker:
         drawn = assign(self.teacher, self.config, count, rng, self.device, on_step)
         return invert_batch(
             self.teacher,
-            drawn.starts,
+            drawn.initial,
             drawn.targets,
             self.config,
             rng,
             members=drawn.members,
-            student=self.student,
             on_step=on_step,
         )
 
@@ -108,7 +101,7 @@ class ShardMaker:
 class Assignment(NamedTuple):
     """What a batch is inverted from, for what, and by whom."""
 
-    starts: torch.Tensor
+    initial: torch.Tensor
     """``[B, C, H, W]``"""
     targets: torch.Tensor
     """Class probabilities ``[B, classes]``."""
@@ -125,23 +118,18 @@ def assign(
     on_step: Callable[[Point], None] = lambda point: None,
 ) -> Assignment:
     """Draw and choose all that a batch of ``count`` images needs before its inversion."""
-    spec, classes = teacher.models[0].spec, teacher.models[0].num_classes
-    if config.targets == "own":
-        starts = starting_images(config.start, count, spec, rng).to(device)
-        on_step({})
-    else:
-        targets = draw_targets(config.targets, count, classes, rng)
-        starts = _pick_starts(teacher, config, targets, rng, device, on_step)
-    if config.targets == "own" or not config.iterations:
+    targets = draw_targets(config.targets, count, teacher.models[0].num_classes, rng)
+    initial = _pick_initial(teacher, config, targets, rng, device, on_step)
+    if not config.iterations:
         # An image that is not inverted shows no drawn target: all it has is the teacher's label.
-        targets = teacher(starts).logits.softmax(-1).cpu()
+        targets = teacher(initial).logits.softmax(-1).cpu()
     members = draw_members(teacher, targets, config.teachers_per_image, rng)
     return Assignment(
-        starts, targets.to(device), None if members is None else members.to(device)
+        initial, targets.to(device), None if members is None else members.to(device)
     )
 
 
-def _pick_starts(
+def _pick_initial(
     teacher: Teacher,
     config: InversionConfig,
     targets: torch.Tensor,
@@ -149,22 +137,22 @@ def _pick_starts(
     device: torch.device,
     on_step: Callable[[Point], None],
 ) -> torch.Tensor:
-    """Draw ``candidates`` starts for each target and keep the fittest, ``[B, C, H, W]``."""
+    """Draw ``candidates`` images for each target and keep the fittest, ``[B, C, H, W]``."""
     spec, count = teacher.models[0].spec, len(targets)
     drawn, log_probs = [], []
     for _ in range(config.candidates):
         # The teacher reads a batch at a time: only the images themselves pile up, off the device.
-        drawn.append(starting_images(config.start, count, spec, rng))
+        drawn.append(draw_initial_images(config.initial_images, count, spec, rng))
         if config.candidates > 1:
             log_probs.append(teacher(drawn[-1].to(device)).logits.log_softmax(-1).cpu())
         on_step({})
     if config.candidates == 1:
         return drawn[0].to(device)
-    return torch.cat(drawn)[pick_starts(torch.cat(log_probs), targets)].to(device)
+    return torch.cat(drawn)[pick_candidates(torch.cat(log_probs), targets)].to(device)
 
 
-def came_to_something(batch: Inverted) -> torch.Tensor:
-    """Say which images may be kept, ``[B]`` bool (choice).
+def usable(batch: Inverted) -> torch.Tensor:
+    """Say which images may be taught from, ``[B]`` bool (choice).
 
     Not those with a pixel that isn't finite, without any variance, or in which the teacher never
     saw the target at a tenth of chance.
@@ -176,14 +164,14 @@ def came_to_something(batch: Inverted) -> torch.Tensor:
     return sound
 
 
-def _make_good(batch: Inverted, again: Callable[[int, int], Inverted]) -> Inverted:
-    """Replace images that came to nothing by others, ``again(count, attempt)``, or drop them."""
+def _replace_unusable(batch: Inverted, again: Callable[[int, int], Inverted]) -> Inverted:
+    """Replace unusable images by others, ``again(count, attempt)``, or drop them."""
     for attempt in range(RETRIES):
-        failed = (~came_to_something(batch)).nonzero().flatten()
+        failed = (~usable(batch)).nonzero().flatten()
         if not len(failed):
             return batch
         other = again(len(failed), attempt)
-        logger.info("%d of %d images came to nothing: made again.", len(failed), len(batch.images))
+        logger.info("%d of %d images are unusable: made again.", len(failed), len(batch.images))
         if other.keep_idx.shape[1] != batch.keep_idx.shape[1]:
             break  # the automatic schedule stopped at another number of patches
         parts = zip(batch[:3], other[:3], strict=True)
@@ -192,9 +180,9 @@ def _make_good(batch: Inverted, again: Callable[[int, int], Inverted]) -> Invert
         if confidence is not None:
             confidence = confidence.index_copy(0, failed, other.confidence)
         batch = Inverted(images, targets, keep_idx, batch.curves, confidence)
-    kept = came_to_something(batch)
+    kept = usable(batch)
     dropped = int((~kept).sum())
     if dropped:
-        logger.warning("%d of %d images came to nothing again: dropped.", dropped, len(kept))
+        logger.warning("%d of %d images are unusable again: dropped.", dropped, len(kept))
     images, targets, keep_idx = (part[kept] for part in batch[:3])
     return batch._replace(images=images, targets=targets, keep_idx=keep_idx)

@@ -18,8 +18,8 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from fedmitr_app.errors import BackendError
-from fedmitr_app.inversion.make_shard import Job, OnStep, Point, Shard, ShardMaker
-from fedmitr_app.inversion.ray_cluster import INSTEAD, PACKAGE, cluster, why
+from fedmitr_app.inversion.accel.ray_cluster import INSTEAD, PACKAGE, cluster, why
+from fedmitr_app.inversion.shards import Job, OnStep, Point, Shard, ShardMaker
 from fedmitr_app.models import require_compiler
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ SILENCE_SECONDS = 3600.0
 """Without a step of any worker: then they are given up."""
 FETCH_SECONDS = 600.0
 """For a shard that was made to come here."""
-STEPS_BETWEEN_NEWS, SECONDS_BETWEEN_NEWS = 10, 10.0
+STEPS_BETWEEN_REPORTS, SECONDS_BETWEEN_REPORTS = 10, 10.0
 
 
 def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iterator[Shard]:
@@ -47,21 +47,22 @@ def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iter
     with cluster(maker.config.ray_address) as (environment, flowers), _sentences():
         again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
         options = {"runtime_env": _seeing_gpus(environment) if flowers else environment, **again}
-        news = _News.options(num_cpus=0, **options).remote()
+        queue = _StepQueue.options(num_cpus=0, **options).remote()
         shared = ray.put(maker.to(torch.device("cpu")))
         devices, takes = _share(maker.device, maker.config.workers, len(jobs), flowers)
         worker = _Worker.options(**options, **takes)
-        workers = [worker.remote(shared, device, news) for device in devices]
+        workers = [worker.remote(shared, device, queue) for device in devices]
         _log.info("%d shard(s) are made by %d Ray worker(s).", len(jobs), len(workers))
         try:
-            yield from _work(workers, list(jobs), _Ear(news, on_step), shipped=not environment)
+            listener = _StepListener(queue, on_step)
+            yield from _work(workers, list(jobs), listener, shipped=not environment)
         finally:
-            for actor in (*workers, news):
+            for actor in (*workers, queue):
                 ray.kill(actor)
 
 
 def _work(
-    workers: Sequence[Any], waiting: list[Job], ear: "_Ear", shipped: bool
+    workers: Sequence[Any], waiting: list[Job], listener: "_StepListener", shipped: bool
 ) -> Iterator[Shard]:
     starting = {worker.package.remote(): worker for worker in workers}
     running: dict[Any, Any] = {}
@@ -73,7 +74,7 @@ def _work(
 
     while waiting or running:
         done, _ = ray.wait([*starting, *running], timeout=POLL_SECONDS)
-        if ear.listen() or done:
+        if listener.listen() or done:
             last = time.monotonic()
         _require_life(bool(running), time.monotonic() - last)
         for reference in done:
@@ -84,7 +85,7 @@ def _work(
             shard = ray.get(reference, timeout=FETCH_SECONDS)
             next_job(running.pop(reference))  # nobody waits while the shard is written
             yield shard
-    ear.listen()
+    listener.listen()
 
 
 def _require_life(begun: bool, silence: float) -> None:
@@ -110,55 +111,55 @@ def _require_same(package: str, shipped: bool) -> None:
         )
 
 
-class _Ear:
-    """Hears what workers tell, and passes each step on once."""
+class _StepListener:
+    """Passes on each step that workers report, once."""
 
-    def __init__(self, news: Any, on_step: OnStep) -> None:
-        self._news, self._on_step = news, on_step
+    def __init__(self, queue: Any, on_step: OnStep) -> None:
+        self._queue, self._on_step = queue, on_step
         self._asked: Any = None
-        self._told: Counter[Job] = Counter()
+        self._steps: Counter[Job] = Counter()
 
     def listen(self) -> bool:
         """Pass on what is there; whether that was anything."""
-        self._asked = self._asked or self._news.take.remote()
+        self._asked = self._asked or self._queue.take.remote()
         done, _ = ray.wait([self._asked], timeout=10 * POLL_SECONDS)
         if not done:
             return False
         heard = ray.get(self._asked, timeout=FETCH_SECONDS)
         self._asked = None
         for job, first, points in heard:
-            for point in points[max(0, self._told[job] - first) :]:
+            for point in points[max(0, self._steps[job] - first) :]:
                 self._on_step(job, point)
-            # A worker that was restarted tells all of a job's steps again.
-            self._told[job] = max(self._told[job], first + len(points))
+            # A worker that was restarted reports all of a job's steps again.
+            self._steps[job] = max(self._steps[job], first + len(points))
         return bool(heard)
 
 
 @ray.remote
-class _News:
-    """What the workers tell while they work."""
+class _StepQueue:
+    """Holds the steps that workers report until they are fetched."""
 
     def __init__(self) -> None:
-        self._told: list[tuple[Job, int, list[Point | None]]] = []
+        self._reports: list[tuple[Job, int, list[Point | None]]] = []
 
-    def tell(self, job: Job, first: int, points: list[Point | None]) -> None:
-        self._told.append((job, first, points))
+    def report(self, job: Job, first: int, points: list[Point | None]) -> None:
+        self._reports.append((job, first, points))
 
     def take(self) -> list[tuple[Job, int, list[Point | None]]]:
-        told, self._told = self._told, []
-        return told
+        reports, self._reports = self._reports, []
+        return reports
 
 
 @ray.remote
 class _Worker:
     """Holds the models on its device, makes one shard after the other."""
 
-    def __init__(self, maker: ShardMaker, device: torch.device, news: Any) -> None:
+    def __init__(self, maker: ShardMaker, device: torch.device, queue: Any) -> None:
         if device.type == "cpu":
             torch.set_num_threads(1)
         self._device = device
         self._maker = maker.to(self._device)
-        self._news = news
+        self._queue = queue
 
     def package(self) -> str:
         if any(model.compiled for model in self._maker.teacher.models):
@@ -167,29 +168,29 @@ class _Worker:
 
     def make(self, job: Job) -> Shard:
         points: list[Point | None] = []
-        told, last = 0, time.monotonic()
+        sent_steps, last = 0, time.monotonic()
 
         def on_step(job: Job, point: Point | None) -> None:
             points.append(point)
-            late = time.monotonic() - last > SECONDS_BETWEEN_NEWS
-            if late or len(points) >= STEPS_BETWEEN_NEWS:
-                tell()
+            late = time.monotonic() - last > SECONDS_BETWEEN_REPORTS
+            if late or len(points) >= STEPS_BETWEEN_REPORTS:
+                report()
 
-        def tell() -> Any:
-            nonlocal told, last
+        def report() -> Any:
+            nonlocal sent_steps, last
             # Numbers, read now and then: a GPU waits for whoever reads them.
             plain = [
                 None if point is None else {name: float(value) for name, value in point.items()}
                 for point in points
             ]
-            sent = self._news.tell.remote(job, told, plain)
-            told, last = told + len(points), time.monotonic()
+            sent = self._queue.report.remote(job, sent_steps, plain)
+            sent_steps, last = sent_steps + len(points), time.monotonic()
             points.clear()
             return sent
 
         shard = self._maker.make(job, on_step)
         with contextlib.suppress(RayError):  # a lost line of progress is no lost shard
-            ray.get(tell(), timeout=FETCH_SECONDS)
+            ray.get(report(), timeout=FETCH_SECONDS)
         here = {
             name: value.cpu() if isinstance(value, torch.Tensor) else value
             for name, value in shard.inverted._asdict().items()

@@ -1,4 +1,4 @@
-"""Views of whole images and of patches, against loops over pixels."""
+"""RollFlip of whole images and of patches, against loops over pixels."""
 
 import pytest
 import torch
@@ -6,14 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmitr_app.inversion.geometry import (
-    Views,
-    apply_view,
-    draw_views,
-    own_pixels,
-    read_patches,
+from fedmitr_app.inversion.patches import own_pixels, read_patches, write_patches
+from fedmitr_app.inversion.views import (
+    RollFlip,
+    apply_roll_flip,
+    draw_roll_flip,
     viewed_pixels,
-    write_patches,
 )
 
 SIZE, CHANNELS = 8, 2
@@ -21,9 +19,9 @@ OFFSETS = st.integers(-2 * SIZE, 2 * SIZE)
 PATCHES = st.sampled_from([1, 2, 4, 8])
 
 
-def views_of(*triples: tuple[int, int, bool]) -> Views:
+def views_of(*triples: tuple[int, int, bool]) -> RollFlip:
     down, right, flip = zip(*triples)
-    return Views(torch.tensor(down), torch.tensor(right), torch.tensor(flip))
+    return RollFlip(torch.tensor(down), torch.tensor(right), torch.tensor(flip))
 
 
 def numbered(batch: int) -> torch.Tensor:
@@ -48,16 +46,16 @@ def patchify(images: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def viewed(
-    images: torch.Tensor, alive_idx: torch.Tensor, views: Views, patch: int
+    images: torch.Tensor, alive_idx: torch.Tensor, views: RollFlip, patch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     pixel_idx, positions = viewed_pixels(alive_idx, views, SIZE, patch)
     return read_patches(images, pixel_idx), positions
 
 
 @given(OFFSETS, OFFSETS, st.booleans())
-def test_apply_view_against_pixels_moved_by_hand(down, right, flip):
+def test_apply_roll_flip_against_pixels_moved_by_hand(down, right, flip):
     images = numbered(2)
-    viewed = apply_view(images, views_of((down, right, flip), (0, 0, False)))
+    viewed = apply_roll_flip(images, views_of((down, right, flip), (0, 0, False)))
     assert torch.equal(viewed[0], moved_by_hand(images[0], down, right, flip))
     assert torch.equal(viewed[1], images[1])
 
@@ -87,7 +85,7 @@ def test_patches_of_a_view_are_those_of_the_whole_view(patch, triples, random):
     alive = random.randint(1, total)
     alive_idx = torch.tensor([random.sample(range(total), alive) for _ in triples])
     patches, positions = viewed(images, alive_idx, views, patch)
-    whole = patchify(apply_view(images, views), patch)
+    whole = patchify(apply_roll_flip(images, views), patch)
     for image in range(len(triples)):
         assert len(set(positions[image].tolist())) == alive
         assert torch.equal(patches[image], whole[image][positions[image]])
@@ -134,7 +132,7 @@ def test_what_is_written_is_what_is_read(patch, random):
 
 
 def test_views_stay_within_reach_and_use_it_all():
-    views = draw_views(2000, 16, 0.25, 0.5, torch.Generator().manual_seed(0))
+    views = draw_roll_flip(2000, 16, 0.25, 0.5, torch.Generator().manual_seed(0))
     for offsets in (views.down, views.right):
         assert sorted(offsets.unique().tolist()) == list(range(-4, 5))
     assert views.flip.float().mean().item() == pytest.approx(0.5, abs=0.05)
@@ -143,13 +141,13 @@ def test_views_stay_within_reach_and_use_it_all():
 
 
 def test_no_roll_and_no_flip_leave_images_alone():
-    views = draw_views(3, SIZE, 0.0, 0.0, torch.Generator().manual_seed(0))
-    assert torch.equal(apply_view(numbered(3), views), numbered(3))
+    views = draw_roll_flip(3, SIZE, 0.0, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(apply_roll_flip(numbered(3), views), numbered(3))
     assert not views.flip.any()
 
 
 def test_certain_flips():
-    assert draw_views(50, SIZE, 0.0, 1.0, torch.Generator()).flip.all()
+    assert draw_roll_flip(50, SIZE, 0.0, 1.0, torch.Generator()).flip.all()
 
 
 def test_writing_where_it_would_be_lost_is_refused():

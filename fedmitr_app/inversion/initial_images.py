@@ -1,6 +1,6 @@
-"""Where the inversion of an image starts (choice).
+"""Images that an inversion begins with (choice).
 
-``white`` noise is the ancestor's start (Sparse Model Inversion, ICML 2024). ``multi-scale``
+``white`` noise is the ancestor's choice (Sparse Model Inversion, ICML 2024). ``multi-scale``
 noise has the 1/f spectrum of natural images. ``procedural`` images have image-like structure
 made by code, in the spirit of Baradad et al., "Learning to See by Looking at Noise"
 (NeurIPS 2021): level sets of noise, overlapping shapes ("dead leaves"), strokes and blobs
@@ -20,15 +20,15 @@ from fedmitr_app.inversion.photographs import dead_leaves, photo_crops
 from fedmitr_app.models import InputSpec
 
 
-def starting_images(
+def draw_initial_images(
     kind: str, count: int, spec: InputSpec, generator: torch.Generator
 ) -> Tensor:
-    """Draw starting images.
+    """Draw images for an inversion to begin with.
 
     Parameters
     ----------
     kind : str
-        One of :data:`~fedmitr_app.config.schema.STARTS`.
+        One of :data:`~fedmitr_app.config.schema.INITIAL_IMAGES`.
     count : int
         How many.
     spec : InputSpec

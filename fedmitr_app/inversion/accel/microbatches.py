@@ -14,27 +14,17 @@ class Microbatches:
     ----------
     objective : Objective
         Of the whole batch.
-    halvings : dict[int, Halving], optional
-        Know for each number of patches how small parts had to be: fewer patches, larger parts.
     """
 
-    def __init__(self, objective: Objective, halvings: dict[int, Halving] | None = None) -> None:
-        self.teacher, self.config = objective.teacher, objective.config
-        self.targets = objective.targets
-        self._whole, self._halvings = objective, {} if halvings is None else halvings
+    def __init__(self, objective: Objective) -> None:
+        self.config, self._whole = objective.config, objective
+        # For each number of patches how small parts had to be: fewer patches, larger parts.
+        self._halvings: dict[int, Halving] = {}
         # Kept, because an objective looks up only once whom its images are served by.
         self._parts = {(0, len(objective.targets)): objective}
 
-    def of(self, rows: Tensor) -> "Microbatches":
-        """Return the objective of some images; parts stay as small as they had to be."""
-        return Microbatches(self._whole.part(rows), self._halvings)
-
     def gradient(
-        self,
-        patches: Tensor,
-        position_idx: Tensor,
-        attention: bool = False,
-        asked: Tensor | None = None,
+        self, patches: Tensor, position_idx: Tensor, attention: bool = False
     ) -> Gradient:
         """Evaluate as :meth:`Objective.gradient`."""
         count, alive = patches.shape[:2]
@@ -45,8 +35,7 @@ class Microbatches:
             key = rows.start, rows.stop
             if key not in self._parts:
                 self._parts[key] = self._whole.part(rows)
-            who = None if asked is None else asked[:, rows]
-            return self._parts[key].gradient(patches[rows], position_idx[rows], attention, who)
+            return self._parts[key].gradient(patches[rows], position_idx[rows], attention)
 
         found = self._halvings[alive].over(count, evaluate)
         if len(found) == 1:

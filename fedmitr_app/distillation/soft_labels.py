@@ -1,4 +1,4 @@
-"""What the ensemble says of a batch, and what is kept of it while the batch comes again."""
+"""Soft labels: the ensemble's answers to a batch, kept while the batch comes again."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from fedmitr_app.distillation.batches import Batch, Recipe
 from fedmitr_app.teacher import Teacher
 
 
-class Taught(NamedTuple):
+class SoftLabels(NamedTuple):
     """The ensemble's answers to a batch."""
 
     logits: Tensor
@@ -18,34 +18,34 @@ class Taught(NamedTuple):
     relabels: Tensor | None
     """The logits of q: ``[B, N, C]``, or ``[B, 1, C]`` for one label per image."""
 
-    def part(self, rows: slice) -> "Taught":
+    def part(self, rows: slice) -> "SoftLabels":
         """Return the answers to some of the images."""
-        return Taught(self.logits[rows], None if self.relabels is None else self.relabels[rows])
+        return SoftLabels(self.logits[rows], None if self.relabels is None else self.relabels[rows])
 
-    def compact(self) -> "Taught":
-        """Return them with each token's answer in half precision, its largest share of a lesson.
+    def compact(self) -> "SoftLabels":
+        """Return them with each token's answer in half precision, the largest part of them.
 
         Rounds a logit by 0.05 % (choice; 65504 is the largest that is told from larger ones).
         """
         if self.relabels is None:
             return self
         most = torch.finfo(torch.half).max
-        return Taught(self.logits, self.relabels.clamp(-most, most).half())
+        return SoftLabels(self.logits, self.relabels.clamp(-most, most).half())
 
 
 @dataclass
-class Lesson:
+class KeptBatch:
     """A batch that may come again, and what is known of it."""
 
     recipe: Recipe
-    taught: Taught | None = None
+    labels: SoftLabels | None = None
     features: Tensor | None = None
     """The student's, ``[B, D]``, where they never change."""
     targets: Tensor | None = None
     """The pseudo-labels, ``[B, C]``, kept beside those."""
 
 
-def teach(teacher: Teacher, batch: Batch, relabel: str) -> Taught:
+def ask(teacher: Teacher, batch: Batch, relabel: str) -> SoftLabels:
     """Ask the ensemble about a batch.
 
     Parameters
@@ -56,10 +56,10 @@ def teach(teacher: Teacher, batch: Batch, relabel: str) -> Taught:
     """
     answer = teacher(batch.images, patch_logits=relabel == "token")
     if relabel == "image":
-        return Taught(answer.logits, answer.logits.unsqueeze(1))
+        return SoftLabels(answer.logits, answer.logits.unsqueeze(1))
     if relabel == "background":
-        return Taught(answer.logits, _background_labels(teacher, batch, answer.logits).unsqueeze(1))
-    return Taught(answer.logits, answer.patch_logits)
+        return SoftLabels(answer.logits, _background_labels(teacher, batch, answer.logits).unsqueeze(1))
+    return SoftLabels(answer.logits, answer.patch_logits)
 
 
 def _background_labels(teacher: Teacher, batch: Batch, logits: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _background_labels(teacher: Teacher, batch: Batch, logits: Tensor) -> Tensor
     the image that has fewest; where an image has more, they are spread evenly over its
     own. An image without any keeps its whole-image label.
     """
-    background = batch.background
+    background = ~batch.mask
     counts = background.sum(1)
     some = counts > 0
     if not some.any():
