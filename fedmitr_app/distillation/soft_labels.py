@@ -58,7 +58,8 @@ def ask(teacher: Teacher, batch: Batch, relabel: str) -> SoftLabels:
     if relabel == "image":
         return SoftLabels(answer.logits, answer.logits.unsqueeze(1))
     if relabel == "background":
-        return SoftLabels(answer.logits, _background_labels(teacher, batch, answer.logits).unsqueeze(1))
+        background = _background_labels(teacher, batch, answer.logits)
+        return SoftLabels(answer.logits, background.unsqueeze(1))
     return SoftLabels(answer.logits, answer.patch_logits)
 
 

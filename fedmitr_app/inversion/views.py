@@ -28,7 +28,7 @@ from fedmitr_app.inversion.patches import (
 from fedmitr_app.models import InputSpec
 
 TIES = 1e-3
-"""Of a patch: what chance may add to the share of it that is alive, to choose between equal ones."""
+"""Of a patch: what chance may add to its alive share, to choose between equal ones."""
 
 
 class RollFlip(NamedTuple):

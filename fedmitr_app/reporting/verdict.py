@@ -74,11 +74,11 @@ def inversion_worth(data: ReportData) -> Worth | None:
     if points <= 0:
         more = "just as much" if points == 0 else f"{-points:.1f} points more"
         return Worth(
-            f"{what} nothing here: a student taught with {_initial_images(data)} as they come reaches "
+            f"{what} nothing here: a student taught with {_initial(data)} as they come reaches "
             f"{percent(control)}, {more}.",
             False,
         )
-    gain = f"{what} {points:.1f} points over {_initial_images(data)} as they come ({percent(control)})"
+    gain = f"{what} {points:.1f} points over {_initial(data)} as they come ({percent(control)})"
     noise = 200 * standard_error(student, control, data.test_images)
     if points < noise:
         return Worth(
@@ -101,10 +101,10 @@ def _what_made_the_images(data: ReportData) -> str:
         done.append("inverting")
     if done:
         return f"{' and '.join(done).capitalize()} images"
-    return f"{_initial_images(data).capitalize()}, neither chosen nor inverted,"
+    return f"{_initial(data).capitalize()}, neither chosen nor inverted,"
 
 
-def _initial_images(data: ReportData) -> str:
+def _initial(data: ReportData) -> str:
     """Name what the control learns from."""
     start = str(data.config.get("inversion.initial-images", "synthetic"))
     return _INITIAL_IMAGES.get(start, f"{start} images")

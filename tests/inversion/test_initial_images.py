@@ -49,7 +49,10 @@ def neighbour_correlation(images: torch.Tensor) -> float:
 
 def test_neighbours_are_alike_in_all_but_white_noise():
     spec = InputSpec(size=28, channels=1, mean=(0.5,), std=(0.5,))
-    alike = {k: neighbour_correlation(draw_initial_images(k, 64, spec, generator(0))) for k in INITIAL_IMAGES}
+    alike = {
+        kind: neighbour_correlation(draw_initial_images(kind, 64, spec, generator(0)))
+        for kind in INITIAL_IMAGES
+    }
     assert abs(alike["white"]) < 0.05
     assert all(value > 0.5 for kind, value in alike.items() if kind != "white")
 

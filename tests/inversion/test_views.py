@@ -218,7 +218,8 @@ def test_several_equal_views_are_one():
 
 
 def test_which_patches_stop_is_read_off_a_view_that_is_not_zoomed():
-    seen = view_patches(a_view(3, 5, True, 1.4), torch.tensor([[2, 7, 11]]), SPEC, PATCH, zoomed=False)
+    alive = torch.tensor([[2, 7, 11]])
+    seen = view_patches(a_view(3, 5, True, 1.4), alive, SPEC, PATCH, zoomed=False)
     plain = view_patches(
         View(a_view(3, 5, True).roll_flip), torch.tensor([[2, 7, 11]]), SPEC, PATCH, zoomed=True
     )
