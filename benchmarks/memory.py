@@ -27,7 +27,7 @@ from benchmarks.common import Results, random_vit, status_of
 from fedmitr_app.config import DistillationConfig, InversionConfig, ModelConfig, TeacherConfig
 from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.models import InputSpec, build_vit
-from fedmitr_app.strategies import OneShotFedAvg
+from fedmitr_app.strategies import OneShotStrategy
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import save_state
 
@@ -68,7 +68,9 @@ def collect(count: int) -> None:
     grid = Mock()
     grid.get_node_ids.return_value = [1]
     with tempfile.TemporaryDirectory() as folder:
-        strategy = OneShotFedAvg(run_dir=Path(folder), expected_nodes=1)
+        strategy = OneShotStrategy(
+            model, "fedavg", device="cpu", run_dir=Path(folder), expected_nodes=1
+        )
         # As start() does, which needs a SuperLink.
         strategy._started, strategy._timeout = True, 60.0
         list(strategy.configure_train(1, ArrayRecord(state), ConfigRecord(), grid))

@@ -25,12 +25,11 @@ from fedmitr_app.config import (
 )
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
-from fedmitr_app.methods import MethodSettings
+from fedmitr_app.methods import MethodSettings, check_method
 from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import (
     InputSpec,
     PatchViT,
-    architecture_of,
     build_vit,
     decide,
     plain,
@@ -49,19 +48,17 @@ from fedmitr_app.reporting import COMPLETED, RunFolder, describe_environment, re
 from fedmitr_app.reporting.environment import device_lines
 from fedmitr_app.reporting.table import final_lines
 from fedmitr_app.results import EVALUATION, Results, measure, write_results
-from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotMethod, OneShotStrategy
-from fedmitr_app.strategies.asking import given_keys, is_simulation
+from fedmitr_app.strategies import OneShotStrategy
 from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.one_shot_method import CONTROL
+from fedmitr_app.strategies.messages import given_keys, is_simulation
+from fedmitr_app.strategies.nodes import await_ray
+from fedmitr_app.strategies.one_shot import CONTROL
 from fedmitr_app.strategies.records import GIVEN_KEY
-from fedmitr_app.strategies.waiting import await_ray
 
 _log = logging.getLogger(__name__)
 
 UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
-# Methods whose images are theirs to make: what those earn is seen beside mere starts.
-WITH_CONTROL = ("fedmitr", "dense-inversion", "random-patches", "dense", "co-boosting")
 
 app = ServerApp()
 
@@ -91,6 +88,7 @@ def run(grid: Grid, run_config: dict[str, Any]) -> RunFolder:
     """
     started = time.monotonic()
     config = parse_config(given_settings(run_config, given_keys(grid)))
+    check_method(config)
     if is_simulation(grid):  # all clients read what is set here, also if the server doesn't
         check_source(config)
     device = resolve_device(config.server.device, "server.device")
@@ -195,36 +193,25 @@ def build_strategy(
 ) -> OneShotStrategy:
     """Return the strategy that ``server.method`` names."""
     server = config.server
-    common: dict[str, Any] = {
-        "min_clients": server.min_clients,
-        "wait_for_nodes": server.wait_for_nodes,
-        "patience": server.patience,
-        "absence": server.absence,
-        "run_dir": folder.path,
-        "resume": folder.settings is not None,
-        "uploads_from": server.uploads_from or None,
-        "exclude_clients": split_names("server.exclude-clients", server.exclude_clients),
-        "federated_evaluation": server.federated_evaluation,
-        "send_model": server.send_model,
-        "evaluation_metrics": (HELD_OUT, TRAINED_ON),
-    }
-    declared = {
-        "architecture": architecture_of(model),
-        "input_spec": model.spec,
-        "num_classes": model.num_classes,
-    }
-    if server.method == "fedavg":
-        return OneShotFedAvg(**common, **declared)
-    if server.method == "ensemble":
-        return BareEnsemble(**common, **declared)
     # What uploads must declare is read off the model itself.
-    return OneShotMethod(
+    return OneShotStrategy(
         model,
         server.method,
         MethodSettings.of(config),
         device=device,
-        with_control=server.control and server.test_set and server.method in WITH_CONTROL,
-        **common,
+        # What a method's own images earn is seen beside images that nobody made.
+        with_control=server.control and server.test_set and check_method(config).makes_images,
+        min_clients=server.min_clients,
+        wait_for_nodes=server.wait_for_nodes,
+        patience=server.patience,
+        absence=server.absence,
+        run_dir=folder.path,
+        resume=folder.settings is not None,
+        uploads_from=server.uploads_from or None,
+        exclude_clients=split_names("server.exclude-clients", server.exclude_clients),
+        federated_evaluation=server.federated_evaluation,
+        send_model=server.send_model,
+        evaluation_metrics=(HELD_OUT, TRAINED_ON),
     )
 
 
@@ -248,21 +235,18 @@ def fuse_and_measure(
         train_config=ConfigRecord(told),
         evaluate_config=ConfigRecord(told),
     )
-    fused = control = task = None
-    if isinstance(strategy, OneShotMethod):
-        fused, control, task = strategy.fused, strategy.control, strategy.task
     return measure(
-        outcome=strategy.outcome,
+        outcome=result.outcome,
         global_state=result.arrays.to_torch_state_dict(),
-        fused=fused,
-        control=control,
-        task=task,
+        fused=result.fused,
+        control=result.control,
+        task=result.task,
         model=setting.model,
         names=setting.class_names,
         test_set=setting.test_set,
         labels=labels,
-        on_shards=strategy.scores,
-        left_out=strategy.left_out,
+        on_shards=result.scores,
+        left_out=result.left_out,
         config=config,
         folder=folder,
         device=device,

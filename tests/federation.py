@@ -89,7 +89,7 @@ def without_processes(set_attribute: Callable[[Any, str, Any], object]) -> None:
         set_attribute(TaskIdentity, name, 1)
     made = OneShotStrategy.__init__
 
-    def without_waiting(self: OneShotStrategy, **settings: Any) -> None:
-        made(self, **settings, settle_seconds=0.0, poll_seconds=0.0)
+    def without_waiting(self: OneShotStrategy, *what: Any, **settings: Any) -> None:
+        made(self, *what, **settings, settle_seconds=0.0, poll_seconds=0.0)
 
     set_attribute(OneShotStrategy, "__init__", without_waiting)

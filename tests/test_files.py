@@ -25,6 +25,7 @@ from fedmitr_app.reading import (
 )
 from fedmitr_app.text import harmless, no_formula
 
+
 def read_tensors(path):
     with open_tensors(path) as file:
         return file.keys()

@@ -11,7 +11,6 @@ from fedmitr_app.config.parse import (
 from fedmitr_app.config.same import decisive, harmless_keys, require_same
 from fedmitr_app.config.schema import (
     NEED_LABEL_COUNTS,
-    NEED_MOMENTS,
     ClientConfig,
     Config,
     DataConfig,
@@ -29,7 +28,6 @@ from fedmitr_app.config.together import check_source
 
 __all__ = [
     "NEED_LABEL_COUNTS",
-    "NEED_MOMENTS",
     "ClientConfig",
     "Config",
     "DataConfig",

@@ -2,7 +2,7 @@
 
 import re
 
-from fedmitr_app.config.schema import DEVICES_HELP, NEED_MOMENTS, Config
+from fedmitr_app.config.schema import DEVICES_HELP, Config
 from fedmitr_app.errors import ConfigError
 
 
@@ -23,11 +23,6 @@ def check_together(config: Config) -> None:
     if config.output.resume and not config.output.run_dir:
         raise ConfigError.bad_value(
             "output.run-dir", "", "the folder to go on in, because output.resume = true"
-        )
-    method = config.server.method
-    if method in NEED_MOMENTS and not config.client.share_moments:
-        raise ConfigError.bad_value(
-            "server.method", method, "another method while client.share-moments = false"
         )
     devices = {"client.device": config.client.device, "server.device": config.server.device}
     for key, device in devices.items():

@@ -15,7 +15,6 @@ from fedmitr_app.experiments.tables import latex, markdown, tidy
 from fedmitr_app.files import unwritable, write_text
 from fedmitr_app.reporting.environment import resolve_device
 
-
 DIFFERENCES = (
     "Differences: mean ± standard error over the seeds, each seed's two rows with each other; the "
     "interval by Student's t. What it says nothing of, more seeds may."

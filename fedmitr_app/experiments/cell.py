@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import NEED_LABEL_COUNTS, NEED_MOMENTS, Config, flatten, harmless_keys
+from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, harmless_keys
 from fedmitr_app.errors import FedmitrError, MethodUnavailable, RunFolderError
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Cell
 from fedmitr_app.files import load_tensors, save_tensors, write_json
 from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
+from fedmitr_app.methods.registry import MOMENTS, REAL_IMAGES
 from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
@@ -27,19 +28,15 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.environment import describe_environment
 from fedmitr_app.teacher import ClientModel
 
-# What a result depends on; a section that only some methods read counts for those.
-SECTIONS = (
-    *("seed", "data", "partition", "model", "client"),
-    *("merge", "teacher", "inversion", "distillation"),
-)
-SECTIONS_OF = {"dense": ("generator",), "co-boosting": ("generator",)}
-REAL_IMAGES = 4096
+# What every result depends on, beside what its method reads.
+SECTIONS = ("seed", "data", "partition", "model", "client")
+MOST_REAL_IMAGES = 4096
 _log = logging.getLogger(__name__)
 
 
 def cell_name(cell: Cell) -> str:
     """Return the file name of a cell's result: another for every setting that counts."""
-    read = SECTIONS + SECTIONS_OF.get(cell.row.method, ())
+    read = SECTIONS + METHODS[cell.row.method].reads
     harmless = harmless_keys(cell.config)
     flat = {
         key: value
@@ -141,7 +138,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
             uploads = attack(uploads, cell.attack, cell.attackers, start, Path(folder), seed)
         settings = MethodSettings.of(config)
         task = Task.load(model, uploads, settings, Path(folder), device)
-        if cell.row.method == "real-images":
+        if REAL_IMAGES in METHODS[cell.row.method].needs:
             task = replace(task, real_images=_training_images(config, model.spec))
         # On a CPU the time that its cores worked: other processes don't change it.
         clock = time.monotonic if device.type == "cuda" else time.process_time
@@ -217,7 +214,7 @@ def _reads_label_counts(config: Config) -> bool:
 def _beside_weights(cell: Cell) -> str:
     """What the row's clients upload beside their weights, for the table to say."""
     client = cell.config.client
-    if cell.row.method in NEED_MOMENTS:
+    if MOMENTS in METHODS[cell.row.method].needs:
         # From scratch there is nothing in the features that the moments are of.
         return "class moments" if cell.config.model.weights else "class moments of a random θ₀"
     counts = client.share_label_counts and _reads_label_counts(cell.config)
@@ -241,7 +238,7 @@ def _training_images(config: Config, spec: InputSpec) -> torch.Tensor:
     """A part of all clients' training images, as model input: no true server has them."""
     rows = load_source(config.data).train
     rng = generator(config.seed, "real-images", "which")
-    chosen = torch.randperm(len(rows), generator=rng)[:REAL_IMAGES].sort().values.numpy()
+    chosen = torch.randperm(len(rows), generator=rng)[:MOST_REAL_IMAGES].sort().values.numpy()
     data = config.data
     pixels = rows.take(chosen).pixels(data.stored_size or data.image_size, data.channels)
     return spec.normalise(torch.from_numpy(pixels))

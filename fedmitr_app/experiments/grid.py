@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fedmitr_app.config import Config, flatten, parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.attacks import ABSENT, ATTACKS
-from fedmitr_app.methods import METHODS
+from fedmitr_app.methods import METHODS, known_methods
 
 AXES: dict[str, type] = {
     "kind": str,
@@ -190,7 +190,8 @@ def _row(name: str, rows: Mapping[str, Any], path: Path) -> Row:
     given = _table(rows, name, f"{path}, rows")
     _only(given, ("method", "settings"), f"{path}, rows.{name}")
     method = given.get("method", name)
-    _one_of(method, METHODS, "a method", path)
+    if not isinstance(method, str) or method not in METHODS:  # or perhaps another package's
+        _one_of(method, known_methods(), "a method", path)
     return Row(name, method, _flat(_table(given, "settings", f"{path}, rows.{name}")))
 
 

@@ -1,16 +1,29 @@
 """One-shot methods on one seam: each turns the same uploads into a global model.
 
-A method is a function from a :class:`Task` to a :class:`Fused`; it raises
-``MethodUnavailable`` where the uploads lack what it needs.
+A method is a function from a :class:`Task` to a :class:`Fused`, registered with what there is to
+know of it (:mod:`fedmitr_app.methods.registry`).
 """
 
-from fedmitr_app.methods.beside import beside
+import importlib
+import pkgutil
+
+from fedmitr_app.methods.background import run_in_background
 from fedmitr_app.methods.fedmitr import fedmitr
 from fedmitr_app.methods.fused import Fused
-from fedmitr_app.methods.registry import METHODS, Method
+from fedmitr_app.methods.registry import (
+    METHODS,
+    Method,
+    check_method,
+    find_method,
+    known_methods,
+    register,
+)
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)  # a file that holds a method registers it
 
 __all__ = [
     "METHODS",
@@ -18,7 +31,11 @@ __all__ = [
     "Method",
     "MethodSettings",
     "Task",
-    "beside",
+    "check_method",
     "fedmitr",
+    "find_method",
+    "known_methods",
+    "register",
+    "run_in_background",
     "without_inversion",
 ]

@@ -17,6 +17,7 @@ from fedmitr_app.methods.closed_form import (
     with_head,
 )
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import MOMENTS, register
 from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments
 
@@ -24,6 +25,7 @@ MOST = 0.99
 """Share at most that the penalty takes the covariance's place for: all of it is no regression."""
 
 
+@register("afl", reads=["teacher"], needs=[MOMENTS], paper="He et al., CVPR 2025")
 def afl(task: Task) -> Fused:
     """Give θ₀ the head that ridge regression on the pooled moments makes.
 

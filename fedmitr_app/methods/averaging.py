@@ -6,20 +6,30 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 
 
+@register(
+    "fedavg",
+    reads=["teacher"],
+    averages=True,
+    screens=False,
+    paper="McMahan et al., AISTATS 2017",
+)
 def fedavg(task: Task) -> Fused:
     """Average the uploads by their numbers of examples."""
     return Fused(_loaded(task, task.average))
 
 
+@register("fedavg-uniform", reads=["teacher"], averages=True, screens=False)
 def fedavg_uniform(task: Task) -> Fused:
     """Average the uploads, each counting for the same."""
     return Fused(_loaded(task, task.averaged("uniform")))
 
 
+@register("merged", reads=["merge", "teacher"], averages=True)
 def merged(task: Task) -> Fused:
     """Merge the uploads as ``merge.*`` says: what a student starts from, and must beat."""
     return Fused(_loaded(task, task.merged))

@@ -3,12 +3,14 @@
 from fedmitr_app.distillation.students import best_client as most_agreeing
 from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.task import Task
 from fedmitr_app.randomness import generator
 
 IMAGES = 256
 
 
+@register("best-client", reads=["merge", "teacher"])
 def best_client(task: Task) -> Fused:
     """Choose the client that agrees most with the ensemble on procedural images.
 

@@ -42,6 +42,7 @@ from fedmitr_app.methods.generator import (
     generate_and_distil,
     number_of_turns,
 )
+from fedmitr_app.methods.registry import DISTILS, register
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec
 from fedmitr_app.randomness import generator
@@ -50,6 +51,12 @@ from fedmitr_app.teacher import Teacher
 TEMPERATURE = 3.0
 
 
+@register(
+    "co-boosting",
+    reads=[*DISTILS, "generator"],
+    makes_images=True,
+    paper="Dai et al., ICLR 2024",
+)
 def co_boosting(task: Task) -> Fused:
     """Train generators on what is hard, and the ensemble's weights on what they make.
 

@@ -17,10 +17,14 @@ from fedmitr_app.methods.closed_form import (
     with_head,
 )
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import MOMENTS, register
 from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments
 
 
+@register(
+    "fedcgs", reads=["teacher"], needs=[MOMENTS], paper="Guan et al., AAAI 2025"
+)
 def fedcgs(task: Task) -> Fused:
     """Give θ₀ the linear discriminant that the pooled moments make.
 

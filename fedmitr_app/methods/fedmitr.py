@@ -7,11 +7,13 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Made, Pool, PoolRequest, make_pool, steps_per_image
 from fedmitr_app.inversion.shards import Job, Point
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining
 from fedmitr_app.methods.task import Task
 from fedmitr_app.reporting.progress import Progress
 
 
+@register("fedmitr", makes_images=True, paper="arXiv 2605.10748")
 def fedmitr(task: Task) -> Fused:
     """Invert the teacher into a pool, distil a student on it.
 

@@ -7,11 +7,13 @@ import torch
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import REAL_IMAGES, register
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.methods.task import Task
 from fedmitr_app.randomness import generator
 
 
+@register("real-images", needs=[REAL_IMAGES])
 def real_images(task: Task) -> Fused:
     """Distil on ``inversion.images`` training images, with the ensemble's answers as labels.
 

@@ -1,38 +1,139 @@
-"""Every method by its name."""
+"""What there is to know of each method: one entry, which everything else reads.
 
-from collections.abc import Callable
+The strategy, the comparison grid, the report and the command line look here. A method is a file
+with one decorated function; installed packages add theirs as entry points of the group
+``fedmitr_app.methods``, whose objects are such functions.
+"""
 
-from fedmitr_app.methods.afl import afl
-from fedmitr_app.methods.averaging import fedavg, fedavg_uniform, merged
-from fedmitr_app.methods.best_client import best_client
-from fedmitr_app.methods.co_boosting import co_boosting
-from fedmitr_app.methods.dense import dense
-from fedmitr_app.methods.dense_inversion import dense_inversion
-from fedmitr_app.methods.ensemble import ensemble
-from fedmitr_app.methods.fedcgs import fedcgs
-from fedmitr_app.methods.fedmitr import fedmitr
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from fedmitr_app.config import Config
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods.fused import Fused
-from fedmitr_app.methods.random_patches import random_patches
-from fedmitr_app.methods.real_images import real_images
 from fedmitr_app.methods.task import Task
-from fedmitr_app.methods.uninverted import noise, uninverted
 
-Method = Callable[[Task], Fused]
+MOMENTS, REAL_IMAGES = "moments", "real-images"
+"""What a method can need beside weights: class moments of every client's features; training
+images, which no server has."""
+DISTILS = ("merge", "teacher", "inversion", "distillation")
+"""The sections of settings that a method reads which makes images and distils on them."""
+ENTRY_POINTS = "fedmitr_app.methods"
 
-METHODS: dict[str, Method] = {
-    "fedmitr": fedmitr,
-    "dense-inversion": dense_inversion,
-    "random-patches": random_patches,
-    "uninverted": uninverted,
-    "noise": noise,
-    "fedavg": fedavg,
-    "fedavg-uniform": fedavg_uniform,
-    "merged": merged,
-    "best-client": best_client,
-    "ensemble": ensemble,
-    "dense": dense,
-    "co-boosting": co_boosting,
-    "fedcgs": fedcgs,
-    "afl": afl,
-    "real-images": real_images,
-}
+Run = Callable[[Task], Fused]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A one-shot method: from a round's uploads to a global model.
+
+    Parameters
+    ----------
+    name : str
+        As ``server.method`` and an experiment's rows call it.
+    run : Callable[[Task], Fused]
+        Raises ``MethodUnavailable`` where the uploads lack what it needs.
+    reads : tuple[str, ...]
+        The sections of a :class:`MethodSettings` that its result depends on.
+    needs : tuple[str, ...]
+        What it needs beside weights: ``moments``, ``real-images``.
+    makes_images : bool
+        Whether it makes images: what these earn can be compared with the control, initial images
+        neither chosen nor inverted.
+    averages : bool
+        Whether an upload that can't be averaged with the others is of no use to it.
+    screens : bool
+        Whether clients are left out first whose answers to generic images are of no use: not
+        worth asking them all for a method that looks at weights alone, unless
+        ``teacher.defence`` wants it.
+    paper : str
+        Where it is from; empty for what has no paper.
+    """
+
+    name: str
+    run: Run
+    reads: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    makes_images: bool = False
+    averages: bool = False
+    screens: bool = True
+    paper: str = ""
+
+    def __call__(self, task: Task) -> Fused:
+        """Run it."""
+        return self.run(task)
+
+
+METHODS: dict[str, Method] = {}
+"""Every method that is known, by its name."""
+
+
+def register(
+    name: str,
+    *,
+    reads: Iterable[str] = DISTILS,
+    needs: Iterable[str] = (),
+    makes_images: bool = False,
+    averages: bool = False,
+    screens: bool = True,
+    paper: str = "",
+) -> Callable[[Run], Run]:
+    """Return a decorator that makes a function a method, see :class:`Method`.
+
+    Raises
+    ------
+    ValueError
+        If another function has the name already.
+    """
+
+    def decorate(run: Run) -> Run:
+        known = METHODS.get(name)
+        if known is not None and (known.run.__module__, known.run.__qualname__) != (
+            run.__module__,
+            run.__qualname__,
+        ):
+            raise ValueError(f"a method {name!r} is registered already, by {known.run.__module__}")
+        facts = tuple(reads), tuple(needs), makes_images, averages, screens, paper
+        METHODS[name] = Method(name, run, *facts)
+        return run
+
+    return decorate
+
+
+def known_methods() -> Mapping[str, Method]:
+    """Return every method, those of other installed packages too."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()  # its decorator registers it
+    return METHODS
+
+
+def find_method(name: str, setting: str = "server.method") -> Method:
+    """Return the method of a name that a server can run.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, naming those that there are.
+    """
+    found = METHODS.get(name) or known_methods().get(name)
+    if found is None or REAL_IMAGES in found.needs:
+        allowed = sorted(each.name for each in METHODS.values() if REAL_IMAGES not in each.needs)
+        raise ConfigError.bad_value(setting, name, f"one of {', '.join(map(repr, allowed))}")
+    return found
+
+
+def check_method(config: Config) -> Method:
+    """Return the method that ``server.method`` names, if the other settings give what it needs.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such method, or the clients don't send what it needs.
+    """
+    found = find_method(config.server.method)
+    if MOMENTS in found.needs and not config.client.share_moments:
+        raise ConfigError.bad_value(
+            "server.method", found.name, "another method while client.share-moments = false"
+        )
+    return found

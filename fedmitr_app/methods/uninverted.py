@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fedmitr_app.methods.fedmitr import fedmitr
 from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 
@@ -18,11 +19,13 @@ def without_inversion(ours: MethodSettings) -> MethodSettings:
     return replace(ours, inversion=plain)
 
 
+@register("uninverted")
 def uninverted(task: Task) -> Fused:
     """Distil on the images that an inversion would start from: the control it must beat."""
     return fedmitr(task.alter(without_inversion))
 
 
+@register("noise")
 def noise(task: Task) -> Fused:
     """Distil on white noise: the floor."""
 

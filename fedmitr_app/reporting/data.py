@@ -132,6 +132,8 @@ class ReportData:
         Nodes that were asked to train; 0 when unknown.
     simulated : bool
         Whether Flower simulated them.
+    generated : bool
+        Whether generators made the images, and no inversion.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +150,7 @@ class ReportData:
     test_images: int = 0
     asked: int = 0
     simulated: bool = False
+    generated: bool = False
 
     @property
     def accuracy(self) -> Mapping[str, Any]:

@@ -92,7 +92,7 @@ def inversion_worth(data: ReportData) -> Worth | None:
 def _what_made_the_images(data: ReportData) -> str:
     """Name what the run did and the control didn't."""
     config = data.config
-    if config.get("server.method") in ("dense", "co-boosting"):
+    if data.generated:
         return "Generating images"
     done = []
     if config.get("inversion.candidates", 1) > 1:
@@ -124,13 +124,10 @@ def warnings(data: ReportData) -> list[str]:
     if strange:
         look = "look" if len(strange) > 1 else "looks"
         told = f"{len(strange)} of {len(data.clients)} clients {look} suspicious"
-        if data.config.get("server.method") == "fedavg":  # there is no teacher to defend
-            found.append(f"{told}, used all the same: the table says what is odd.")
-        else:
-            found.append(
-                f"{told}, used all the same: the table says what is odd. One with far more images "
-                "than the others can look so too; teacher.defence leaves out who does."
-            )
+        found.append(
+            f"{told}, used all the same: the table says what is odd. One with far more images "
+            "than the others can look so too; teacher.defence leaves out who does."
+        )
     if student is None:
         return found
     if student < known.get("fedavg", 0.0):

@@ -15,7 +15,7 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
-from fedmitr_app.methods import Fused, MethodSettings, Task
+from fedmitr_app.methods import Fused, Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.reporting import PoolSample, RunFolder
@@ -48,14 +48,14 @@ class Results:
     """Client key to its images of each class, of those clients where the server knows it."""
     on_shards: Mapping[str, FederatedScore]
     """By name, the clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
+    left_out: Set[str]
+    """Keys of the accepted clients that the method did without."""
+    fused: Fused
+    """The global model and how it came about."""
     trust: Sequence[Trust] = ()
     """Of each accepted upload's answers."""
     weighed: Sequence[Weighed] = ()
     """Of its weights."""
-    left_out: Set[str] = frozenset()
-    """Keys of the accepted clients that the method did without."""
-    fused: Fused | None = None
-    """None if the strategy is no :class:`OneShotMethod`: the plain average, the ensemble."""
     control: Fused | None = None
     schedule: Schedule | None = None
     flop_ratio: float | None = None
@@ -73,9 +73,9 @@ def measure(
     *,
     outcome: RoundOutcome,
     global_state: Mapping[str, Tensor],
-    fused: Fused | None,
+    fused: Fused,
     control: Fused | None,
-    task: Task | None,
+    task: Task,
     model: PatchViT,
     names: tuple[str, ...],
     test_set: ImageSet | None,
@@ -89,14 +89,10 @@ def measure(
     """Score the global model and everything beside it, and pick images to show.
 
     The comparators (each client, FedAvg, the ensemble) are made from the same uploads,
-    whatever ``server.method`` made the global model. ``task`` holds what the method loaded
-    already; with None it is loaded here. ``labels``, int ``[clients, classes]``,
-    is what the server knows to have been dealt.
+    whatever ``server.method`` made the global model. ``task`` holds what the method loaded.
+    ``labels``, int ``[clients, classes]``, is what the server knows to have been dealt.
     """
-    if task is None:
-        settings = MethodSettings.of(config)
-        task = Task.load(model, outcome.accepted, settings, folder.path, device)
-    teacher = (fused and fused.teacher) or _compared_teacher(task, config.server.method)
+    teacher = fused.teacher or _compared_teacher(task)
     results = Results(
         outcome=outcome,
         global_state=global_state,
@@ -110,24 +106,22 @@ def measure(
         trust=task.trust,
         weighed=task.weighed,
         left_out=left_out,
+        fused=fused,
+        control=control,
     )
-    if fused is not None:
-        results = replace(results, fused=fused, control=control)
-        if fused.inversion is not None:
-            curves = fused.inversion_curves
-            alive = [round(count) for count in curves.get("alive", ())]
-            ratio = flop_ratio(teacher.models[0], alive)
-            results = replace(
-                results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio
-            )
-        if fused.images:
-            pool = Pool(folder.pool, model.num_patches).load(device)
-            sample = _sample(pool, teacher, model, names, results.schedule)
-            results = replace(results, diversity=_diversity(teacher, pool), pool=sample)
+    if fused.inversion is not None:
+        curves = fused.inversion_curves
+        alive = [round(count) for count in curves.get("alive", ())]
+        ratio = flop_ratio(teacher.models[0], alive)
+        results = replace(results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio)
+    if fused.images:
+        pool = Pool(folder.pool, model.num_patches).load(device)
+        sample = _sample(pool, teacher, model, names, results.schedule)
+        results = replace(results, diversity=_diversity(teacher, pool), pool=sample)
     if test_set is None:
         return results
     # The bare ensemble has no single model: its accuracy is the teacher's.
-    single = config.server.method != "ensemble"
+    single = fused.model is not None
     other = None if control is None else control.model
     # Whose answers the teacher's are made of: the clients, as a rule. Beside them FedAvg, and
     # perhaps the others.
@@ -146,20 +140,11 @@ def measure(
     return replace(results, accuracy=accuracy)
 
 
-def _compared_teacher(task: Task, method: str) -> Teacher | None:
-    """Return the ensemble that the global model is compared with; None if nobody is of use to it.
-
-    Raises
-    ------
-    UploadError
-        If nobody is, and the ensemble is all that there is.
-    """
-    # What clients know had no say in a plain average, and what their weights tell was said there.
+def _compared_teacher(task: Task) -> Teacher | None:
+    """Return the ensemble beside a global model that has none; None if nobody is of use to it."""
     try:
-        return task.defended(warn=method != "fedavg").teacher
+        return task.defended(warn=False).teacher
     except UploadError as error:
-        if method == "ensemble":
-            raise
         _log.warning("The global model is compared with no ensemble: %s", error)
         return None
 

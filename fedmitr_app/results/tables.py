@@ -89,9 +89,8 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
         }
     seconds: dict[str, float] = {"training": outcome.collect_seconds}
     throughput: dict[str, float] = {}
-    if fused is not None:
-        seconds |= fused.seconds
-    if fused is not None and fused.images:
+    seconds |= fused.seconds
+    if fused.images:
         metrics |= _of_fused(fused, results.flop_ratio, results.diversity)
         making, *_ = fused.seconds.values()
         throughput["inverted_images_per_second"] = _rate(fused.images, making)

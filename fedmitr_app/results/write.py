@@ -31,7 +31,7 @@ def write_results(
         with MetricsLog(folder.path) as log:
             log.add("evaluation", **results.accuracy)
     folder.write_json("metrics.json", metrics)
-    if config.server.method != "ensemble":
+    if results.fused.model is not None:
         spec = results.model.spec.to_dict()
         architecture = architecture_of(results.model)
         folder.save_model(results.global_state, architecture, spec, results.class_names)
@@ -64,12 +64,13 @@ def report_data(
         test_images=results.test_images,
         asked=results.outcome.asked,
         simulated=results.simulated,
+        generated=results.fused.images > 0 and results.fused.inversion is None,
     )
 
 
 def _curves(results: Results) -> tuple[Curves | None, Curves | None]:
     fused, schedule = results.fused, results.schedule
-    if fused is None or not fused.images:
+    if not fused.images:
         return None, None
     curves = {name: curve for name, curve in fused.inversion_curves.items() if name != "alive"}
     steps = range(len(next(iter(curves.values()))))

@@ -7,10 +7,10 @@ from timm.models.vision_transformer import VisionTransformer
 from fedmitr_app.config import DistillationConfig, InversionConfig, MergeConfig, TeacherConfig
 from fedmitr_app.methods import MethodSettings
 from fedmitr_app.models import PatchViT
-from fedmitr_app.strategies.one_shot_method import OneShotMethod
+from fedmitr_app.strategies.one_shot import OneShotStrategy
 
 
-class FedMITR(OneShotMethod):
+class FedMITR(OneShotStrategy):
     """Invert the uploaded models into images and distil them into one.
 
     In an existing project it stands where ``FedAvg()`` stood: ``FedMITR(model)``.
@@ -26,7 +26,7 @@ class FedMITR(OneShotMethod):
     seed : int
         Run seed: the same uploads and seed give the same model on a CPU.
     **others
-        ``input_spec``, ``device`` and more, as in :class:`OneShotMethod`.
+        ``input_spec``, ``device`` and more, as in :class:`OneShotStrategy`.
     """
 
     def __init__(

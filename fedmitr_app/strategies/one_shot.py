@@ -1,295 +1,289 @@
-"""A round that collects individual models and fuses them, as a Flower strategy."""
+"""Any one-shot method as a Flower strategy: one line in place of ``FedAvg()``."""
 
 import logging
-import time
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.exception import AggregationError
+from flwr.serverapp.strategy import Result
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import FederatedScore
-from fedmitr_app.files import local_path
-from fedmitr_app.models.spec import InputSpec
-from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.strategies.asking import messages, needs_models, uploads_here
-from fedmitr_app.strategies.collecting import Collector, require_enough
-from fedmitr_app.strategies.evaluating import collect_scores
-from fedmitr_app.strategies.logs import join_flower_log
-from fedmitr_app.strategies.records import (
-    SCORE_KEY,
-    RecordKeys,
-    pack_state,
-    reference_of_record,
+from fedmitr_app.methods import (
+    Fused,
+    MethodSettings,
+    Task,
+    find_method,
+    run_in_background,
+    without_inversion,
 )
-from fedmitr_app.strategies.streaming_grid import StreamingGrid
-from fedmitr_app.strategies.waiting import await_nodes
-from fedmitr_app.uploads import (
-    ArraySpec,
-    Expected,
-    RoundFolder,
-    RoundOutcome,
-    Spool,
-    Upload,
-    doubtful_counts,
-    require_fit,
+from fedmitr_app.models import (
+    InputSpec,
+    PatchViT,
+    architecture_of,
+    require_compiler,
+    take_model,
 )
+from fedmitr_app.reporting.environment import device_lines, resolve_device
+from fedmitr_app.strategies.records import to_array_record
+from fedmitr_app.strategies.upload_round import UploadRound
+from fedmitr_app.uploads import RoundOutcome, Upload
 
 _log = logging.getLogger(__name__)
 
+CONTROL = "control"
+"""The control's part of the run folder; of no use once the run is over."""
 
-class OneShotStrategy(Strategy):
-    """Collect one upload per client, validate and spool each by itself, fuse them.
 
-    A method is a subclass with its own :meth:`fuse`. Ordinary Flower clients, which reply
-    ``arrays`` and ``metrics`` with ``num-examples``, need no change.
+@dataclass
+class OneShotResult(Result):
+    """Flower's result of a run, and all that the server knows of the round."""
+
+    fused: Fused | None = None
+    """The global model and how it came about."""
+    control: Fused | None = None
+    """The same of the student on images not inverted, if asked for."""
+    task: Task | None = None
+    """The uploads as models, and the teacher that they are."""
+    outcome: RoundOutcome = field(default_factory=RoundOutcome)
+    """What became of the replies."""
+    scores: Mapping[str, FederatedScore] = field(default_factory=dict)
+    """What nodes measured of the global model, by the metric's name."""
+    left_out: frozenset[str] = frozenset()
+    """Keys of those whose uploads were accepted, and not used."""
+
+
+class OneShotStrategy(UploadRound):
+    """Collect one upload per client and fuse them by a method that is known by name.
 
     Parameters
     ----------
-    min_clients : int
-        Fewest valid uploads that may be fused, and nodes that must connect.
-    wait_for_nodes, patience, absence : float
-        Seconds to wait for nodes; for the other uploads once ``min_clients`` are there (0: as
-        long as the round may take); for a node that was asked and is out of reach.
-    expected_nodes : int | None
-        How many nodes there should be; None waits until their number is steady.
-    run_dir : Path | None
-        Uploads go to its ``uploads/``, reasons to ``rejected/``, what each stage measures
-        to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`,
-        unless that fails: then it stays, and the error says where.
-    architecture, input_spec : Mapping[str, Any] | None, InputSpec | None
-        Refuse uploads that declare another one (see ``models.architecture_of``).
-    num_classes : int | None
-        To check label counts by.
-    resume, uploads_from, exclude_clients : bool, Path | str | None, Sequence[str]
-        Go on where a process was stopped; fuse another run's uploads; leave clients out: see
-        :class:`~fedmitr_app.uploads.RoundFolder`.
-    federated_evaluation, send_model : bool
-        Have all nodes evaluate the fused model; send it to them also without, so that those of
-        this package's clients that want to can keep it.
-    evaluation_metrics : Sequence[str] | None
-        What nodes' evaluation may be called, each a share from 0 to 1; None takes any numbers.
-    arrayrecord_key, configrecord_key, weighted_by_key : str
-        As in Flower's FedAvg.
-    settle_seconds, poll_seconds : float
-        How long a steady number of nodes counts as all; pause between looks.
+    model : PatchViT | VisionTransformer
+        The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
+    method : str
+        As ``server.method``, see :mod:`fedmitr_app.methods.registry`: any that is registered.
+        ``fedcgs`` and ``afl`` need clients that send class moments, as this package's do. Of
+        ``ensemble`` the result holds all models side by side, named ``<client key>/<parameter>``
+        (:func:`split_ensemble`).
+    settings : MethodSettings | None
+        The same uploads and settings give the same model on a CPU; None: the defaults.
+    input_spec : InputSpec | None
+        What the clients feed their model; None reads size and channels off the model
+        and takes pixels in [-1, 1] (mean and std 0.5).
+    device : str | torch.device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
+        or a device that the caller chose, and told about, itself.
+    with_control : bool
+        Also distil a student on ``inversion.initial_images``, neither chosen nor inverted, beside
+        the global model, to see what the method's own images earn.
+    **one_shot
+        As in :class:`UploadRound`.
 
-    ``outcome`` is what became of the replies, also after an error; ``scores`` what nodes
-    measured of the fused model, by the metric's name; ``left_out`` the keys of those whose uploads
-    were accepted, and not used.
+    Attributes
+    ----------
+    task : Task | None
+        The uploads as models, and the teacher that they are, once they came.
+    fused : Fused | None
+        The global model and how it came about, once there is one.
+    control : Fused | None
+        The same of the student on those, if asked for.
+    left_out : frozenset[str]
+        Keys of the clients whose uploads were accepted, and of no use or distrusted; of a method
+        that only averages, also those that no average takes.
+
+    Raises
+    ------
+    ModelError
+        If ``model`` is of no use, see :func:`~fedmitr_app.models.take_model`.
+    ConfigError
+        If there is no such method, ``device`` isn't there, or the model is to be compiled where
+        that can't be.
+
+    :meth:`start` raises ``ConfigError`` also if the initial arrays aren't the model's weights,
+    ``AggregationError`` also if too few of the uploads can be trusted.
     """
 
     def __init__(
         self,
+        model: PatchViT | VisionTransformer,
+        method: str = "fedmitr",
+        settings: MethodSettings | None = None,
         *,
-        min_clients: int = 1,
-        wait_for_nodes: float = 120.0,
-        patience: float = 0.0,
-        absence: float = 300.0,
-        expected_nodes: int | None = None,
-        run_dir: Path | str | None = None,
-        resume: bool = False,
-        uploads_from: Path | str | None = None,
-        exclude_clients: Sequence[str] = (),
-        architecture: Mapping[str, Any] | None = None,
         input_spec: InputSpec | None = None,
-        num_classes: int | None = None,
-        federated_evaluation: bool = False,
-        send_model: bool = False,
-        evaluation_metrics: Sequence[str] | None = None,
-        arrayrecord_key: str = "arrays",
-        configrecord_key: str = "config",
-        weighted_by_key: str = "num-examples",
-        settle_seconds: float = 2.0,
-        poll_seconds: float = 0.5,
+        device: str | torch.device = "auto",
+        with_control: bool = False,
+        **one_shot: Any,
     ) -> None:
-        if isinstance(min_clients, bool) or not isinstance(min_clients, int) or min_clients < 1:
-            raise ConfigError.bad_value("min_clients", min_clients, "a whole number of at least 1")
-        self.min_clients = min_clients
-        self.wait_for_nodes, self.patience, self.absence = wait_for_nodes, patience, absence
-        self.expected_nodes = expected_nodes
-        self.run_dir = None if run_dir is None else local_path("run_dir", run_dir, ConfigError)
-        earlier = local_path("uploads_from", uploads_from, ConfigError) if uploads_from else None
-        self.round = RoundFolder(self.run_dir, resume, earlier, exclude_clients)
-        self.expected = Expected(architecture, input_spec, num_classes)
-        self.federated_evaluation, self.send_model = federated_evaluation, send_model
-        self.evaluation_metrics = evaluation_metrics
-        self.keys = RecordKeys(arrayrecord_key, configrecord_key, weighted_by_key)
-        self.settle_seconds = settle_seconds
-        self.poll_seconds = poll_seconds
-        self.metrics_log = MetricsLog(self.run_dir)
-        self.outcome = RoundOutcome()
-        self.scores: dict[str, FederatedScore] = {}
-        self.left_out: frozenset[str] = frozenset()
-        self.reference: dict[str, ArraySpec] = {}
-        self._spool: Spool | None = None
-        self._told: Mapping[int, list[str]] = {}
-        self._started, self._timeout = False, 0.0
-
-    @abstractmethod
-    def fuse(self, uploads: Sequence[Upload]) -> Mapping[str, Tensor]:
-        """Return the global model's state dict.
-
-        Parameters
-        ----------
-        uploads : Sequence[Upload]
-            At least ``min_clients``, each valid by itself, sorted by client key.
-
-        Returns
-        -------
-        Mapping[str, Tensor]
-            With the names and shapes of the initial arrays.
-        """
-
-    def summary(self) -> None:
-        """Log the settings."""
-        lines = self.summary_lines()
-        for mark, line in zip("├" * (len(lines) - 1) + "└", lines, strict=True):
-            _log.info("\t%s──> %s", mark, line)
+        self.method = find_method(method, "method")
+        self.model = take_model(model, input_spec)
+        super().__init__(
+            architecture=architecture_of(self.model),
+            input_spec=self.model.spec,
+            num_classes=self.model.num_classes,
+            **one_shot,
+        )
+        self.settings = settings or MethodSettings()
+        self._device_lines: list[str] = []
+        if isinstance(device, str):
+            device = resolve_device(device, "server.device")
+            self._device_lines = device_lines("server", device, torch.get_num_threads())
+        self.device = device
+        if self.model.compiled:
+            require_compiler(device)
+        self.with_control = with_control
+        self.task: Task | None = None
+        self.fused: Fused | None = None
+        self.control: Fused | None = None
 
     def summary_lines(self) -> list[str]:
-        """Return what :meth:`summary` logs."""
-        return [
-            "One round: collect, validate, spool, fuse",
-            f"At least {self.min_clients} client(s)",
-            f"Waits up to {self.wait_for_nodes:g} s for nodes",
-            f"Federated evaluation: {'on' if self.federated_evaluation else 'off'}",
-            f"Uploads go to {self.run_dir or 'a temporary folder'}",
-        ]
+        """Add the method and its settings, and the device if the strategy chose it."""
+        paper = f" ({self.method.paper})" if self.method.paper else ""
+        lines = [*super().summary_lines(), f"Method: {self.method.name}{paper}"]
+        for part in (getattr(self.settings, name) for name in self.method.reads):
+            words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
+            lines.append(f"{type(part).__name__}: {words}")
+        return lines + self._device_lines
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 1,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run the round; parameters and result as in Flower's ``Strategy.start``.
+    def check_initial(self, arrays: ArrayRecord) -> None:
+        """Refuse arrays that aren't the model's own weights, θ₀, before anybody trains from them.
 
         Raises
         ------
         ConfigError
-            If ``num_rounds`` is not 1.
-        AggregationError
-            If too few nodes connect, or too few of their uploads can be used.
+            With the first difference.
         """
-        join_flower_log()
-        if num_rounds != 1:
-            raise ConfigError.bad_value(
-                "num_rounds",
-                num_rounds,
-                f"1, because {type(self).__name__} is a one-shot method: every client uploads "
-                "once, and a second round would not train on the first one's result",
+        given = arrays.to_torch_state_dict()
+        if difference := _difference(given, self.model.vit.state_dict()):
+            raise ConfigError(
+                f"initial_arrays are not the weights of the model that {type(self).__name__} was "
+                f"made with ({difference[:200]}): pass ArrayRecord(model.state_dict()) of it."
             )
-        self.check_initial(initial_arrays)
-        self._started, self._timeout = True, timeout
-        streaming = StreamingGrid(grid, self.poll_seconds, self.absence)
-        how = num_rounds, timeout, train_config, evaluate_config, evaluate_fn
-        try:
-            with self.round:
-                return super().start(streaming, initial_arrays, *how)
-        finally:
-            self._started = False
-            self._spool = None
 
-    def check_initial(self, arrays: ArrayRecord) -> None:
-        """Refuse arrays to start from that the method can't use: a subclass may know its model."""
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask every connected node to train from the initial arrays."""
-        if not self._started:
-            raise needs_models(self, "a strategy that wraps it, as for differential privacy, does")
-        self.reference = reference_of_record(arrays)
-        if (earlier := self.round.earlier()) is not None:
-            self.outcome = earlier
-            require_fit(earlier.accepted, self.reference, self.expected)
-            _log.info("The uploads are there already: nobody is asked to train.")
-            return []
-        # Opened first: a folder that can't be used must show before anyone trains.
-        self._spool = self.round.spool(self.reference, self.expected)
-        if here := self._spool.here:
-            _log.info("Uploads that are there already: %s.", ", ".join(sorted(here)))
-        nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
-        _log.info("Asking %d node(s) to train.", len(nodes))
-        self._told = uploads_here(grid, nodes, here)
-        how = self.keys.config, nodes, MessageType.TRAIN, self._timeout, self._told
-        return messages(self._content(server_round, arrays, config), *how)
-
-    def await_nodes(self, grid: Grid, at_least: int | None = None) -> list[int]:
-        """Wait for the clients' nodes: at least ``min_clients``, or as many as are said."""
-        return await_nodes(
-            grid,
-            at_least=self.min_clients if at_least is None else at_least,
-            expected=self.expected_nodes,
-            seconds=self.wait_for_nodes,
-            settle_seconds=self.settle_seconds,
-            poll_seconds=self.poll_seconds,
+    def start(self, grid: Grid, *arguments: Any, **keywords: Any) -> OneShotResult:
+        """Run the round; parameters as of :meth:`UploadRound.start`, result with more in it."""
+        result = super().start(grid, *arguments, **keywords)
+        found = {each.name: getattr(result, each.name) for each in fields(Result)}
+        return OneShotResult(
+            **found,
+            fused=self.fused,
+            control=self.control,
+            task=self.task,
+            outcome=self.outcome,
+            scores=self.scores,
+            left_out=self.left_out,
         )
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Spool the replies as they arrive, then fuse what was accepted."""
-        if self._spool is not None:
-            how = self.keys, self.reference, self.expected, self.min_clients, self.patience
-            outcome = Collector(self._spool, *how, self._told).collect(replies)
-            self.outcome = self.round.without_excluded(outcome)
-        _log.info("%s.", self.outcome.sentence())
-        require_enough(self.outcome, self.min_clients)
-        if self._spool is not None:  # only now: a round that lacks uploads can be gone on with
-            self.round.finish(outcome)
-            self._spool = None
-        uploads = self.outcome.accepted
-        if doubtful := ", ".join(doubtful_counts(uploads)):
-            _log.warning("All count alike: the number of examples of %s can't be right.", doubtful)
-        started = time.monotonic()
-        with self.metrics_log as log:
-            for upload in uploads:
-                # Their names come from the client: kept apart, they can't stand for others.
-                log.add("training", client=upload.client, metrics=upload.metrics)
-            log.flush()
-            fused = self.pack(self.fuse(uploads))
-        self.outcome = replace(self.outcome, fuse_seconds=time.monotonic() - started)
-        return fused, MetricRecord({**self.outcome.metrics(), "uploads": len(uploads)})
+    def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
+        """Return the global model's state dict, or all models' side by side if there is none."""
+        log, folder = self.metrics_log, self.round.path
+        task = Task.load(self.model, uploads, self.settings, folder, self.device)
+        # The whole task, to compare with; the method sees what the defence leaves.
+        self.task = task = replace(task, record=log.add)
+        if self.method.screens or self.settings.teacher.defence != "none":
+            task = task.defended()
+        else:
+            self._warn()
+        self._require_enough(task)
+        if not self.with_control:
+            self.fused = self.method(task)
+        else:
+            control = task.alter(
+                without_inversion,
+                folder=folder / CONTROL,
+                label="control: ",
+                record=lambda stage, **values: log.add("control", **values),
+            )
+            with run_in_background("fedmitr", control) as result:
+                self.fused = self.method(task)
+                self.control = result()
+        if self.fused.model is None:
+            return join_ensemble(task.uploads)
+        return {name: value.cpu() for name, value in self.fused.model.vit.state_dict().items()}
 
     def pack(self, fused: Mapping[str, Tensor]) -> ArrayRecord:
-        """Return the fused state dict as arrays, in the order of the initial ones."""
-        return pack_state(fused, self.reference, type(self).__name__)
+        """Return the fused state dict as arrays; an ensemble's have names of their own."""
+        if self.fused is not None and self.fused.model is None:
+            return to_array_record(fused)
+        return super().pack(fused)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send every connected node the fused model, to evaluate or to keep, if that is wanted."""
-        if not (self.federated_evaluation or self.send_model):
+        """Send every node the fused model if that is wanted, and there is a single one."""
+        if self.fused is not None and self.fused.model is None:
+            if self.federated_evaluation or self.send_model:
+                _log.warning("An ensemble is no single model: it is neither sent nor evaluated.")
             return []
-        config[SCORE_KEY], nodes = self.federated_evaluation, sorted(grid.get_node_ids())
-        how = self.keys.config, nodes, MessageType.EVALUATE, self._timeout
-        return messages(self._content(server_round, arrays, config), *how)
+        return super().configure_evaluate(server_round, arrays, config, grid)
 
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return each metric's mean, without bad replies and those that come past patience."""
-        how = self.keys, self.evaluation_metrics, self.patience
-        self.scores = collect_scores(replies, *how)
-        means = MetricRecord({name: score.value for name, score in self.scores.items()})
-        return means or None
+    def _warn(self) -> None:
+        """Say what the uploads' weights alone tell of them."""
+        for client, weighed in zip(self.task.clients, self.task.weighed, strict=True):
+            for reason in weighed.reasons:
+                _log.warning("%s is suspicious: %s.", client.key, reason)
 
-    def initialize_parameters(self, *_: Any, **__: Any) -> None:
-        """Refuse Flower's workflows, which begin with this: secure aggregation is one."""
-        raise needs_models(self, "a workflow, as for secure aggregation, does")
+    def _require_enough(self, defended: Task) -> None:
+        kept, reasons = {client.key for client in defended.clients}, {}
+        if len(kept) < len(self.task.clients):
+            judged = zip(self.task.clients, self.task.trust, self.task.weighed, strict=True)
+            reasons = {
+                each.key: trust.reason or weighed.reasons[0]
+                for each, trust, weighed in judged
+                if each.key not in kept
+            }
+        unused = {
+            each.key
+            for each, weighed in zip(self.task.clients, self.task.weighed, strict=True)
+            if weighed.unfit and self.method.averages
+        }
+        self.left_out = unused.union(reasons)
+        if len(kept) < self.min_clients:
+            told = "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items()))
+            raise AggregationError(
+                f"Only {len(kept)} trusted upload(s) where at least {self.min_clients} "
+                f"(server.min-clients) are needed ({told})."
+            )
 
-    def _content(self, number: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
-        config["server-round"] = number
-        return RecordDict({self.keys.arrays: arrays, self.keys.config: config})
+
+def join_ensemble(uploads: Iterable[Upload]) -> dict[str, Tensor]:
+    """Return every upload's arrays under its client key: ``<client key>/<parameter>``."""
+    return {
+        f"{upload.client}/{name}": value
+        for upload in uploads
+        for name, value in upload.load_state().items()
+    }
+
+
+def split_ensemble(arrays: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return client key to state dict, from the names that :func:`join_ensemble` gives.
+
+    Parameter names hold no slash, client keys may: the last slash separates them.
+    """
+    models: dict[str, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        client, _, parameter = name.rpartition("/")
+        models.setdefault(client, {})[parameter] = value
+    return models
+
+
+def _difference(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Say what the first difference between two state dicts is; nothing if they are the same."""
+    for name in (*own, *given):
+        if name not in given:
+            return f"they lack {name!r}"
+        if name not in own:
+            return f"they hold {name!r}, which it has not"
+        shapes = tuple(given[name].shape), tuple(own[name].shape)
+        if shapes[0] != shapes[1]:
+            return f"{name} has shape {shapes[0]}, not {shapes[1]}"
+        if given[name].dtype != own[name].dtype:
+            return f"{name} is {given[name].dtype}, not {own[name].dtype}"
+        if not torch.equal(given[name], own[name].cpu()):
+            return f"{name} has other values"
+    return ""

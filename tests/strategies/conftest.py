@@ -3,7 +3,7 @@
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmitr_app.strategies import streaming_grid, waiting
+from fedmitr_app.strategies import nodes, streaming_grid
 from tests.strategies.fake_grid import Clock
 
 
@@ -17,6 +17,6 @@ def task_identity(monkeypatch):
 def clock(monkeypatch):
     """Give what waits for nodes and replies a time that passes only while they sleep."""
     clock = Clock()
-    for module in (streaming_grid, waiting):
+    for module in (streaming_grid, nodes):
         monkeypatch.setattr(module, "time", clock)
     return clock

@@ -15,9 +15,9 @@ from fedmitr_app.config import default_run_config, given_settings, parse_config
 from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.models import InputSpec, architecture_of, build_vit
 from fedmitr_app.partitions import ImageSet, hold_out, load_shard
-from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import to_array_record
 from fedmitr_app.training import class_moments, fit
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, context
 
 CLIENTS = 3
@@ -54,7 +54,7 @@ def play(raw, node_config=node_config, order=list, told=None, bias=None, **strat
     model = theta0(raw)
     if bias is not None:
         model.vit.head.bias.data = bias
-    strategy = OneShotFedAvg(
+    strategy = AveragingRound(
         architecture=architecture_of(model),
         input_spec=model.spec,
         num_classes=10,
@@ -197,7 +197,7 @@ def test_other_weights_than_the_clients_model_takes_are_told():
         return app(message, context(run_config(**{"model.depth": 2}), node_config(message)))
 
     model = theta0(run_config())
-    strategy = OneShotFedAvg(**QUICK)
+    strategy = AveragingRound(**QUICK)
     grid = FakeGrid([11], deeper)
     with pytest.raises(Exception, match="The server's weights don't fit this client's model.name"):
         strategy.start(grid, to_array_record(model.vit.state_dict()), timeout=1.0)
@@ -205,7 +205,7 @@ def test_other_weights_than_the_clients_model_takes_are_told():
 
 def test_evaluation_is_named_for_what_it_is():
     model = theta0(run_config())
-    strategy = OneShotFedAvg(federated_evaluation=True, **QUICK)
+    strategy = AveragingRound(federated_evaluation=True, **QUICK)
     raw = run_config()
     grid = FakeGrid([11, 12, 13], lambda m: app(m, context(raw, node_config(m))))
     result = strategy.start(grid, to_array_record(model.vit.state_dict()), timeout=60.0)
@@ -226,7 +226,7 @@ def test_a_client_may_hold_images_out_and_score_the_global_model_on_them(monkeyp
 
     monkeypatch.setattr("fedmitr_app.client_app.accuracy", score)
     monkeypatch.setattr("fedmitr_app.client_app.fit", train)
-    strategy = OneShotFedAvg(federated_evaluation=True, **QUICK)
+    strategy = AveragingRound(federated_evaluation=True, **QUICK)
     grid = FakeGrid([11, 12, 13], lambda m: app(m, context(raw, node_config(m))))
     state = theta0(raw).vit.state_dict()
     result = strategy.start(grid, to_array_record(state), timeout=60.0)

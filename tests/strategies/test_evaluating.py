@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, FederatedScore
-from fedmitr_app.strategies import OneShotFedAvg
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, failure, record, reply, theta0
-from tests.strategies.test_one_shot import QUICK, keyed
+from tests.strategies.test_upload_round import QUICK, keyed
 
 OURS = {"evaluation_metrics": (HELD_OUT, TRAINED_ON), "federated_evaluation": True}
 
@@ -28,7 +28,7 @@ def scored(said, order=list, **settings):
         content = what if isinstance(what, RecordDict) else told(**what)
         return [reply(message, content)] * 2  # a repetition counts once
 
-    strategy = OneShotFedAvg(**{**QUICK, **OURS, **settings})
+    strategy = AveragingRound(**{**QUICK, **OURS, **settings})
     nodes = range(11, 11 + len(said))
     grid = FakeGrid(nodes, answer, order)
     grid.turns = dict.fromkeys(nodes, 0)

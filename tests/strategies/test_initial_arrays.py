@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fedmitr_app.errors import ConfigError, ModelError
 from fedmitr_app.strategies import FedMITR
 from tests.strategies.fake_grid import FakeGrid
-from tests.strategies.test_one_shot import QUICK
+from tests.strategies.test_upload_round import QUICK
 
 
 def vit(**changes):

@@ -10,10 +10,10 @@ import torch
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.logs import join_flower_log
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, record, theta0
-from tests.strategies.test_one_shot import QUICK, keyed, run
+from tests.strategies.test_upload_round import QUICK, keyed, run
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path / "temporary"
 
 
-class Broken(OneShotFedAvg):
+class Broken(AveragingRound):
     """A method with a mistake in it."""
 
     def __init__(self, error, **settings):
@@ -64,7 +64,7 @@ def test_what_stops_fusing_costs_no_upload(error, temporary):
     assert "(in code: uploads_from='" in raised.value.__notes__[0]
     # As told: nobody trains again.
     grid = FakeGrid([], keyed)
-    again = OneShotFedAvg(uploads_from=folder, **QUICK)
+    again = AveragingRound(uploads_from=folder, **QUICK)
     result = again.start(grid, record(theta0()))
     body = result.arrays.to_torch_state_dict()["body.weight"]
     assert torch.equal(body, torch.full((2, 3), 2.0)) and not grid.sent
@@ -89,7 +89,7 @@ def test_a_run_folder_is_named_and_no_temporary_one_made(tmp_path, temporary):
 
 @pytest.mark.parametrize("fails", ["pack", "evaluate_fn"])
 def test_what_fails_after_fusing_keeps_them_too(fails, temporary):
-    class Forgetful(OneShotFedAvg):
+    class Forgetful(AveragingRound):
         def fuse(self, uploads):
             return {} if fails == "pack" else super().fuse(uploads)
 
@@ -106,17 +106,17 @@ def test_a_round_that_lacks_uploads_can_be_gone_on_with(temporary):
         return keyed(message) if message.metadata.dst_node_id < 13 else None
 
     with pytest.raises(AggregationError) as raised:
-        run(OneShotFedAvg(min_clients=3, **QUICK), answer)
+        run(AveragingRound(min_clients=3, **QUICK), answer)
     assert "(in code: run_dir='" in raised.value.__notes__[0]
     folder = told_by(raised.value)
-    run(OneShotFedAvg(min_clients=3, run_dir=folder, resume=True, **QUICK), keyed)
+    run(AveragingRound(min_clients=3, run_dir=folder, resume=True, **QUICK), keyed)
     assert len(list((folder / "uploads").glob("*.json"))) == 3
 
 
 def test_nothing_stays_of_a_round_that_went_well_or_that_nobody_sent_anything_for(temporary):
-    run(OneShotFedAvg(**QUICK), keyed)
+    run(AveragingRound(**QUICK), keyed)
     with pytest.raises(AggregationError) as raised:
-        run(OneShotFedAvg(**QUICK), lambda message: None, timeout=0.1)
+        run(AveragingRound(**QUICK), lambda message: None, timeout=0.1)
     assert not hasattr(raised.value, "__notes__") and not list(temporary.iterdir())
 
 

@@ -3,11 +3,11 @@
 import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.naming import called, node_names
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, failure, record, theta0
 from tests.strategies.test_hostile import Outage
-from tests.strategies.test_one_shot import QUICK, keyed
+from tests.strategies.test_upload_round import QUICK, keyed
 
 NAMES = {11: "hospital-a", 12: "hospital-b", 13: "hospital-c", 14: ""}
 
@@ -26,7 +26,7 @@ def answer(message):
 
 
 def test_who_sent_nothing_usable_is_called_by_name(caplog):
-    strategy = OneShotFedAvg(federated_evaluation=True, **QUICK)
+    strategy = AveragingRound(federated_evaluation=True, **QUICK)
     grid = named(FakeGrid(NAMES, answer))
     grid.refuse = {14}
     grid.turns = dict.fromkeys(NAMES, 0)
@@ -38,7 +38,7 @@ def test_who_sent_nothing_usable_is_called_by_name(caplog):
 
 
 def test_who_is_out_of_reach_is_called_by_name(caplog):
-    strategy = OneShotFedAvg(absence=60.0, **QUICK)
+    strategy = AveragingRound(absence=60.0, **QUICK)
     strategy.start(named(Outage([11, 12, 13], keyed)), record(theta0()), timeout=20.0)
     assert "hospital-b (node 12) is out of reach." in caplog.text
 
@@ -70,4 +70,4 @@ def test_grids_that_know_no_names_work():
 
     for grid in (FakeGrid([11], keyed), Failing([11], keyed), Odd([11], keyed)):
         assert node_names(grid).get(11, "node-11") == "node-11"
-        OneShotFedAvg(**QUICK).start(grid, record(theta0()), timeout=1.0)
+        AveragingRound(**QUICK).start(grid, record(theta0()), timeout=1.0)

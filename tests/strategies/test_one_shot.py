@@ -1,442 +1,118 @@
-"""The round with a fake Grid: every way a reply can go wrong, in every order."""
+"""Any registered method as a Flower strategy, and the one result that it gives."""
 
-import gc
-import itertools
-import json
-import random
-import tracemalloc
-
-import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.serverapp.exception import AggregationError
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from timm.models.vision_transformer import VisionTransformer
 
-from fedmitr_app.errors import ConfigError, RunFolderError
-from fedmitr_app.models import InputSpec
-from fedmitr_app.strategies import BareEnsemble, OneShotFedAvg, OneShotStrategy, split_ensemble
-from tests.strategies.fake_grid import (
-    FakeGrid,
-    LateGrid,
-    failure,
-    good_content,
-    record,
-    reply,
-    theta0,
-)
+from fedmitr_app.errors import ConfigError
+from fedmitr_app.methods import METHODS, MethodSettings
+from fedmitr_app.strategies import FedMITR, OneShotResult, OneShotStrategy, split_ensemble
+from tests.methods.test_fedmitr import settings
+from tests.strategies.fake_grid import FakeGrid, reply
+from tests.strategies.test_upload_round import QUICK
 
-QUICK = {"settle_seconds": 0.0, "poll_seconds": 0.0, "wait_for_nodes": 0.05}
+NODES = (11, 12, 13)
 
 
-def run(strategy, answer, nodes=(11, 12, 13), order=list, timeout=1.0, **start):
-    grid = FakeGrid(nodes, answer, order)
-    return strategy.start(grid, record(theta0()), timeout=timeout, **start)
+def vit(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 3}
+    return VisionTransformer(**sizes, embed_dim=16, depth=2, num_heads=2)
 
 
-def keyed(message, examples=10):
-    """Node 11 is client-a with weights 1.0, 12 client-b with 2.0, ..."""
-    number = message.metadata.dst_node_id - 10
-    return reply(message, good_content(float(number), examples, f"client-{'zabcdef'[number]}"))
+def state_of(node):
+    return vit(node).state_dict()
 
 
-def test_a_round_averages_and_keeps_theta0s_order(tmp_path):
-    strategy = OneShotFedAvg(run_dir=tmp_path, **QUICK)
-    result = run(strategy, keyed)
+def answer(message):
+    """Each node sends a model of its own, of which there are other numbers of examples."""
+    node = message.metadata.dst_node_id
+    arrays = ArrayRecord(state_of(node))
+    metrics = MetricRecord({"num-examples": 10 * (node - 10)})
+    upload = ConfigRecord({"client-key": f"client-{node}", "status": "ok"})
+    return reply(message, RecordDict({"arrays": arrays, "metrics": metrics, "upload": upload}))
+
+
+def run(method, chosen=None, **more):
+    strategy = OneShotStrategy(vit(), method, chosen, device="cpu", **{**QUICK, **more})
+    initial = ArrayRecord(vit().state_dict())
+    return strategy.start(FakeGrid(NODES, answer), initial, timeout=1.0), strategy
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedmitr", "best-client", "merged"])
+def test_start_gives_one_result_with_all_that_is_known(name):
+    result, strategy = run(name, settings())
+    assert isinstance(result, OneShotResult) and result.fused.model is not None
     state = result.arrays.to_torch_state_dict()
-    assert list(state) == list(theta0())
-    assert torch.equal(state["body.weight"], torch.full((2, 3), 2.0))
-    assert state["scale"].shape == ()
-    assert state["steps"].dtype == torch.int64 and state["steps"].tolist() == [3]
-    assert [upload.client for upload in strategy.outcome.accepted] == [
-        "client-a",
-        "client-b",
-        "client-c",
+    assert list(state) == list(vit().state_dict())
+    fused = result.fused.model.vit.state_dict()
+    assert all(torch.equal(state[key], fused[key]) for key in state)
+    assert [upload.client for upload in result.outcome.accepted] == [
+        f"client-{node}" for node in NODES
     ]
-    assert strategy.outcome.asked == 3 and not strategy.outcome.rejected
-    assert dict(result.train_metrics_clientapp[1]) == {"train-loss": 2.0, "uploads": 3}
-    assert sorted(path.name for path in (tmp_path / "uploads").iterdir()) == [
-        f"{upload.client}.{upload.digest[:16]}.{kind}"
-        for upload in strategy.outcome.accepted
-        for kind in ("json", "safetensors")
-    ]
+    assert len(result.task.clients) == 3 and result.control is None
+    assert result.train_metrics_clientapp[1]["uploads"] == 3
+    assert result.left_out == strategy.left_out and not result.scores
 
 
-def test_more_than_one_round_is_refused_before_anything_is_sent():
-    grid = FakeGrid([11], keyed)
-    with pytest.raises(ConfigError, match="num_rounds = 3 is not allowed: it must be 1, because"):
-        OneShotFedAvg(**QUICK).start(grid, record(theta0()), num_rounds=3)
-    assert not grid.pushed
+def test_federated_averaging_is_the_weighted_mean():
+    result, _ = run("fedavg")
+    found = result.arrays.to_torch_state_dict()["blocks.0.mlp.fc1.weight"].double()
+    parts = [(node - 10) * state_of(node)["blocks.0.mlp.fc1.weight"].double() for node in NODES]
+    torch.testing.assert_close(found, sum(parts) / 6, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations([11, 12, 13])))
-def test_the_order_of_arrival_changes_nothing(order):
-    def answer(message):
-        return reply(message, good_content(0.1 * message.metadata.dst_node_id))
+def test_what_the_weights_tell_of_an_upload_is_said_where_nobody_is_asked(monkeypatch, caplog):
+    honest = state_of
 
-    def bits(order):
-        strategy = OneShotFedAvg(**QUICK)
-        result = run(strategy, answer, order=lambda nodes: list(order))
-        clients = [upload.client for upload in strategy.outcome.accepted]
-        return clients, {name: array.data for name, array in result.arrays.items()}
-
-    assert bits(order) == bits([11, 12, 13])
-
-
-def _broken(kind):
-    """A reply content with one thing wrong, and words of the reason it should give."""
-    content = good_content(1.0, 10, "client-bad")
-    arrays = content["arrays"]
-    upload = content["upload"]
-    weight = theta0()["body.weight"]
-    if kind == "nan":
-        arrays["body.weight"] = Array(np.full((2, 3), np.nan, np.float32))
-    elif kind == "overflow":
-        arrays["body.weight"] = Array(np.full((2, 3), 1e300))
-    elif kind == "shape":
-        arrays["body.weight"] = Array(weight.T.copy())
-    elif kind == "missing":
-        del arrays["head.bias"]
-    elif kind == "extra":
-        arrays["secret"] = Array(weight)
-    elif kind == "renamed":
-        content["arrays"] = ArrayRecord({f"module.{name}": value for name, value in arrays.items()})
-    elif kind == "integers":
-        arrays["body.weight"] = Array(weight.astype(np.int64))
-    elif kind == "object dtype":
-        arrays["body.weight"] = Array("object", (2, 3), "numpy.ndarray", b"\x93NUMPY" + bytes(100))
-    elif kind == "bfloat16":
-        arrays["body.weight"] = Array("bfloat16", (2, 3), "numpy.ndarray", bytes(12))
-    elif kind == "huge payload":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", bytes(10_000))
-    elif kind == "cut payload":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", Array(weight).data[:-4])
-    elif kind == "lying payload":
-        data = Array(weight.reshape(3, 2)).data
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", data)
-    elif kind == "not npy":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", bytes(128))
-    elif kind == "other serialisation":
-        arrays["body.weight"] = Array("float32", (2, 3), "pickle", Array(weight).data)
-    elif kind == "no metrics":
-        del content["metrics"]
-    elif kind == "no arrays":
-        del content["arrays"]
-    elif kind == "bad key":
-        upload["client-key"] = "a\nb"
-    elif kind == "two keys":
-        upload["client-key"] = "a,b"
-    elif kind == "key of bytes":
-        upload["client-key"] = b"client"
-    elif kind == "architecture":
-        upload["architecture"] = json.dumps({"depth": 7})
-    elif kind == "input spec":
-        upload["input-spec"] = json.dumps(SPEC.to_dict() | {"size": 32})
-    elif kind == "normalisation":
-        upload["input-spec"] = json.dumps(SPEC.to_dict() | {"std": [0.25]})
-    elif kind == "not JSON":
-        upload["architecture"] = "[" * 19_000
-    elif kind == "client's own error":
-        upload["status"], upload["reason"] = "error", "data.path = 'x' is not there."
-    elif kind == "strange status":
-        upload["status"] = "maybe"
-    elif kind == "empty":
-        return RecordDict()
-    return content
-
-
-SPEC = InputSpec(8, 1, (0.5,), (0.5,))
-BROKEN = {
-    "nan": "6 of 6 values that are NaN",
-    "overflow": "NaN or infinite",
-    "shape": "(3, 2) where the server has (2, 3)",
-    "missing": "1 missing (head.bias)",
-    "extra": "1 unknown to the server (secret)",
-    "renamed": "starts with 'module.'",
-    "integers": "of type int64",
-    "object dtype": "of type object",
-    "bfloat16": "cast bfloat16",
-    "huge payload": "payload has 10000",
-    "cut payload": "bytes",
-    "lying payload": "shape (3, 2)",
-    "not npy": "not a readable npy",
-    "other serialisation": "'pickle'",
-    "no metrics": "0 records of metrics where one with 'num-examples' is needed",
-    "no arrays": "0 records of arrays",
-    "bad key": "client-key",
-    "two keys": "client-key = 'a,b': it must be 1 to 200 printable characters without ','",
-    "key of bytes": "client-key",
-    "architecture": "depth is 7, not 2",
-    "input spec": "size is 32, not 8",
-    "normalisation": "std is [0.25], not [0.5]",
-    "not JSON": "architecture is not readable JSON",
-    "client's own error": "data.path = 'x' is not there.",
-    "strange status": "'maybe'",
-    "empty": "0 records of",
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_one_bad_reply_never_costs_the_round(kind, tmp_path):
-    def answer(message):
-        bad = message.metadata.dst_node_id == 12
-        return reply(message, _broken(kind)) if bad else keyed(message)
-
-    strategy = OneShotFedAvg(
-        run_dir=tmp_path, architecture={"depth": 2}, input_spec=SPEC, num_classes=2, **QUICK
-    )
-    result = run(strategy, answer)
-    assert torch.equal(
-        result.arrays.to_torch_state_dict()["body.weight"], torch.full((2, 3), 2.0)
-    )
-    (rejection,) = strategy.outcome.rejected
-    assert BROKEN[kind] in rejection.reason and rejection.reason.endswith(".")
-    assert "\n" not in rejection.reason
-    assert json.loads((tmp_path / "rejected" / "1.json").read_text())["reason"] == rejection.reason
-    assert [upload.client for upload in strategy.outcome.accepted] == ["client-a", "client-c"]
-
-
-def test_a_right_declaration_is_kept():
-    def answer(message):
-        table = {"depth": 2, "num_classes": 2}
-        return reply(
-            message,
-            good_content(
-                1.0,
-                10,
-                "me",
-                **{
-                    "architecture": json.dumps(table),
-                    "input-spec": json.dumps(SPEC.to_dict()),
-                    "label-counts": "[4, 6]",
-                },
-            ),
-        )
-
-    strategy = OneShotFedAvg(architecture={"depth": 2}, input_spec=SPEC, num_classes=2, **QUICK)
-    run(strategy, answer, nodes=[11])
-    (upload,) = strategy.outcome.accepted
-    assert upload.input_spec == SPEC and upload.label_counts == (4, 6)
-    assert upload.architecture == {"depth": 2, "num_classes": 2}
-    assert upload.metrics == {"train-loss": 1.0} and upload.num_examples == 10
-
-
-def test_label_counts_that_lie_cost_the_counts_only(caplog):
-    def answer(message):
-        return reply(message, good_content(1.0, 10, "liar", **{"label-counts": "[3, 3]"}))
-
-    strategy = OneShotFedAvg(num_classes=2, **QUICK)
-    run(strategy, answer, nodes=[11])
-    (upload,) = strategy.outcome.accepted
-    assert upload.label_counts is None and upload.num_examples == 10
-    assert "liar: left out what it shares beside its weights: its label counts sum" in caplog.text
-
-
-def test_errors_silence_no_data_and_repetitions_are_told_apart():
-    def answer(message):
-        node = message.metadata.dst_node_id
-        if node == 11:
-            return [keyed(message), keyed(message)]
+    def drowning(node):
+        state = honest(node)
         if node == 12:
-            return failure(message, "Traceback ...\nRayTaskError\nValueError: broken", True)
-        if node == 13:
-            return None
-        if node == 14:
-            content = RecordDict({"metrics": MetricRecord({"num-examples": 0})})
-            content["upload"] = ConfigRecord({"status": "no-data", "client-key": "client-x"})
-            return reply(message, content)
-        return ValueError("malformed object")
+            state["blocks.0.mlp.fc1.weight"][0, 0] = 1e18
+        return state
 
-    strategy = OneShotFedAvg(**QUICK)
-    run(strategy, answer, nodes=range(11, 16), timeout=0.2)
-    outcome = strategy.outcome
-    assert len(outcome.accepted) == 1 and outcome.asked == 5
-    assert outcome.repeated == 1 and [each.client for each in outcome.no_data] == ["client-x"]
-    assert [(m.client, m.reason) for m in outcome.missing] == [
-        ("node-13", "no reply within 0.2 s (server.timeout).")
-    ]
-    # The error came from the SuperLink's node id and is still mapped to the node asked.
-    assert {r.client: r.reason for r in outcome.rejected} == {
-        "node-12": "its ClientApp failed (ValueError: broken).",
-        "node-15": "its reply could not be received (ValueError: malformed object).",
-    }
+    monkeypatch.setattr("tests.strategies.test_one_shot.state_of", drowning)
+    result, _ = run("fedavg")
+    assert "client-12 is suspicious: the root mean square of its blocks.0.mlp.fc1" in caplog.text
+    found = result.arrays.to_torch_state_dict()["blocks.0.mlp.fc1.weight"]
+    assert found.abs().max() < 1 and not result.left_out
 
 
-def test_a_message_that_cannot_be_sent_is_a_rejection():
-    grid = FakeGrid([11, 12], keyed)
-    grid.refuse = {12}
-    strategy = OneShotFedAvg(**QUICK)
-    strategy.start(grid, record(theta0()), timeout=1.0)
-    assert strategy.outcome.asked == 2 and len(strategy.outcome.accepted) == 1
-    assert strategy.outcome.rejected[0].client == "node-12"
+def test_a_bare_average_asks_no_model_anything(monkeypatch):
+    monkeypatch.setattr(
+        "fedmitr_app.methods.task.probe", lambda *_, **__: pytest.fail("nobody need be asked")
+    )
+    assert run("fedavg")[0].fused.model is not None
 
 
-def test_too_few_uploads_end_the_run_with_the_reasons():
-    strategy = OneShotFedAvg(min_clients=2, **QUICK)
-
-    def answer(message):
-        bad = message.metadata.dst_node_id != 11
-        return reply(message, _broken("nan")) if bad else keyed(message)
-
-    with pytest.raises(AggregationError, match="Only 1 usable upload.*at least 2.*client-bad: "):
-        run(strategy, answer)
-    assert len(strategy.outcome.rejected) == 2
-
-
-def test_a_round_of_silence_says_so():
-    words = r"Only 0 usable.*2 missing \(node-11: no reply within 0.1 s \(server.timeout\); node-12"
-    with pytest.raises(AggregationError, match=words):
-        run(OneShotFedAvg(**QUICK), lambda message: None, nodes=[11, 12], timeout=0.1)
-
-
-def test_too_few_nodes_end_the_wait():
-    with pytest.raises(AggregationError, match=r"Only 1 node\(s\) connected within 0.05 s"):
-        run(OneShotFedAvg(min_clients=2, **QUICK), keyed, nodes=[11])
-
-
-def test_late_nodes_are_waited_for():
-    class Growing(FakeGrid):
-        looks = 0
-
-        def get_node_ids(self):
-            self.looks += 1
-            return self.nodes[: self.looks]
-
-    for wait in ({"expected_nodes": 3}, {"settle_seconds": 0.02}):
-        strategy = OneShotFedAvg(**{**QUICK, "wait_for_nodes": 5.0, **wait})
-        strategy.start(Growing([11, 12, 13], keyed), record(theta0()), timeout=1.0)
-        assert strategy.outcome.asked == 3
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_two_claims_of_one_key_are_settled_by_content(seed):
-    def answer(message):
-        return reply(message, good_content(float(message.metadata.dst_node_id), 10, "same"))
-
-    def shuffled(nodes):
-        return random.Random(seed).sample(nodes, len(nodes))
-
-    strategy = OneShotFedAvg(**QUICK)
-    result = run(strategy, answer, order=shuffled)
-    reference = OneShotFedAvg(**QUICK)
-    expected = run(reference, answer)
-    assert len(strategy.outcome.accepted) == 3 and not strategy.outcome.rejected
-    names = [upload.client for upload in strategy.outcome.accepted]
-    assert names == [upload.client for upload in reference.outcome.accepted]
-    assert len(set(names)) == 3 and all(name.startswith("same#") for name in names)
-    assert result.arrays["body.weight"].data == expected.arrays["body.weight"].data
-
-
-def test_a_used_run_folder_is_refused_before_training(tmp_path):
-    run(OneShotFedAvg(run_dir=tmp_path, **QUICK), keyed)
-    grid = FakeGrid([11], keyed)
-    with pytest.raises(RunFolderError, match="already holds uploads"):
-        OneShotFedAvg(run_dir=tmp_path, **QUICK).start(grid, record(theta0()))
-    assert not grid.pushed
-
-
-def test_uploads_reach_the_disk_as_they_arrive(tmp_path):
-    seen = []
-
-    def answer(message):
-        seen.append(len(list((tmp_path / "uploads").glob("*.json"))))
-        return keyed(message)
-
-    run(OneShotFedAvg(run_dir=tmp_path, **QUICK), answer)
-    assert seen == [0, 1, 2]
-
-
-def test_memory_is_flat_in_the_number_of_uploads():
-    big = np.zeros(300_000, np.float32)
-
-    def answer(message):
-        values = np.full_like(big, message.metadata.dst_node_id)
-        metrics = MetricRecord({"num-examples": 10})
-        return reply(message, RecordDict({"arrays": record({"w": values}), "metrics": metrics}))
-
-    def peak(clients):
-        strategy = OneShotFedAvg(**QUICK)
-        gc.collect()
-        gc.disable()  # nothing may wait for the collector
-        tracemalloc.start()
-        strategy.start(FakeGrid(range(clients), answer), record({"w": big}), timeout=5.0)
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        gc.enable()
-        assert len(strategy.outcome.accepted) == clients
-        return most
-
-    few = peak(5)
-    assert peak(20) < 1.2 * few
-    # θ₀, and of one reply: what was sent, its decoded values and what the file takes.
-    assert few < 8 * big.nbytes
-
-
-def test_a_fuse_that_forgets_a_parameter_is_told():
-    class Forgetful(OneShotStrategy):
-        def fuse(self, uploads):
-            state = uploads[0].load_state()
-            del state["scale"]
-            return state
-
-    with pytest.raises(AggregationError, match="Forgetful.fuse returned other names"):
-        run(Forgetful(**QUICK), keyed)
-
-
-def test_record_names_can_be_chosen():
-    def answer(message):
-        assert set(message.content) == {"weights", "settings"}
-        assert message.content["settings"]["server-round"] == 1
-        content = good_content(1.0)
-        content["weights"] = content.pop("arrays")
-        content["metrics"]["n"] = content["metrics"].pop("num-examples")
-        return reply(message, content)
-
-    names = {"arrayrecord_key": "weights", "configrecord_key": "settings", "weighted_by_key": "n"}
-    strategy = OneShotFedAvg(**names, **QUICK)
-    run(strategy, answer, nodes=[11])
-    assert len(strategy.outcome.accepted) == 1
-
-
-def test_federated_evaluation_weighs_by_examples_and_skips_bad_replies():
-    def answer(message):
-        if message.metadata.message_type == "train":
-            return keyed(message)
-        node = message.metadata.dst_node_id
-        if node == 13:
-            return failure(message, "broken")
-        metrics = MetricRecord({"accuracy": float(node == 11), "num-examples": node - 10})
-        return reply(message, RecordDict({"metrics": metrics}))
-
-    grid_answers = {"nodes": [11, 12, 13]}
-    off = run(OneShotFedAvg(**QUICK), answer, **grid_answers)
-    assert not off.evaluate_metrics_clientapp
-    strategy = OneShotFedAvg(federated_evaluation=True, **QUICK)
-    grid = FakeGrid([11, 12, 13], answer)
-    grid.turns = dict.fromkeys(grid.nodes, 0)
-    result = strategy.start(grid, record(theta0()), timeout=1.0)
-    assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": pytest.approx(1 / 3)}
-
-
-def test_the_bare_ensemble_keeps_every_model(tmp_path, caplog):
-    result = run(BareEnsemble(run_dir=tmp_path, federated_evaluation=True, **QUICK), keyed)
+def test_the_ensemble_is_every_model_side_by_side(caplog):
+    result, _ = run("ensemble", MethodSettings(settings().teacher), federated_evaluation=True)
     models = split_ensemble(result.arrays.to_torch_state_dict())
-    assert sorted(models) == ["client-a", "client-b", "client-c"]
-    assert all(set(state) == set(theta0()) for state in models.values())
-    assert float(models["client-b"]["scale"]) == 2.0
-    assert not result.evaluate_metrics_clientapp
+    assert sorted(models) == [f"client-{node}" for node in NODES]
+    for node in NODES:
+        expected = state_of(node)
+        own = models[f"client-{node}"]
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[key], expected[key]) for key in expected)
+    assert result.fused.model is None and not result.evaluate_metrics_clientapp
     assert "An ensemble is no single model: it is neither sent nor evaluated." in caplog.text
 
 
-@pytest.mark.parametrize("value", [0, -1, True, 1.5])
-def test_min_clients_is_checked(value):
-    with pytest.raises(ConfigError, match="min_clients"):
-        OneShotFedAvg(min_clients=value)
+def test_the_summary_has_the_method_its_paper_and_what_it_reads():
+    for name, method in METHODS.items():
+        if method.needs:
+            continue
+        lines = OneShotStrategy(vit(), name, device="cpu", **QUICK).summary_lines()
+        assert any(line.startswith(f"Method: {name}") and method.paper in line for line in lines)
+        shown = {line.partition("Config:")[0].lower() for line in lines if "Config:" in line}
+        assert shown == set(method.reads)
 
 
-def test_a_reply_that_comes_too_late_is_missing_and_the_others_count(clock):
-    strategy = OneShotFedAvg(**QUICK)
-    strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=0.3)
-    assert [upload.client for upload in strategy.outcome.accepted] == ["client-a", "client-b"]
-    assert [missing.client for missing in strategy.outcome.missing] == ["node-13"]
-    assert "no reply within 0.3 s" in strategy.outcome.missing[0].reason
-    assert clock.now == pytest.approx(0.3, abs=0.02)
+def test_the_plain_strategy_is_fedmitr():
+    assert FedMITR(vit(), device="cpu").method is OneShotStrategy(vit(), device="cpu").method
+
+
+def test_a_method_that_there_is_not_is_refused_when_the_strategy_is_made():
+    with pytest.raises(ConfigError, match="method = 'magic' is not allowed: it must be one of"):
+        OneShotStrategy(vit(), "magic", device="cpu")

@@ -9,9 +9,9 @@ from fedmitr_app.client_app import read_client
 from fedmitr_app.config import default_run_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions import load_shard
-from fedmitr_app.strategies import OneShotFedAvg
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, LateGrid, context, record, reply, theta0
-from tests.strategies.test_one_shot import QUICK, keyed
+from tests.strategies.test_upload_round import QUICK, keyed
 
 
 def draw_class(folder, count):
@@ -24,7 +24,7 @@ def draw_class(folder, count):
     ("patience", "accepted", "until"), [(0.0, 3, 1.0), (0.2, 2, 0.2), (5.0, 3, 1.0)]
 )
 def test_the_rest_is_waited_for_as_long_as_patience_says(clock, patience, accepted, until):
-    strategy = OneShotFedAvg(min_clients=2, patience=patience, **QUICK)
+    strategy = AveragingRound(min_clients=2, patience=patience, **QUICK)
     strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=20.0)
     assert len(strategy.outcome.accepted) == accepted
     assert clock.now == pytest.approx(until, abs=0.02)
@@ -34,7 +34,7 @@ def test_the_rest_is_waited_for_as_long_as_patience_says(clock, patience, accept
 
 
 def test_patience_begins_when_there_are_enough(clock):
-    strategy = OneShotFedAvg(min_clients=3, patience=0.1, **QUICK)
+    strategy = AveragingRound(min_clients=3, patience=0.1, **QUICK)
     strategy.start(LateGrid(clock, keyed), record(theta0()), timeout=20.0)
     assert len(strategy.outcome.accepted) == 3
 
@@ -63,7 +63,7 @@ class SlowScores(FakeGrid):
 
 
 def test_patience_with_evaluations_begins_with_the_first(clock, caplog):
-    strategy = OneShotFedAvg(patience=0.2, federated_evaluation=True, **QUICK)
+    strategy = AveragingRound(patience=0.2, federated_evaluation=True, **QUICK)
     strategy.start(SlowScores(clock), record(theta0()), timeout=20.0)
     assert strategy.scores["a"].nodes == 2
     assert clock.now == pytest.approx(5.2, abs=0.05)

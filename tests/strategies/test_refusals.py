@@ -10,9 +10,9 @@ from flwr.serverapp.strategy import (
 )
 
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.strategies import OneShotFedAvg
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, context, failure, record, theta0
-from tests.strategies.test_one_shot import QUICK, keyed, run
+from tests.strategies.test_upload_round import QUICK, keyed, run
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ from tests.strategies.test_one_shot import QUICK, keyed, run
 )
 def test_a_differential_privacy_wrapper_is_refused_before_anyone_trains(wrap):
     grid = FakeGrid([11, 12, 13], keyed)
-    with pytest.raises(ConfigError, match="OneShotFedAvg fuses each client's model as it was sent"):
-        wrap(OneShotFedAvg(**QUICK)).start(grid, record(theta0()), num_rounds=1)
+    with pytest.raises(ConfigError, match="AveragingRound fuses each client's model as it was sent"):
+        wrap(AveragingRound(**QUICK)).start(grid, record(theta0()), num_rounds=1)
     assert not grid.pushed
 
 
 def test_secure_aggregation_is_refused_before_anyone_trains():
-    grid, strategy = FakeGrid([11, 12, 13], keyed), OneShotFedAvg(**QUICK)
+    grid, strategy = FakeGrid([11, 12, 13], keyed), AveragingRound(**QUICK)
     legacy = LegacyContext(context({}), strategy=strategy)
     workflow = DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(3, 2))
     with pytest.raises(ConfigError, match="a workflow, as for secure aggregation, does not hand"):
@@ -47,7 +47,7 @@ def test_a_client_that_applies_secure_aggregation_is_told_to_leave_it_out():
             return failure(message, "Traceback ...\nKeyError: 'secaggplus_configs'")
         return keyed(message)
 
-    strategy = OneShotFedAvg(**QUICK)
+    strategy = AveragingRound(**QUICK)
     run(strategy, answer)
     (rejection,) = strategy.outcome.rejected
     assert "secure aggregation (secaggplus_mod)" in rejection.reason

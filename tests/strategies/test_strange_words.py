@@ -8,16 +8,17 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.exception import AggregationError
 
+from fedmitr_app.methods import Fused
 from fedmitr_app.reporting.table import client_table, write_clients_csv
 from fedmitr_app.results import Results
 from fedmitr_app.results.tables import client_rows
-from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.teacher import Trust
 from fedmitr_app.uploads import Weighed
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 from tests.strategies.test_hostile import real, stopped
-from tests.strategies.test_one_shot import QUICK, run
+from tests.strategies.test_upload_round import QUICK, run
 
 EVIL = "=cmd|' /C calc'!A0\x1b[2J\x1b]0;owned\x07\u202egpj\u2066\u200b\x9b31m"
 EVIL += "\r\n\u2028ERROR all is lost\x7f"
@@ -27,7 +28,8 @@ def rows_of(strategy):
     """The clients' table of a round, as the report has it."""
     count = len(strategy.outcome.accepted)
     judged = {"trust": [Trust(1.0, 1.0, 1.0)] * count, "weighed": [Weighed()] * count}
-    results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, **judged)
+    left, fused = frozenset(), Fused(None)
+    results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, left, fused, **judged)
     return client_rows(results)
 
 
@@ -58,7 +60,7 @@ def say_in_every_way(message):
 
 def test_nothing_that_a_client_says_rules_a_terminal_or_a_spreadsheet(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    strategy = OneShotFedAvg(
+    strategy = AveragingRound(
         run_dir=tmp_path, min_clients=2, architecture={"depth": 2}, **QUICK
     )
     run(strategy, say_in_every_way, range(11, 21), timeout=0.3)
@@ -92,7 +94,7 @@ def test_what_is_left_out_is_told_of_in_harmless_words(caplog):
         content[MOMENTS_KEY] = record({EVIL: theta0()["head.bias"]})
         return reply(message, content)
 
-    strategy = OneShotFedAvg(**QUICK)
+    strategy = AveragingRound(**QUICK)
     strategy.start(FakeGrid([11], answer), record(arrays), timeout=1.0)
     (said,) = [line.getMessage() for line in caplog.records if "left out" in line.getMessage()]
     assert "unknown to the server (=cmd|" in said and said.isprintable()
@@ -103,7 +105,7 @@ def test_the_sentence_that_ends_a_run_is_printable():
         return failure(message, EVIL)
 
     with pytest.raises(AggregationError) as ended:
-        run(OneShotFedAvg(min_clients=2, **QUICK), answer)
+        run(AveragingRound(min_clients=2, **QUICK), answer)
     assert str(ended.value).isprintable()
 
 
@@ -124,7 +126,7 @@ def test_nobody_is_without_data_because_another_says_so(caplog):
             return reply(message, content)
         return reply(message, good_content(float(node), 10, f"client-{'ab'[node - 11]}"))
 
-    strategy = OneShotFedAvg(**QUICK)
+    strategy = AveragingRound(**QUICK)
     run(strategy, answer, (11, 12, 98, 99))
     rows = {(row.client, row.node): row for row in rows_of(strategy)}
     assert rows.keys() == {("client-a", n) for n in (11, 98, 99)} | {("client-b", 12)}
@@ -145,7 +147,7 @@ def test_two_that_say_they_have_no_data_under_one_key_are_two():
             return reply(message, good_content(1.0, 10, "client-a"))
         return without_data(message, "client-b")
 
-    strategy = OneShotFedAvg(**QUICK)
+    strategy = AveragingRound(**QUICK)
     run(strategy, answer)
     assert [(each.client, each.node) for each in strategy.outcome.no_data] == [
         ("client-b", 12),
@@ -160,7 +162,7 @@ def test_who_calls_itself_like_another_node_is_known_by_its_own():
         return reply(message, good_content(1.0, 10, "node-11", status="error", reason="so did I"))
 
     with pytest.raises(AggregationError):
-        run(strategy := OneShotFedAvg(**QUICK), answer, (11, 12))
+        run(strategy := AveragingRound(**QUICK), answer, (11, 12))
     rows = [(row.client, row.node) for row in rows_of(strategy)]
     assert rows == [("node-11", 11), ("node-11", 12)]
     assert all("gives this key too" in each.reason for each in strategy.outcome.rejected)
@@ -176,7 +178,7 @@ def test_only_who_was_told_so_has_sent_its_upload_before(tmp_path):
             content = good_content(2.0, 10, "client-b")
         return reply(message, content)
 
-    strategy = OneShotFedAvg(run_dir=tmp_path, resume=True, **QUICK)
+    strategy = AveragingRound(run_dir=tmp_path, resume=True, **QUICK)
     strategy.start(real([11, 12, 99], answer), record(theta0()), timeout=1.0)
     (refused,) = strategy.outcome.rejected
     assert (refused.client, refused.node) == ("client-a", 99)

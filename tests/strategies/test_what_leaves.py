@@ -14,8 +14,8 @@ from fedmitr_app.client_app import app
 from fedmitr_app.config import default_run_config, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError
 from fedmitr_app.models import InputSpec, build_vit
-from fedmitr_app.strategies import OneShotFedAvg
 from fedmitr_app.strategies.records import to_array_record
+from tests.strategies.averaging import AveragingRound
 from tests.strategies.fake_grid import FakeGrid, context
 
 SECRET = "Mueller"
@@ -107,7 +107,7 @@ def asked(node: dict, **changes) -> tuple[str, list[str]]:
         return reply
 
     names = ConfigRecord({"class-names": [str(digit) for digit in range(10)]})
-    strategy = OneShotFedAvg(settle_seconds=0.0, poll_seconds=0.0, federated_evaluation=True)
+    strategy = AveragingRound(settle_seconds=0.0, poll_seconds=0.0, federated_evaluation=True)
     with pytest.raises(AggregationError):
         strategy.start(FakeGrid([11], answer), arrays, timeout=60.0, train_config=names)
     (rejection,) = strategy.outcome.rejected

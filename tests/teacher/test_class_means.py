@@ -1,6 +1,5 @@
 """The ensemble of clients that upload class means: as if label counts were known."""
 
-import copy
 
 import pytest
 import torch

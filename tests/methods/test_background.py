@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.methods import METHODS, Task, beside
+from fedmitr_app.methods import METHODS, Task, run_in_background
 from tests.methods.test_fedmitr import CPU, settings, theta0, uploads
 
 __all__ = ["theta0", "uploads"]  # fixtures
@@ -37,7 +37,7 @@ def test_the_other_process_gives_what_this_one_gives(task, tmp_path, caplog):
     # Answers that asking the clients again would not give.
     told = task.probed.flip(0)
     telling.knowing(probed=told)
-    with beside("fedmitr", telling) as result:
+    with run_in_background("fedmitr", telling) as result:
         assert torch.get_num_threads() == 1
         found = result()
     assert torch.get_num_threads() == 2
@@ -63,18 +63,18 @@ def test_a_method_that_fails_costs_nothing_but_itself(task, caplog, threads):
         lambda ours: replace(ours, distillation=replace(ours.distillation, learning_rate=1e30))
     )
     try:
-        with beside("fedmitr", diverging) as result:
+        with run_in_background("fedmitr", diverging) as result:
             assert result() is None
     finally:
         torch.set_num_threads(before)
-    said = "'fedmitr' beside the global model gave nothing: distillation.learning-rate"
+    said = "'fedmitr' in the background gave nothing: distillation.learning-rate"
     assert said in caplog.text
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_process_that_dies_is_told(task, caplog):
-    with beside("fedmitr", task) as result:
-        (process,) = [child for child in active_children() if child.name == "beside"]
+    with run_in_background("fedmitr", task) as result:
+        (process,) = [child for child in active_children() if child.name == "background"]
         process.kill()
         assert result() is None
     assert "its process died" in caplog.text
@@ -86,7 +86,7 @@ def test_an_error_here_does_not_wait_for_the_other(task):
         lambda ours: replace(ours, distillation=replace(ours.distillation, steps=10**6))
     )
     started = time.monotonic()
-    with pytest.raises(ValueError, match="here"), beside("fedmitr", slow):
+    with pytest.raises(ValueError, match="here"), run_in_background("fedmitr", slow):
         raise ValueError("here")
     assert time.monotonic() - started < 60 and torch.get_num_threads() == 2
 
@@ -101,21 +101,22 @@ def test_nothing_is_recorded_once_it_is_over(task):
         time.sleep(0.5)  # a slow disk
         heard.append(stage)
 
-    with pytest.raises(ValueError, match="here"), beside("fedmitr", replace(task, record=record)):
+    recording = replace(task, record=record)
+    with pytest.raises(ValueError, match="here"), run_in_background("fedmitr", recording):
         assert recording.wait(60)
         raise ValueError("here")
-    assert not [thread for thread in threading.enumerate() if thread.name == "beside"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "background"]
     assert heard
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_full_disk_costs_nothing_but_the_method_beside(task, caplog, monkeypatch):
+def test_a_full_disk_costs_nothing_but_the_method_in_the_background(task, caplog, monkeypatch):
     def full(path, *rest):
         raise RunFolderError(f"{path} cannot be written: No space left on device.")
 
     # The module, not the function of its name.
-    module = importlib.import_module("fedmitr_app.methods.beside")
+    module = importlib.import_module("fedmitr_app.methods.background")
     monkeypatch.setattr(module, "save_tensors", full)
-    with beside("fedmitr", task) as result:
+    with run_in_background("fedmitr", task) as result:
         assert result() is None
     assert "gave nothing: " in caplog.text and "No space left" in caplog.text

@@ -1,4 +1,4 @@
-"""A method beside other work, in a process of its own."""
+"""A method in the background, in a process of its own."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ Result = Callable[[], Fused | None]
 
 
 @contextlib.contextmanager
-def beside(method: str, task: Task) -> Iterator[Result]:
+def run_in_background(method: str, task: Task) -> Iterator[Result]:
     """Run a method while the ``with`` block does something else; give a way to its result.
 
     Small models leave a second core half idle: two of them on one thread each are done sooner
@@ -77,7 +77,7 @@ def beside(method: str, task: Task) -> Iterator[Result]:
     order = _Order(
         method, shape, task.uploads, task.weighed, settings, task.folder, task.label, share
     )
-    process = context.Process(target=_work, args=(theirs, order), name="beside", daemon=True)
+    process = context.Process(target=_work, args=(theirs, order), name="background", daemon=True)
     listener = _Listener(ours, method, task)
     process.start()
     theirs.close()  # else its end would never be heard here
@@ -102,7 +102,7 @@ def _here(method: str, task: Task) -> Fused | None:
 
 
 def _warn(method: str, reason: str) -> None:
-    _log.warning("The method %r beside the global model gave nothing: %s", method, reason)
+    _log.warning("The method %r in the background gave nothing: %s", method, reason)
 
 
 class _Order(NamedTuple):
@@ -124,7 +124,7 @@ class _Listener(threading.Thread):
     """Hears the other process out: its lines go to the log, its records to the task's."""
 
     def __init__(self, pipe: Connection, method: str, task: Task) -> None:
-        super().__init__(name="beside", daemon=True)
+        super().__init__(name="background", daemon=True)
         self._pipe, self._method, self._task = pipe, method, task
         self._fused: Fused | None = None
         self.wanted = True
