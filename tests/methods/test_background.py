@@ -101,8 +101,8 @@ def test_nothing_is_recorded_once_it_is_over(task):
         time.sleep(0.5)  # a slow disk
         heard.append(stage)
 
-    recording = replace(task, record=record)
-    with pytest.raises(ValueError, match="here"), run_in_background("fedmitr", recording):
+    told = replace(task, record=record)
+    with pytest.raises(ValueError, match="here"), run_in_background("fedmitr", told):
         assert recording.wait(60)
         raise ValueError("here")
     assert not [thread for thread in threading.enumerate() if thread.name == "background"]

@@ -1,4 +1,4 @@
-"""A round whose uploads are averaged, of whatever names and shapes: what collects them is tested."""
+"""A round whose uploads are averaged, whatever their names: what collects them is tested."""
 
 from fedmitr_app.merging import Mergeable, average
 from fedmitr_app.strategies import UploadRound
