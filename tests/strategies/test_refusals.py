@@ -27,7 +27,7 @@ from tests.strategies.test_upload_round import QUICK, keyed, run
 )
 def test_a_differential_privacy_wrapper_is_refused_before_anyone_trains(wrap):
     grid = FakeGrid([11, 12, 13], keyed)
-    with pytest.raises(ConfigError, match="AveragingRound fuses each client's model as it was sent"):
+    with pytest.raises(ConfigError, match="Round fuses each client's model as it was sent"):
         wrap(AveragingRound(**QUICK)).start(grid, record(theta0()), num_rounds=1)
     assert not grid.pushed
 
