@@ -8,16 +8,10 @@ IMAGENET_STD = "0.229,0.224,0.225"
 
 Preset = dict[str, bool | int | float | str]
 
-# Chosen with CIFAR-10 at 96 px; an ImageNet-trained backbone is easily ruined by synthetic
-# images, so that the student's head alone learns from them.
-_DEIT_TINY: Preset = {
-    "data.channels": 3,
-    "data.mean": IMAGENET_MEAN,
-    "data.std": IMAGENET_STD,
-    "model.name": "deit_tiny_patch16_224",
-    "model.weights": "hub",
-    "model.precision": "auto",
-    "model.matmul": "auto",
+# For a ViT that a large data set trained. An ImageNet-trained backbone is easily ruined by
+# synthetic images, so that the student's head alone learns from them (chosen with CIFAR-10 at 96
+# px); the rest: docs/uploads-that-fuse.md.
+_PRETRAINED: Preset = {
     # Uploads that can be averaged (docs/uploads-that-fuse.md).
     "client.epochs": 5,
     "client.augment": "shift-flip",
@@ -45,6 +39,16 @@ _DEIT_TINY: Preset = {
     "distillation.learning-rate": 1e-4,
     "distillation.temperature": 1.0,
     "distillation.hard": 0.3,
+}
+
+_DEIT_TINY: Preset = _PRETRAINED | {
+    "data.channels": 3,
+    "data.mean": IMAGENET_MEAN,
+    "data.std": IMAGENET_STD,
+    "model.name": "deit_tiny_patch16_224",
+    "model.weights": "hub",
+    "model.precision": "auto",
+    "model.matmul": "auto",
 }
 
 # At its own 224 px, sized for a GPU. Nothing was tuned at this size. What takes memory there
@@ -78,6 +82,17 @@ PRESETS: dict[str, Preset] = {
         "inversion.stops": "0.25,0.5",
         "teacher.probe-images": 256,
         "distillation.steps": 120,
+        "distillation.batch-size": 32,
+    },
+    # The server's part of what docs/uploads-that-fuse.md measures: two minutes of one core for
+    # five DeiT-Tiny at 224 px.
+    "pretrained": _PRETRAINED
+    | {
+        "inversion.images": 96,
+        "inversion.batch-size": 48,
+        "inversion.iterations": 40,
+        "distillation.steps": 300,
+        "distillation.repeats": 25,
         "distillation.batch-size": 32,
     },
     "cifar10-deit-tiny": _DEIT_TINY

@@ -18,7 +18,8 @@ from fedmitr_app.methods.registry import (
     known_methods,
     register,
 )
-from fedmitr_app.methods.settings import MethodSettings
+from fedmitr_app.methods.running import run_with_control, screen
+from fedmitr_app.methods.settings import MethodSettings, settings_for
 from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
 
@@ -37,5 +38,8 @@ __all__ = [
     "known_methods",
     "register",
     "run_in_background",
+    "run_with_control",
+    "screen",
+    "settings_for",
     "without_inversion",
 ]

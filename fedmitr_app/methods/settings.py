@@ -1,6 +1,8 @@
 """What decides the global model, given the uploads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedmitr_app.config import (
     Config,
@@ -9,7 +11,13 @@ from fedmitr_app.config import (
     InversionConfig,
     MergeConfig,
     TeacherConfig,
+    parse_config,
 )
+from fedmitr_app.models import PatchViT, is_trained
+
+AUTO = "auto"
+SCRATCH, PRETRAINED = "default", "pretrained"
+"""What ``auto`` comes to, by what θ₀ is."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +47,31 @@ class MethodSettings:
     def weighting(self) -> str:
         """How much an upload counts for: by what its client says, of which a defence doubts."""
         return "num-examples" if self.teacher.defence == "none" else "capped-examples"
+
+
+def settings_for(
+    model: PatchViT,
+    preset: str = AUTO,
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[str, MethodSettings]:
+    """Return a preset's name and settings, by default those that suit θ₀.
+
+    Parameters
+    ----------
+    model : PatchViT
+        θ₀: one that has been trained gets ``pretrained``, another one ``default``.
+    preset : str
+        ``auto``, or the name of a preset.
+    changes : Mapping[str, Any], optional
+        Run-config keys such as ``distillation.steps``, which win over the preset.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown preset or key, or an impossible value.
+    """
+    if preset == AUTO:
+        preset = PRETRAINED if is_trained(model.vit) else SCRATCH
+    config = parse_config({"preset": preset, "seed": seed, **(changes or {})})
+    return preset, MethodSettings.of(config)

@@ -9,7 +9,7 @@ from fedmitr_app.models.deciding import (
     undecided,
 )
 from fedmitr_app.models.factory import architecture_of, build_vit
-from fedmitr_app.models.given import take_model
+from fedmitr_app.models.given import is_trained, spec_of, take_model
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 from fedmitr_app.models.received import model_with
 from fedmitr_app.models.spec import InputSpec
@@ -26,10 +26,12 @@ __all__ = [
     "architecture_of",
     "build_vit",
     "decide",
+    "is_trained",
     "model_with",
     "plain",
     "require_compiler",
     "settings_of",
+    "spec_of",
     "take_model",
     "undecided",
 ]

@@ -1,6 +1,7 @@
 """A model that somebody else made: taken, or refused before any client trains it."""
 
 import torch
+from timm.data import resolve_model_data_config
 from timm.layers import DropPath, PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -24,8 +25,7 @@ def take_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None)
     vit : PatchViT | VisionTransformer
         Not changed.
     spec : InputSpec | None
-        The images that it takes; None reads size and channels off the model and takes pixels in
-        [-1, 1] (mean and std 0.5).
+        The images that it takes; None reads them off the model, see :func:`spec_of`.
 
     Raises
     ------
@@ -42,14 +42,39 @@ def take_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None)
             )
         model = vit
     elif isinstance(vit, VisionTransformer):
-        size, channels = vit.patch_embed.img_size, vit.patch_embed.proj.in_channels
-        model = PatchViT(vit, spec or InputSpec(size[0], channels, (0.5,), (0.5,)))
+        model = PatchViT(vit, spec or spec_of(vit))
     else:
         raise ModelError(_of_another_kind(vit))
     _require_numbers(model.vit)
     _require_steady(model.vit)
     _require_answers(model)
     return model
+
+
+def is_trained(vit: VisionTransformer) -> bool:
+    """Say whether a model has been trained: no norm is then as it was made, all ones and zeros."""
+    norms = [module for module in vit.modules() if isinstance(module, nn.LayerNorm)]
+    return any(
+        bool((norm.weight != 1).any()) or bool((norm.bias != 0).any())
+        for norm in norms
+        if norm.weight is not None and norm.bias is not None
+    )
+
+
+def spec_of(vit: VisionTransformer) -> InputSpec:
+    """Return the images that a timm model takes: size and channels as it is built.
+
+    Mean and deviation are those that timm records of a pre-trained model (``pretrained_cfg``);
+    of a model that nobody has trained 0.5 both: pixels in [-1, 1] (choice).
+    """
+    size, channels = vit.patch_embed.img_size[0], vit.patch_embed.proj.in_channels
+    mean, std = (0.5,), (0.5,)
+    record = getattr(vit, "pretrained_cfg", None)
+    if record and is_trained(vit):
+        known = resolve_model_data_config(vit)
+        if len(known["mean"]) == len(known["std"]) == channels:
+            mean, std = tuple(known["mean"]), tuple(known["std"])
+    return InputSpec(size, channels, mean, std)
 
 
 def _of_another_kind(model: object) -> str:

@@ -5,14 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from fedmitr_app.errors import ModelError
 from fedmitr_app.files import write_atomically, write_json
 
 WEIGHTS_NAME = "global_model.safetensors"
 DESCRIPTION_NAME = "global_model.json"
+MOST = 10**5
+"""Of any size in a description: pixels, classes, width."""
+MOST_BLOCKS = 500
 
 
 def save_global_model(
@@ -91,6 +97,34 @@ def _fits(architecture: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
         return False
     built = {key: value.shape for key, value in model.state_dict().items()}
     return built == {key: value.shape for key, value in state.items()}
+
+
+def build_described(
+    architecture: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> VisionTransformer:
+    """Build the model that a ``global_model.json`` describes, with its weights.
+
+    Both may be anybody's: no more memory is taken than the weights have.
+
+    Raises
+    ------
+    ModelError
+        If it describes none of the models that this package writes.
+    """
+    sizes = {key: value for key, value in architecture.items() if key != "name"}
+    name = architecture.get("name")
+    known = name == "small" or name in timm.list_models(["vit_*", "deit_*"])
+    plain = all(
+        isinstance(value, (int, float)) and 0 < value <= MOST for value in sizes.values()
+    )
+    deep = sizes.get("depth", 1) > MOST_BLOCKS if plain else True
+    if not known or deep or not {"num_classes", "img_size", "in_chans"} <= sizes.keys():
+        raise ModelError("its architecture is none that a run writes")
+    module, builder, arguments, keywords = _call(architecture)
+    with torch.device("meta"):  # shapes only
+        model = getattr(importlib.import_module(module), builder)(*arguments, **keywords)
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 def load_lines(architecture: Mapping[str, Any]) -> list[str]:

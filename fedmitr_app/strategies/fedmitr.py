@@ -1,12 +1,14 @@
 """FedMITR as a Flower strategy (arXiv 2605.10748)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, MergeConfig, TeacherConfig
-from fedmitr_app.methods import MethodSettings
-from fedmitr_app.models import PatchViT
+from fedmitr_app.methods import settings_for
+from fedmitr_app.models import InputSpec, PatchViT, take_model
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 
 
@@ -19,32 +21,44 @@ class FedMITR(OneShotStrategy):
     ----------
     model : PatchViT | VisionTransformer
         The clients' architecture, a plain timm ViT or DeiT. Its weights are θ₀.
-    teacher, inversion, distillation : TeacherConfig, InversionConfig, DistillationConfig
-        How the uploads are combined, inverted and distilled.
-    merge : MergeConfig
-        How their weights are merged into what the student starts from.
+    preset : str
+        ``auto`` takes the settings that suit θ₀, for a pre-trained model or for one from scratch;
+        or the name of a preset.
+    changes : Mapping[str, Any] | None
+        Settings by their run-config keys, such as ``{"distillation.steps": 500}``: they win over
+        the preset.
+    teacher, merge, inversion, distillation : TeacherConfig, MergeConfig, InversionConfig, ...
+        A whole section in place of the preset's.
     seed : int
         Run seed: the same uploads and seed give the same model on a CPU.
+    input_spec : InputSpec | None
+        What the clients feed their model; None reads it off the model.
     **others
-        ``input_spec``, ``device`` and more, as in :class:`OneShotStrategy`.
+        ``device`` and more, as in :class:`OneShotStrategy`.
     """
 
     def __init__(
         self,
         model: PatchViT | VisionTransformer,
         *,
+        preset: str = "auto",
+        changes: Mapping[str, Any] | None = None,
         teacher: TeacherConfig | None = None,
+        merge: MergeConfig | None = None,
         inversion: InversionConfig | None = None,
         distillation: DistillationConfig | None = None,
-        merge: MergeConfig | None = None,
         seed: int = 0,
+        input_spec: InputSpec | None = None,
         **others: Any,
     ) -> None:
-        settings = MethodSettings(
-            teacher or TeacherConfig(),
-            inversion or InversionConfig(),
-            distillation or DistillationConfig(),
-            seed=seed,
-            merge=merge or MergeConfig(),
-        )
-        super().__init__(model, "fedmitr", settings, **others)
+        taken = take_model(model, input_spec)
+        name, settings = settings_for(taken, preset, seed, changes)
+        sections = {
+            "teacher": teacher,
+            "merge": merge,
+            "inversion": inversion,
+            "distillation": distillation,
+        }
+        given = {key: value for key, value in sections.items() if value is not None}
+        super().__init__(taken, "fedmitr", replace(settings, **given), **others)
+        self._preset = f"{name!r}" + (f" but for {', '.join(given)}" if given else "")

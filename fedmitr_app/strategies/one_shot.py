@@ -20,8 +20,9 @@ from fedmitr_app.methods import (
     MethodSettings,
     Task,
     find_method,
-    run_in_background,
-    without_inversion,
+    run_with_control,
+    screen,
+    settings_for,
 )
 from fedmitr_app.models import (
     InputSpec,
@@ -72,10 +73,11 @@ class OneShotStrategy(UploadRound):
         ``ensemble`` the result holds all models side by side, named ``<client key>/<parameter>``
         (:func:`split_ensemble`).
     settings : MethodSettings | None
-        The same uploads and settings give the same model on a CPU; None: the defaults.
+        The same uploads and settings give the same model on a CPU; None: those that suit θ₀, for
+        a pre-trained model or for one from scratch (:func:`settings_for`).
     input_spec : InputSpec | None
-        What the clients feed their model; None reads size and channels off the model
-        and takes pixels in [-1, 1] (mean and std 0.5).
+        What the clients feed their model; None reads it off the model
+        (:func:`~fedmitr_app.models.spec_of`).
     device : str | torch.device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, and :meth:`summary` tells what that came to;
         or a device that the caller chose, and told about, itself.
@@ -128,7 +130,9 @@ class OneShotStrategy(UploadRound):
             num_classes=self.model.num_classes,
             **one_shot,
         )
-        self.settings = settings or MethodSettings()
+        preset, suitable = settings_for(self.model)
+        self.settings = settings or suitable
+        self._preset = "given" if settings else f"{preset!r}, which suit the model"
         self._device_lines: list[str] = []
         if isinstance(device, str):
             device = resolve_device(device, "server.device")
@@ -145,6 +149,9 @@ class OneShotStrategy(UploadRound):
         """Add the method and its settings, and the device if the strategy chose it."""
         paper = f" ({self.method.paper})" if self.method.paper else ""
         lines = [*super().summary_lines(), f"Method: {self.method.name}{paper}"]
+        spec = self.model.spec
+        lines.append(f"Images: {spec.size} px, mean {spec.mean}, deviation {spec.std}")
+        lines.append(f"Settings: {self._preset}")
         for part in (getattr(self.settings, name) for name in self.method.reads):
             words = ", ".join(f"{k}={v}" for k, v in asdict(part).items())
             lines.append(f"{type(part).__name__}: {words}")
@@ -181,27 +188,16 @@ class OneShotStrategy(UploadRound):
 
     def fuse(self, uploads: Sequence[Upload]) -> dict[str, Tensor]:
         """Return the global model's state dict, or all models' side by side if there is none."""
-        log, folder = self.metrics_log, self.round.path
+        folder = self.round.path
         task = Task.load(self.model, uploads, self.settings, folder, self.device)
-        # The whole task, to compare with; the method sees what the defence leaves.
-        self.task = task = replace(task, record=log.add)
-        if self.method.screens or self.settings.teacher.defence != "none":
-            task = task.defended()
+        # The whole task, to compare with; the method sees what is left of it.
+        self.task = replace(task, record=self.metrics_log.add)
+        task, reasons, self.left_out = screen(self.method, self.task)
+        self._require_enough(len(task.clients), reasons)
+        if self.with_control:
+            self.fused, self.control = run_with_control(self.method, task, folder / CONTROL)
         else:
-            self._warn()
-        self._require_enough(task)
-        if not self.with_control:
             self.fused = self.method(task)
-        else:
-            control = task.alter(
-                without_inversion,
-                folder=folder / CONTROL,
-                label="control: ",
-                record=lambda stage, **values: log.add("control", **values),
-            )
-            with run_in_background("fedmitr", control) as result:
-                self.fused = self.method(task)
-                self.control = result()
         if self.fused.model is None:
             return join_ensemble(task.uploads)
         return {name: value.cpu() for name, value in self.fused.model.vit.state_dict().items()}
@@ -222,31 +218,11 @@ class OneShotStrategy(UploadRound):
             return []
         return super().configure_evaluate(server_round, arrays, config, grid)
 
-    def _warn(self) -> None:
-        """Say what the uploads' weights alone tell of them."""
-        for client, weighed in zip(self.task.clients, self.task.weighed, strict=True):
-            for reason in weighed.reasons:
-                _log.warning("%s is suspicious: %s.", client.key, reason)
-
-    def _require_enough(self, defended: Task) -> None:
-        kept, reasons = {client.key for client in defended.clients}, {}
-        if len(kept) < len(self.task.clients):
-            judged = zip(self.task.clients, self.task.trust, self.task.weighed, strict=True)
-            reasons = {
-                each.key: trust.reason or weighed.reasons[0]
-                for each, trust, weighed in judged
-                if each.key not in kept
-            }
-        unused = {
-            each.key
-            for each, weighed in zip(self.task.clients, self.task.weighed, strict=True)
-            if weighed.unfit and self.method.averages
-        }
-        self.left_out = unused.union(reasons)
-        if len(kept) < self.min_clients:
+    def _require_enough(self, kept: int, reasons: Mapping[str, str]) -> None:
+        if kept < self.min_clients:
             told = "; ".join(f"{key}: {reason}" for key, reason in sorted(reasons.items()))
             raise AggregationError(
-                f"Only {len(kept)} trusted upload(s) where at least {self.min_clients} "
+                f"Only {kept} trusted upload(s) where at least {self.min_clients} "
                 f"(server.min-clients) are needed ({told})."
             )
 

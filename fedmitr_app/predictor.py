@@ -1,0 +1,153 @@
+"""The global model that a run left behind, with its preprocessing and its classes' names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from fedmitr_app.errors import ConfigError, DataError, RunFolderError
+from fedmitr_app.files import local_path
+from fedmitr_app.models import InputSpec, PatchViT
+from fedmitr_app.partitions.images import decode_all
+from fedmitr_app.reading import read_table
+from fedmitr_app.reporting.environment import resolve_device
+from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
+from fedmitr_app.text import harmless
+
+BATCH = 64
+"""Images that the model reads at once."""
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image."""
+
+    label: str
+    """The likeliest class."""
+    probability: float
+    """Of that class."""
+    probabilities: dict[str, float]
+    """Of every class, in the model's order."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that takes images as they are."""
+
+    model: VisionTransformer
+    """timm's own, in evaluation mode."""
+    spec: InputSpec
+    """What it expects of an image."""
+    class_names: tuple[str, ...]
+    device: torch.device
+
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
+        """Classify one image, or a list of them.
+
+        Parameters
+        ----------
+        images : Any
+            A path (``str`` or ``Path``), a Pillow image, an array of 0..255 (``[H, W]``,
+            ``[H, W, C]`` or ``[C, H, W]``), a tensor ``[C, H, W]`` (uint8, or float in [0, 1]), or
+            a list of such. Their longer side is cut to a centred square, which is resized, as
+            images are that clients train on; of tensors the size must be a square's.
+
+        Returns
+        -------
+        Prediction | list[Prediction]
+            A list for a list, in its order.
+
+        Raises
+        ------
+        DataError
+            For what is no image that can be read.
+        """
+        several = isinstance(images, (list, tuple))
+        given = list(images) if several else [images]
+        found: list[Prediction] = []
+        for first in range(0, len(given), BATCH):
+            found += self._predict(given[first : first + BATCH], first, len(given))
+        return found if several else found[0]
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[Any], first: int, count: int) -> list[Prediction]:
+        rows = [
+            self._of_tensor(image, first + number, count)
+            if isinstance(image, Tensor)
+            else self._of_image(image)
+            for number, image in enumerate(images)
+        ]
+        pixels = torch.cat([self.spec.normalise(row) for row in rows])
+        shares = self.model(pixels.to(self.device)).softmax(-1).cpu()
+        return [self._told(row) for row in shares.tolist()]
+
+    def _told(self, shares: Sequence[float]) -> Prediction:
+        likeliest = int(np.argmax(shares))
+        names = dict(zip(self.class_names, shares, strict=True))
+        return Prediction(self.class_names[likeliest], shares[likeliest], names)
+
+    def _of_image(self, image: Any) -> Tensor:
+        if isinstance(image, str):
+            image = local_path("image", image, DataError)
+        size, channels = self.spec.size, self.spec.channels
+        return torch.from_numpy(decode_all([image], 1, size=size, channels=channels, where="image"))
+
+    def _of_tensor(self, image: Tensor, number: int, count: int) -> Tensor:
+        channels, shape = self.spec.channels, tuple(image.shape)
+        whole = image.dtype == torch.uint8
+        good = len(shape) == 3 and shape[0] == channels and shape[1] == shape[2] > 0
+        if good and not whole:
+            good = image.is_floating_point() and bool((image >= 0).all() & (image <= 1).all())
+        if not good:
+            raise DataError(
+                f"image {number + 1} of {count} is a tensor of {image.dtype} and shape {shape}: "
+                f"it must be [{channels}, size, size], uint8 or float in [0, 1]."
+            )
+        return image.unsqueeze(0)
+
+
+def load(run_dir: str | Path, device: str | torch.device = "auto") -> Predictor:
+    """Load the global model of a run folder, or of :func:`~fedmitr_app.api.fuse`'s ``run_dir``.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds no global model, or one that can't be read.
+    """
+    folder = local_path("run_dir", run_dir, ConfigError)
+    where = f"run_dir = {str(folder)!r}"
+    if isinstance(device, str):
+        device = resolve_device(device, "device")
+    try:
+        described = read_table(folder / DESCRIPTION_NAME)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{where} holds no global model ({DESCRIPTION_NAME} and {WEIGHTS_NAME}): name the "
+            "folder of a run that has ended."
+        ) from error
+    try:
+        names, spec = _names_and_spec(described)
+        state = load_file(folder / WEIGHTS_NAME)
+        model = build_described(described["architecture"], state)
+        PatchViT(model, spec)  # its images are the model's
+    except Exception as error:  # a folder may be anybody's: timm and safetensors raise anything
+        reason = harmless((str(error).splitlines() or [type(error).__name__])[0])
+        told = f"{where} holds a global model that can't be read ({reason})."
+        raise RunFolderError(told) from error
+    if len(names) != model.num_classes:
+        raise RunFolderError(
+            f"{where} names {len(names)} classes for a model of {model.num_classes}."
+        )
+    return Predictor(model.to(device).eval().requires_grad_(False), spec, names, device)
+
+
+def _names_and_spec(described: Mapping[str, Any]) -> tuple[tuple[str, ...], InputSpec]:
+    names = described["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its class names are no list of words")
+    return tuple(map(harmless, names)), InputSpec.from_dict(described["input_spec"])
