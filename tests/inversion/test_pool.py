@@ -124,7 +124,7 @@ def test_the_same_seed_makes_the_same_pool(tmp_path):
     first = contents(fill(tmp_path / "a", teachers_per_image=2)[0])
     torch.manual_seed(2)
     assert contents(fill(tmp_path / "b", teachers_per_image=2)[0]) == first
-    assert contents(fill(tmp_path / "c", seed=1)[0]) != first
+    assert contents(fill(tmp_path / "c", seed=1, teachers_per_image=2)[0]) != first
 
 
 def test_a_batch_does_not_depend_on_those_before_it(tmp_path):
@@ -208,6 +208,27 @@ def test_unusable_images_are_made_again(tmp_path, monkeypatch, how):
     for image in (1, 2):
         assert not torch.equal(data.images[image], whole.images[image])
     assert contents(fill(tmp_path / "again", count=4)[0]) != contents(pool)
+
+
+def test_a_second_retry_draws_anew(tmp_path, monkeypatch):
+    made, honest = [], shards_module.invert_batch
+
+    def noting(*arguments, **keywords):
+        made.append(honest(*arguments, **keywords).images)
+        return honest(*arguments, **keywords)
+
+    monkeypatch.setattr(shards_module, "invert_batch", noting)
+    spoil(monkeypatch, "nan", tries=2)
+    assert fill(tmp_path, count=4)[1].dropped == 0
+    assert [len(images) for images in made] == [4, 2, 2]
+    assert not torch.allclose(made[1], made[2])
+
+
+def test_a_shard_made_under_other_settings_is_made_again(tmp_path):
+    fill(tmp_path / "one", tv=0.0)
+    again = fill(tmp_path / "one", tv=0.5)[0]
+    assert contents(again) == contents(fill(tmp_path / "two", tv=0.5)[0])
+    assert contents(again) != contents(fill(tmp_path / "three", tv=0.0)[0])
 
 
 def test_those_that_stay_unusable_are_dropped_and_counted(tmp_path, monkeypatch, caplog):

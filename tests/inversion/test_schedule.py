@@ -30,6 +30,10 @@ def test_fractions_mean_the_same_as_counts():
     assert dict(build(iterations=20, stops=(0.25, 8.0), drop=(0.5, 0.2)).stops) == {5: 0.5, 8: 0.2}
 
 
+def test_a_fraction_stops_at_the_nearest_iteration():
+    assert list(build(iterations=10, stops=(0.27, 0.54), drop=(0.5,)).stops) == [3, 5]
+
+
 def test_stops_of_a_short_run_fall_on_consecutive_iterations():
     schedule = build(iterations=10, stops=(0.0125, 0.025, 0.05, 0.3), drop=(0.1, 0.2, 0.3, 0.4))
     assert list(schedule.stops.items()) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]

@@ -82,12 +82,13 @@ def test_one_image_of_each_class_makes_the_nearest_one_win(head_of):
 
 
 def task_of(folder, sharing):
-    """Two clients whose shards show each class in a place of its own."""
+    """Two clients whose shards show each class in a place of its own, and whose weights moved."""
     model, spool = tiny_vit(), Spool(folder / "uploads", folder / "rejected")
     shards = [shard_of([0] * 12 + [1] * 3), shard_of([1] * 9 + [2] * 12)]
     for number, (shard, shares) in enumerate(zip(shards, sharing)):
         moments = class_moments(model, shard, device="cpu") if shares else None
-        arrays = {name: value.numpy() for name, value in model.vit.state_dict().items()}
+        state = model.vit.state_dict().items()
+        arrays = {name: value.numpy() + np.float32(0.01 * (1 + number)) for name, value in state}
         spool.add(arrays, Claims(len(shard), f"client-{number}"), moments)
     uploads = read_spool(spool.uploads)
     return Task.load(model, uploads, MethodSettings(), folder, CPU), shards

@@ -179,7 +179,7 @@ def test_the_same_seed_gives_the_same_pool_and_student(theta0, uploads, tmp_path
 def test_the_control_keeps_everything_but_inversion(theta0, uploads, tmp_path):
     chosen = settings(stops=(1.0, 3.0), drop=(0.2, 0.3))
     control = without_inversion(chosen)
-    assert control.inversion.iterations == 0
+    assert control.inversion.iterations == 0 and control.inversion.candidates == 1
     assert (control.teacher, control.distillation, control.seed) == (
         chosen.teacher,
         chosen.distillation,

@@ -78,6 +78,15 @@ def test_affine_views_are_turned_images_of_their_own():
     assert torch.equal(seen, again)
 
 
+def test_affine_views_are_larger_and_smaller_by_up_to_the_share_that_is_said():
+    """The area of a bright disc, which turns and slides leave as it is."""
+    axis = torch.arange(64) - 31.5
+    disc = (axis[:, None].square() + axis.square() < 12**2).float().expand(400, 1, 64, 64)
+    seen = augment(disc, "affine", torch.Generator().manual_seed(0))
+    sides = (seen.flatten(1).sum(1) / disc[0].sum()).sqrt()
+    assert 1 / 1.15 - 0.01 < sides.min() < 0.89 and 1.15 < sides.max() < 1 / 0.85 + 0.01
+
+
 def test_affine_edges_repeat_and_bring_in_no_black():
     images = torch.full((8, 3, 12, 12), 90, dtype=torch.uint8)
     assert (augment(images, "affine", torch.Generator().manual_seed(1)) == 90).all()

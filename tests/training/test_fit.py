@@ -1,5 +1,6 @@
 """A client's training on good and on degenerate shards."""
 
+import importlib
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit, parameter_groups
 from fedmitr_app.uploads.class_means import SCALE
 
+fit_module = importlib.import_module("fedmitr_app.training.fit")  # not the function
 SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
 QUICK = {"epochs": 3, "batch_size": 8}
 
@@ -72,6 +74,35 @@ def test_batches_cover_the_shard_once_and_never_exceed_the_limit(count, sizes):
     assert [len(batch) for batch in seen] == sizes
     expected = SPEC.normalise(shard.images).flatten(1)
     assert sorted(torch.cat(seen).flatten(1).tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("kind", ["none", "shift", "shift-flip", "affine"])
+def test_images_are_augmented_as_the_settings_say(kind, monkeypatch):
+    seen, asked, honest = [], [], fit_module.augment
+
+    def noting(images, given, generator):
+        asked.append(given)
+        return honest(images, given, generator)
+
+    monkeypatch.setattr(fit_module, "augment", noting)
+    model, shard = tiny_vit(), shard_of([0, 1, 2] * 2)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    run(model, shard, epochs=1, augment=kind)
+    assert asked == [kind]
+    plain = {tuple(image.flatten().tolist()) for image in SPEC.normalise(shard.images)}
+    same = [tuple(image.flatten().tolist()) in plain for image in torch.cat(seen)]
+    assert all(same) == (kind == "none")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_labels_are_smoothed_as_the_settings_say(smoothing):
+    losses, model, shard = [], tiny_vit(), shard_of([0, 1, 2, 0])
+    with torch.no_grad():
+        log_shares = model(SPEC.normalise(shard.images)).logits.log_softmax(-1)
+    run(model, shard, losses.append, epochs=1, augment="none", label_smoothing=smoothing)
+    hard = torch.nn.functional.one_hot(shard.labels, 3)
+    labels = (1 - smoothing) * hard + smoothing / 3
+    assert losses[0].item() == pytest.approx(-(labels * log_shares).sum(1).mean().item(), rel=1e-5)
 
 
 def test_the_same_generator_gives_the_same_weights():
