@@ -1,6 +1,6 @@
 """What the paper's theory claims, measured on one run.
 
-``python -m fedmitr_app.diagnostics RUN_DIR`` does it for a finished run.
+``fedmitr diagnose RUN_DIR`` does it for a finished run.
 """
 
 from fedmitr_app.diagnostics.claims import Verdict, verdicts

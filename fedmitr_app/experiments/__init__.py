@@ -1,4 +1,4 @@
 """Grids of methods, partitions and seeds over the same uploads, and tables of them.
 
-    python -m fedmitr_app.experiments experiments/digits.toml results/digits
+    fedmitr experiments experiments/digits.toml results/digits
 """

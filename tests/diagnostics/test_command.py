@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fedmitr_app.diagnostics.__main__ import main
+from fedmitr_app.diagnostics.command import main
 
 FEW = ["--images", "4", "--batches", "2", "--device", "cpu"]
 

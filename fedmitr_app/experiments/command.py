@@ -1,8 +1,9 @@
-"""Run an experiment file and write its tables and figures."""
+"""``fedmitr experiments``: run an experiment file and write its tables and figures."""
 
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ DIFFERENCES = (
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Return 0 if every cell has its result, else 1 after one sentence."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the command: 0 if every cell has its result, else 1 after one sentence."""
     parser = argparse.ArgumentParser(
-        prog="python -m fedmitr_app.experiments", description=__doc__.splitlines()[0]
+        prog="fedmitr experiments",
+        description="Run an experiment file and write its tables and figures.",
     )
     parser.add_argument("experiment", type=Path, help="a file such as experiments/digits.toml")
     parser.add_argument("results", type=Path, help="folder; what is there already is not redone")
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             tex += "\n" + differences.latex(frame, grid.against)
             tables += f"\n{differences.markdown(frame, grid.against)}\n{DIFFERENCES}\n"
         write_text(folder / "table.tex", tex)
-        page = f"# {grid.title}\n\n{tables}\n{_provenance(results)}\n"
+        page = f"# {grid.title}\n\n{tables}\n{_provenance(results, arguments)}\n"
         write_text(folder / "table.md", page)
         draw_figures(frame, folder, grid.curve)
     except FedmitrError as error:
@@ -94,7 +96,7 @@ def _settings(words: list[str]) -> dict[str, Any]:
     return found
 
 
-def _provenance(results: list[dict[str, Any]]) -> str:
+def _provenance(results: list[dict[str, Any]], arguments: Sequence[str]) -> str:
     made = [result for result in results if "code" in result]
     made_by = sorted({f"{result['code']}, {result['device']}" for result in made})
     words = {"validation": "held-out training images", "test": "test images"}
@@ -106,11 +108,7 @@ def _provenance(results: list[dict[str, Any]]) -> str:
             f"Accuracy on {held} after the last step; mean ± standard deviation over the seeds "
             f"{', '.join(map(str, seeds))}. Server seconds: the method's own work, evaluation "
             "apart; of processor time on a CPU.",
-            f"Command: `python -m fedmitr_app.experiments {shlex.join(sys.argv[1:])}`.",
+            f"Command: `fedmitr experiments {shlex.join(arguments)}`.",
             f"Each cell by {'; or '.join(made_by)}.",
         ]
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

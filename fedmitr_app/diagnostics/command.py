@@ -1,7 +1,6 @@
-"""``python -m fedmitr_app.diagnostics RUN_DIR``: the theory's claims on a finished run."""
+"""``fedmitr diagnose RUN_DIR``: the theory's claims on a finished run."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedmitr_app.reporting.table import aligned
 MAX_METRICS_BYTES = 2**24
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code: 1, with one sentence, for a user's mistake."""
     asked = _parser().parse_args(arguments)
     try:
@@ -74,7 +73,7 @@ def _sizes(asked: argparse.Namespace) -> Sizes:
 def _parser() -> argparse.ArgumentParser:
     usual = Sizes()
     parser = argparse.ArgumentParser(
-        prog="python -m fedmitr_app.diagnostics",
+        prog="fedmitr diagnose",
         description="Measure the paper's theory claims on a finished run.",
     )
     parser.add_argument("run_dir", type=Path, help="folder of a completed run")
@@ -100,9 +99,3 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:N' (default %(default)s)"
     )
     return parser
-
-
-if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fedmitr_app").setLevel(logging.INFO)
-    sys.exit(main())
