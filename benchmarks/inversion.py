@@ -133,9 +133,7 @@ def schedules(results: Results, size: Size, device: torch.device, repeats: int =
             results.add("schedules", case, f"{name}: {measure}", value, unit, **size.of)
 
 
-def against_published(
-    results: Results, size: Size, device: torch.device, repeats: int = 3
-) -> None:
+def against_published(results: Results, size: Size, device: torch.device, repeats: int = 3) -> None:
     """Our loop over the published one's throughput, both schedules.
 
     Ours multiplies as ``model.matmul = "auto"`` has it here; the published one in float32.

@@ -124,9 +124,7 @@ def memory(results: Results) -> None:
             kind = "peak" if what == "collect" else "peak, mapped files apart"
             results.add(f"memory: {what}", case, kind, found[-1], "MiB", clients=count)
             if len(found) > 1:
-                results.add(
-                    f"memory: {what}", case, "over the fewest", found[-1] / found[0], ""
-                )
+                results.add(f"memory: {what}", case, "over the fewest", found[-1] / found[0], "")
 
 
 if __name__ == "__main__":

@@ -283,4 +283,3 @@ def _folder(run_dir: str | Path | None) -> Iterator[Path]:
     if taken:
         raise RunFolderError(f"run_dir = {str(path)!r} already holds files: choose a new folder.")
     yield path
-

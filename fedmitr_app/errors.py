@@ -33,10 +33,8 @@ class ConfigError(FedmitrError):
     """A setting is unknown, of the wrong type, or impossible."""
 
     @classmethod
-    def bad_value(
-        cls, key: str, value: object, allowed: str, *, public: str = ""
-    ) -> "ConfigError":
-        """The sentence for a setting whose value is not allowed.
+    def bad_value(cls, key: str, value: object, allowed: str, *, public: str = "") -> "ConfigError":
+        """Return the sentence for a setting whose value is not allowed.
 
         ``public`` stands for ``allowed`` where that tells what a client's data hold.
         """
@@ -62,7 +60,7 @@ class TrainingError(FedmitrError):
 
     @classmethod
     def diverged(cls, stage: str, learning_rate: float) -> "TrainingError":
-        """The sentence for a stage whose numbers became infinite or not a number."""
+        """Return the sentence for a stage whose numbers became infinite or not a number."""
         return cls(
             f"{stage}.learning-rate = {learning_rate:g} made {stage} leave the finite numbers: "
             "lower it."

@@ -77,7 +77,5 @@ def accuracy(
     on_batch : Callable[[int], object]
         Gets how many more images are done.
     """
-    logits = answers(
-        predict, images, spec, device=device, batch_size=batch_size, on_batch=on_batch
-    )
+    logits = answers(predict, images, spec, device=device, batch_size=batch_size, on_batch=on_batch)
     return share_right(logits, labels)

@@ -160,9 +160,7 @@ def test_an_impossible_value_fails_the_run_with_one_sentence(
     flower: Flower, tmp_path: Path
 ) -> None:
     folder = tmp_path / "result"
-    run = flower.run(
-        f"preset='quick' distillation.temperature=-1.0 output.run-dir='{folder}'"
-    )
+    run = flower.run(f"preset='quick' distillation.temperature=-1.0 output.run-dir='{folder}'")
     assert run["status"] == "finished:failed", run["log"]
     assert IMPOSSIBLE in run["log"]
     assert "Traceback" not in run["log"]

@@ -13,9 +13,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedmitr_app"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 KNOW_FLOWER = ("client_app.py", "server_app.py", "strategies")
-MOST_LINES = 300
-# Tests of one room may be longer: a table of cases is no program.
-MOST_LINES_OF_TESTS = 450
 CORE = (
     *("methods", "inversion", "distillation", "teacher", "merging", "models", "training"),
     "uploads",
@@ -89,16 +86,6 @@ def test_the_core_works_where_flower_is_not_installed():
         [sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_files_are_about_one_idea():
-    folders = {PACKAGE: MOST_LINES, ROOT / "benchmarks": MOST_LINES, ROOT / "examples": MOST_LINES}
-    for folder, most in {**folders, ROOT / "tests": MOST_LINES_OF_TESTS}.items():
-        for path in sources(folder):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            assert len(lines) <= most, f"{path} has {len(lines)} lines"
-            longest = max((len(line) for line in lines), default=0)
-            assert longest <= 100, f"{path} has a line of {longest} characters"
 
 
 def test_nothing_is_pickled():

@@ -115,9 +115,7 @@ def test_what_was_done_is_not_done_again(federation, whole, monkeypatch, module,
     assert all(path.stat().st_mtime_ns == then for path, then in pool.items())
 
 
-@pytest.mark.parametrize(
-    "kind", ["pool/pool-00000-00000.safetensors", "distillation.safetensors"]
-)
+@pytest.mark.parametrize("kind", ["pool/pool-00000-00000.safetensors", "distillation.safetensors"])
 @pytest.mark.parametrize("how", ["cut", "a bit", "gone"])
 def test_damaged_files_are_noticed_and_made_again(
     federation, whole, monkeypatch, caplog, kind, how

@@ -119,8 +119,11 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     assert read.startswith("data.source = 'sklearn-digits': 1797 images of 10 classes, 120 of 1438")
     assert lines.count(f"data: {read}") == 1 and html.escape(read) in page.replace("\u00a0", " ")
     for client in range(3):
-        assert any(line.endswith(f"classes are this client's, of {read}") and
-                   line.startswith(f"client client-{client:03d}: ") for line in lines)
+        assert any(
+            line.endswith(f"classes are this client's, of {read}")
+            and line.startswith(f"client client-{client:03d}: ")
+            for line in lines
+        )
 
 
 def test_the_saved_model_is_the_student_that_was_measured(federation):

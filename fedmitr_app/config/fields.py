@@ -46,7 +46,7 @@ def number(
     high: float | None = None,
     open_low: bool = False,
 ) -> Any:
-    """A finite float within [low, high], or (low, high] with ``open_low``."""
+    """Take a finite float within [low, high], or (low, high] with ``open_low``."""
     words = _range_words("a number", low, high, open_low)
 
     def parse(raw: Any) -> float:
@@ -61,7 +61,7 @@ def number(
 
 
 def whole(default: int, *, low: int, high: int | None = None) -> Any:
-    """An integer within [low, high]."""
+    """Take an integer within [low, high]."""
     words = _range_words("a whole number", low, high, False)
 
     def parse(raw: Any) -> int:
@@ -75,7 +75,7 @@ def whole(default: int, *, low: int, high: int | None = None) -> Any:
 
 
 def choice(default: str, *options: str) -> Any:
-    """One of the given words."""
+    """Take one of the given words."""
     words = "one of " + ", ".join(repr(option) for option in options)
 
     def parse(raw: Any) -> str:
@@ -87,7 +87,7 @@ def choice(default: str, *options: str) -> Any:
 
 
 def flag(default: bool) -> Any:
-    """True or false."""
+    """Take true or false."""
 
     def parse(raw: Any) -> bool:
         if not isinstance(raw, bool):
@@ -98,7 +98,7 @@ def flag(default: bool) -> Any:
 
 
 def text(default: str) -> Any:
-    """Any string."""
+    """Take any string."""
 
     def parse(raw: Any) -> str:
         if not isinstance(raw, str):
@@ -109,7 +109,7 @@ def text(default: str) -> Any:
 
 
 def numbers(default: tuple[float, ...], *, low: float, high: float | None = None) -> Any:
-    """Several numbers in one string, separated by commas (run configs hold no lists)."""
+    """Take several numbers in one string, separated by commas (run configs hold no lists)."""
     words = _range_words("numbers separated by commas, each", low, high, False)
 
     def parse(raw: Any) -> tuple[float, ...]:

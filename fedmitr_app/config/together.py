@@ -1,5 +1,6 @@
 """Checks that need more than one setting."""
 
+import itertools
 import re
 
 from fedmitr_app.config.schema import DEVICES_HELP, Config
@@ -123,7 +124,7 @@ def _check_inversion(config: Config) -> None:
     stops, drop = inversion.stops, inversion.drop
     shown = ",".join(f"{stop:g}" for stop in stops)
     counts = [stop if stop >= 1 else stop * max(inversion.iterations, 1) for stop in stops]
-    if any(later <= earlier for earlier, later in zip(counts, counts[1:])):
+    if any(later <= earlier for earlier, later in itertools.pairwise(counts)):
         raise ConfigError.bad_value("inversion.stops", shown, "in increasing order")
     if inversion.iterations and any(count >= inversion.iterations for count in counts):
         raise ConfigError.bad_value(

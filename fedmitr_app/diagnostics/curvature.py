@@ -157,7 +157,9 @@ def student_curvature(
             most_iterations=most_iterations,
         )
         parts, count = [], min(PARTS, len(images))
-        for some, labels in zip(images.tensor_split(count), targets.tensor_split(count)):
+        for some, labels in zip(
+            images.tensor_split(count), targets.tensor_split(count), strict=True
+        ):
             parts.append(_curvature_along(partial(loss, some, labels), parameters, vector))
         return replace(found, left_out=without_each(torch.tensor(parts)))
     finally:

@@ -75,12 +75,14 @@ def gap(
     seen = ((part, teacher(part).logits.argmax(-1)) for part in pool_images.split(batch_size))
     real = (
         (spec.normalise(part.to(device)), labels.to(device))
-        for part, labels in zip(test_images.split(batch_size), test_labels.split(batch_size))
+        for part, labels in zip(
+            test_images.split(batch_size), test_labels.split(batch_size), strict=True
+        )
     )
     values = {
         f"{where}_{what}": each
         for where, batches in (("pool", seen), ("test", real))
-        for what, each in zip(("accuracy", "loss"), _scored(student, batches))
+        for what, each in zip(("accuracy", "loss"), _scored(student, batches), strict=True)
     }
     left_out = {
         name: without_each(part_means(each, generator(seed, "diagnosis", "parts")))

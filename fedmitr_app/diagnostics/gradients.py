@@ -153,7 +153,8 @@ def _figures(norms: Tensor, first: int, views: tuple[Tensor, Tensor]) -> Gradien
     rest = [_of_norms(norms[first:, kept]) for kept in others]
     left_out = {name: tuple(each[name] for each in rest) for name in rest[0]}
     left_out |= {
-        name: without_each(each) for name, each in zip(("view_variance", "view_spread"), views)
+        name: without_each(each)
+        for name, each in zip(("view_variance", "view_spread"), views, strict=True)
     }
     return GradientFigures(
         **_of_norms(norms[first:]),

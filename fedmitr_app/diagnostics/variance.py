@@ -63,7 +63,8 @@ def gradient_variance(gradients: Iterable[Tensor]) -> Variance:
     size, spread = torch.tensor(counts[:parts]).double(), torch.tensor(within[:parts]).double()
     if size.sum() < 2:
         raise ValueError(f"a variance needs at least 2 gradients, not {sum(counts)}")
-    whole = sum(count * mean for count, mean in zip(counts, means[:parts])) / sum(counts)
+    filled = zip(counts[:parts], means[:parts], strict=True)
+    whole = sum(count * mean for count, mean in filled) / sum(counts)
     away = [mean - whole for mean in means[:parts]]
     products = torch.tensor([[float(one @ other) for other in away] for one in away]).double()
     along = torch.tensor([float(whole @ one) for one in away]).double()
@@ -84,7 +85,7 @@ def gradient_variance(gradients: Iterable[Tensor]) -> Variance:
 
     rest = [of(kept) for kept in ~torch.eye(parts, dtype=torch.bool)]
     names = ("total", "relative")
-    left_out = dict(zip(names, map(tuple, zip(*rest))))
+    left_out = dict(zip(names, map(tuple, zip(*rest, strict=True)), strict=True))
     return Variance(*of(torch.ones(parts, dtype=torch.bool)), left_out)
 
 
@@ -128,9 +129,7 @@ def variance_by_labels(
         plan = replace(config, relabel=relabel, beta=config.beta or usual.beta)
         rng = generator(seed, "diagnosis", "batches")
         distiller = Distiller(copy.deepcopy(student).eval(), teacher, plan, rng)
-        found[name] = gradient_variance(
-            _gradient(distiller, data, rng) for _ in range(batches)
-        )
+        found[name] = gradient_variance(_gradient(distiller, data, rng) for _ in range(batches))
     return found
 
 

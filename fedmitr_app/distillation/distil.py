@@ -234,7 +234,7 @@ class Distiller:
         return ask(self.teacher, batch, self.config.relabel if self.with_tokens else "none")
 
     def loss(self, batch: Batch, labels: SoftLabels | None = None) -> Tensor:
-        """The decoupled loss of a batch, per image ``[B]``; asks the teacher if need be."""
+        """Return the decoupled loss of a batch, per image ``[B]``; ask the teacher if need be."""
         config = self.config
         labels = labels or self.ask(batch)
         seen = self.student(batch.images, patch_tokens=self.with_tokens)

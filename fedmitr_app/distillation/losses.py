@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def soft_label_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(teacher/T) || softmax(student/T))`` over the last axis.
+    """Return ``T^2 KL(softmax(teacher/T) || softmax(student/T))`` over the last axis.
 
     Shapes ``[..., C], [..., C] -> [...]``.
     """
@@ -24,7 +24,7 @@ def soft_label_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) 
 def class_loss(
     logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float, hard: float
 ) -> Tensor:
-    """``L_cls`` per image.
+    """Return ``L_cls`` per image.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def token_loss(
     gamma: float,
     tau: float,
 ) -> Tensor:
-    """The token term in brackets, per image.
+    """Return the token term in brackets, per image.
 
     Parameters
     ----------

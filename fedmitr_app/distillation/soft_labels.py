@@ -64,7 +64,7 @@ def ask(teacher: Teacher, batch: Batch, relabel: str) -> SoftLabels:
 
 
 def _background_labels(teacher: Teacher, batch: Batch, logits: Tensor) -> Tensor:
-    """The ensemble's class-token logits when it sees only low-density patches, ``[B, C]``.
+    """Return the ensemble's logits when it sees only low-density patches, ``[B, C]``.
 
     All images of a batch show equally many patches: the number of background patches of
     the image that has fewest; where an image has more, they are spread evenly over its

@@ -1,4 +1,1 @@
-"""Grids of methods, partitions and seeds over the same uploads, and tables of them.
-
-    fedmitr experiments experiments/digits.toml results/digits
-"""
+"""Grids of methods, partitions and seeds over the same uploads: ``fedmitr experiments``."""

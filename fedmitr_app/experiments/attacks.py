@@ -295,5 +295,5 @@ def _noise(value: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _size(value: Tensor) -> Tensor:
-    """The root mean square of an array's values."""
+    """Return the root mean square of an array's values."""
     return value.square().mean().sqrt()

@@ -124,9 +124,7 @@ def device_name(device: torch.device) -> str:
 def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
     config = cell.config
     test = load_test_set(config.data)
-    uploads = load_uploads(
-        results / "uploads" / uploads_name(cell.federation, config), config
-    )
+    uploads = load_uploads(results / "uploads" / uploads_name(cell.federation, config), config)
     unknown = any(upload.label_counts is None for upload in uploads)
     if _reads_label_counts(config) and unknown:
         # Teacher or merge would fall back to another way, under this one's name.
@@ -212,7 +210,7 @@ def _reads_label_counts(config: Config) -> bool:
 
 
 def _beside_weights(cell: Cell) -> str:
-    """What the row's clients upload beside their weights, for the table to say."""
+    """Say what the row's clients upload beside their weights, for the table."""
     client = cell.config.client
     if MOMENTS in METHODS[cell.row.method].needs:
         # From scratch there is nothing in the features that the moments are of.
@@ -235,7 +233,7 @@ def _last(fused: Fused) -> dict[str, float | None]:
 
 
 def _training_images(config: Config, spec: InputSpec) -> torch.Tensor:
-    """A part of all clients' training images, as model input: no true server has them."""
+    """Return some of all clients' training images, as model input: no true server has them."""
     rows = load_source(config.data).train
     rng = generator(config.seed, "real-images", "which")
     chosen = torch.randperm(len(rows), generator=rng)[:MOST_REAL_IMAGES].sort().values.numpy()

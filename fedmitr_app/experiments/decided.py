@@ -35,8 +35,7 @@ def decided(grid: Grid, path: Path, device: torch.device) -> Grid:
     return replace(
         grid,
         cells=tuple(
-            _told(cell, chosen[_kind(cell, device)]) if _open(cell) else cell
-            for cell in grid.cells
+            _told(cell, chosen[_kind(cell, device)]) if _open(cell) else cell for cell in grid.cells
         ),
     )
 

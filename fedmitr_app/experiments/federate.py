@@ -93,9 +93,7 @@ def train_federation(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _train_into(
-    folder: Path, federation: Federation, config: Config, device: torch.device
-) -> None:
+def _train_into(folder: Path, federation: Federation, config: Config, device: torch.device) -> None:
     spool = Spool(folder, folder / "rejected")
     start = initial_model(config)
     for number in range(federation.clients):

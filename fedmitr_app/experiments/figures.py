@@ -27,9 +27,7 @@ class _Point(NamedTuple):
     ours: bool
 
 
-def draw_figures(
-    frame: pd.DataFrame, folder: Path, curve: Curve | None = None
-) -> list[Path]:
+def draw_figures(frame: pd.DataFrame, folder: Path, curve: Curve | None = None) -> list[Path]:
     """Draw what the grid's axes give, and return the PNGs' paths.
 
     ``bars-<n>.png`` and ``compute-<n>.png`` for each federation, ``alpha-<n>.png`` for each

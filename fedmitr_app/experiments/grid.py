@@ -203,8 +203,10 @@ def _one_of(value: Any, known: Iterable[str], what: str, path: Path) -> None:
 def _axis(name: str, values: Any, path: Path) -> list[Any]:
     kind = AXES[name]
     allowed = (int, float) if kind is float else (kind,)
-    good = isinstance(values, list) and values and all(
-        isinstance(value, allowed) and not isinstance(value, bool) for value in values
+    good = (
+        isinstance(values, list)
+        and values
+        and all(isinstance(value, allowed) and not isinstance(value, bool) for value in values)
     )
     if good and kind is float:  # a whole number may be too large for one
         good = max(map(abs, values)) <= sys.float_info.max
@@ -259,7 +261,7 @@ def _only(table: Mapping[str, Any], known: Any, where: str) -> None:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings may stand as ``"a.b" = 1`` or as tables; the result has dotted keys."""
+    """Bring settings, which may stand as ``"a.b" = 1`` or as tables, to dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):

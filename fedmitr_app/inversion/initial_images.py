@@ -56,9 +56,7 @@ def draw_initial_images(
     return spec.normalise(makers[kind](count, spec.size, spec.channels, generator))
 
 
-def procedural_images(
-    count: int, size: int, channels: int, generator: torch.Generator
-) -> Tensor:
+def procedural_images(count: int, size: int, channels: int, generator: torch.Generator) -> Tensor:
     """Draw images with generic structure: float pixels in [0, 1], ``[count, C, size, size]``.
 
     Each image is a ground and a figure: a mask of one of four kinds (equally likely) that
@@ -114,7 +112,7 @@ def _level_sets(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _blobs(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """The union of one to four turned ellipses, half of them hollow."""
+    """Draw the union of one to four turned ellipses, half of them hollow."""
     mask = torch.zeros(count, size, size)
     number = torch.randint(1, 5, (count,), generator=generator)
     for index in range(4):
@@ -159,7 +157,7 @@ def _strokes(count: int, size: int, generator: torch.Generator, points: int = 16
         end = control[:, 2]
         curve = basis @ control
         distance = torch.full((count, size, size), float("inf"))
-        for start, stop in zip(curve[:, :-1].unbind(1), curve[:, 1:].unbind(1)):
+        for start, stop in zip(curve[:, :-1].unbind(1), curve[:, 1:].unbind(1), strict=True):
             distance = torch.minimum(distance, _segment_distance(rows, cols, start, stop))
         drawn = (number > index).reshape(-1, 1, 1)
         mask = torch.where(drawn, torch.maximum(mask, _soft(distance - radius, size)), mask)

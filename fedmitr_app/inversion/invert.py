@@ -80,7 +80,7 @@ def invert_batch(
     """
     objective = Objective(teacher, targets, config, members)
     if objective.may_stack:
-        teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
+        _ = teacher.stack  # a copy of all models: made here, it is not taken for too large a batch
     whole = Microbatches(objective)
     model, schedule = teacher.models[0], Schedule.build(config)
     state = InversionState(initial, config, model.spec, model.patch_size)

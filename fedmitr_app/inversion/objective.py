@@ -56,9 +56,7 @@ class Objective:
     config: InversionConfig
     members: Tensor | None = None
 
-    def gradient(
-        self, patches: Tensor, position_idx: Tensor, attention: bool = False
-    ) -> Gradient:
+    def gradient(self, patches: Tensor, position_idx: Tensor, attention: bool = False) -> Gradient:
         """Evaluate at patches ``[B, n, C*p*p]`` standing at ``position_idx`` ``[B, n]``."""
         patches = patches.detach().requires_grad_()
         if self.config.loss == "per-teacher":
@@ -123,14 +121,10 @@ class Objective:
         by_choice = self.config.ensemble == "auto" and self.teacher.stackable
         return by_choice or self.config.ensemble == "stacked"
 
-    def _outputs(
-        self, patches: Tensor, position_idx: Tensor, attention: bool
-    ) -> list[ViTOutput]:
+    def _outputs(self, patches: Tensor, position_idx: Tensor, attention: bool) -> list[ViTOutput]:
         """Run every model on the images it serves, one by one or stacked."""
         forward, stack = self._forward, None
-        if self.may_stack and (
-            self.config.ensemble == "stacked" or forward.stacking_pays(patches)
-        ):
+        if self.may_stack and (self.config.ensemble == "stacked" or forward.stacking_pays(patches)):
             stack = self.teacher.stack
         if stack is not None:
             return forward.run_stacked(stack, patches, position_idx, attention)

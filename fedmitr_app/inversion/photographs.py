@@ -50,8 +50,14 @@ def dead_leaves(count: int, size: int, channels: int, generator: torch.Generator
     axis = torch.arange(size) + 0.5
     images = torch.zeros(count, channels, size, size)
     for image in range(count):
-        leaves = zip(radii[image], centres[image], corners[image], grey[image] + tint[image],
-                     depth[image])
+        leaves = zip(
+            radii[image],
+            centres[image],
+            corners[image],
+            grey[image] + tint[image],
+            depth[image],
+            strict=True,
+        )
         for radius, centre, corner, colour, deep in leaves:
             rows, cols = (_box(float(at), float(radius), size) for at in centre)
             away = torch.hypot(axis[rows, None] - centre[0], axis[None, cols] - centre[1])

@@ -44,7 +44,7 @@ class Schedule:
         shares = config.drop * len(config.stops) if len(config.drop) == 1 else config.drop
         stops: dict[int, float] = {}
         earliest = 1
-        for stop, share in zip(config.stops, shares):
+        for stop, share in zip(config.stops, shares, strict=True):
             at = int(stop) if stop >= 1 else round(stop * config.iterations)
             at = max(at, earliest)
             stops[at] = share

@@ -124,9 +124,7 @@ def assign(
         # An image that is not inverted shows no drawn target: all it has is the teacher's label.
         targets = teacher(initial).logits.softmax(-1).cpu()
     members = draw_members(teacher, targets, config.teachers_per_image, rng)
-    return Assignment(
-        initial, targets.to(device), None if members is None else members.to(device)
-    )
+    return Assignment(initial, targets.to(device), None if members is None else members.to(device))
 
 
 def _pick_initial(

@@ -6,9 +6,7 @@ from torch import Tensor
 from fedmitr_app.teacher import Teacher
 
 
-def draw_targets(
-    kind: str, count: int, num_classes: int, generator: torch.Generator
-) -> Tensor:
+def draw_targets(kind: str, count: int, num_classes: int, generator: torch.Generator) -> Tensor:
     """Draw class probabilities ``[count, num_classes]`` on the CPU.
 
     Parameters

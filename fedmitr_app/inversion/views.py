@@ -133,9 +133,7 @@ class Colour(NamedTuple):
     shift: Tensor
 
     @classmethod
-    def draw(
-        cls, batch: int, channels: int, reach: float, generator: torch.Generator
-    ) -> "Colour":
+    def draw(cls, batch: int, channels: int, reach: float, generator: torch.Generator) -> "Colour":
         """Draw on the CPU: up to ``exp(±reach)`` times, moved by ``±reach`` (model input)."""
         drawn = reach * (2 * torch.rand(2, batch, channels, generator=generator) - 1)
         return cls(drawn[0].exp(), drawn[1])

@@ -37,7 +37,7 @@ def additive_head(taken: Mergeable) -> dict[str, Tensor]:
     keys = [upload.client for upload in taken.uploads]
     if other_heads(read, keys, "merge.head = 'additive'", "average"):
         return {}
-    kept = [(size, each) for size, each in zip(taken.shares, read) if each]
+    kept = [(size, each) for size, each in zip(taken.shares, read, strict=True) if each]
     known = torch.stack([size * each.shares for size, each in kept])
     known = known / known.sum()
     effects = class_effects(torch.stack([each.means for _, each in kept]), known)

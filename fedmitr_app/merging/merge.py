@@ -13,9 +13,7 @@ from fedmitr_app.merging.stretching import stretch
 from fedmitr_app.merging.ties import ties
 
 
-def merge(
-    taken: Mergeable, config: MergeConfig, priors: Callable[[], Tensor]
-) -> dict[str, Tensor]:
+def merge(taken: Mergeable, config: MergeConfig, priors: Callable[[], Tensor]) -> dict[str, Tensor]:
     """Merge the uploads: trunk and classifier head each in their own way.
 
     Parameters

@@ -97,7 +97,7 @@ class Mergeable:
             return value
         if not is_fused(name, value):
             return value * own.get(name, 1.0)
-        thirds = zip("qkv", value.chunk(3))
+        thirds = zip("qkv", value.chunk(3), strict=True)
         return torch.cat(
             [third * own.get(part_name(name, letter), 1.0) for letter, third in thirds]
         )

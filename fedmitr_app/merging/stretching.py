@@ -40,7 +40,7 @@ def own_length(taken: Mergeable, merged: Mapping[str, Tensor]) -> float:
     squares = [0.0] * len(taken.uploads)
     for client, name, value, _ in taken.arrays(taken.in_trunk):
         squares[client] += float((value - taken.initial[name].double()).square().sum())
-    parts = [share * square**0.5 for share, square in zip(taken.shares, squares)]
+    parts = [share * square**0.5 for share, square in zip(taken.shares, squares, strict=True)]
     length = sum(
         float((merged[name].double() - taken.initial[name].double()).square().sum())
         for name in filter(taken.in_trunk, merged)

@@ -53,7 +53,9 @@ def _believed(task: Task) -> list[ClassMoments]:
     longest = float(scale.abs().max() * len(scale) ** 0.5 + shift.norm())
     usual = float(scale.square().sum() + shift.square().sum())
     believed = []
-    for (upload, client), part, reason in zip(sharing, parts, too_long(parts, usual, longest)):
+    for (upload, client), part, reason in zip(
+        sharing, parts, too_long(parts, usual, longest), strict=True
+    ):
         if reason:
             _log.warning("The class moments of %s are left out: %s.", upload.client, reason)
         else:

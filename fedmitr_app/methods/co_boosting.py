@@ -77,7 +77,9 @@ def co_boosting(task: Task) -> Fused:
 
     def learn(pool: PoolData, turn: int) -> Teacher:
         nonlocal ensemble
-        for images, targets in zip(pool.images.split(one_turn), pool.targets.split(one_turn)):
+        for images, targets in zip(
+            pool.images.split(one_turn), pool.targets.split(one_turn), strict=True
+        ):
             ensemble = ensemble.step(images, targets, config.weight_step)
         for client, weight in zip(task.members, ensemble.weights, strict=True):
             task.record("ensemble", turn=turn, client=client.key, weight=weight)

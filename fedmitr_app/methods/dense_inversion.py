@@ -22,9 +22,7 @@ def settings(ours: MethodSettings) -> MethodSettings:
     )
 
 
-@register(
-    "dense-inversion", makes_images=True, paper="after DeepInversion, Yin et al., CVPR 2020"
-)
+@register("dense-inversion", makes_images=True, paper="after DeepInversion, Yin et al., CVPR 2020")
 def dense_inversion(task: Task) -> Fused:
     """Invert every patch to the end, distil the class token's answer only."""
     return fedmitr(task.alter(settings))

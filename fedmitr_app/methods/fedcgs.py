@@ -22,9 +22,7 @@ from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments
 
 
-@register(
-    "fedcgs", reads=["teacher"], needs=[MOMENTS], paper="Guan et al., AAAI 2025"
-)
+@register("fedcgs", reads=["teacher"], needs=[MOMENTS], paper="Guan et al., AAAI 2025")
 def fedcgs(task: Task) -> Fused:
     """Give θ₀ the linear discriminant that the pooled moments make.
 

@@ -81,8 +81,8 @@ def _mean_curves(batches: Sequence[Inverted]) -> dict[str, list[float]]:
     sizes = [len(batch.targets) for batch in batches]
     return {
         name: [
-            sum(size * value for size, value in zip(sizes, points)) / sum(sizes)
-            for points in zip(*(batch.curves[name] for batch in batches))
+            sum(size * value for size, value in zip(sizes, points, strict=True)) / sum(sizes)
+            for points in zip(*(batch.curves[name] for batch in batches), strict=True)
         ]
         for name in batches[0].curves
     }

@@ -18,6 +18,7 @@ and flips (DENSE crops and mirrors); images larger than 32 pixels get more doubl
 start, else the first layer would hold most of a hundred million weights.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -78,7 +79,7 @@ class Generator(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.LeakyReLU(0.2),
             )
-            for before, after in zip(widths, widths[1:])
+            for before, after in itertools.pairwise(widths)
         )
         self.pixels = nn.Conv2d(widths[-1], spec.channels, 3, padding=1)
         for module in self.modules():
@@ -111,7 +112,7 @@ def doublings(size: int) -> list[int]:
 
 
 def ensemble_logits(teacher: Teacher, images: Tensor) -> Tensor:
-    """Combined logits ``[B, classes]`` with a graph to the images: the teacher's own has none."""
+    """Return combined logits ``[B, classes]`` with a graph to the images."""
     return teacher.combine_logits(torch.stack([model(images).logits for model in teacher.models]))
 
 

@@ -18,9 +18,7 @@ def settings(ours: MethodSettings) -> MethodSettings:
     return replace(ours, inversion=replace(ours.inversion, schedule="random"))
 
 
-@register(
-    "random-patches", makes_images=True, paper="control of Hu et al., ICML 2024"
-)
+@register("random-patches", makes_images=True, paper="control of Hu et al., ICML 2024")
 def random_patches(task: Task) -> Fused:
     """Invert as FedMITR does, but keep patches by chance.
 

@@ -71,4 +71,3 @@ def run_with_control(method: Method, task: Task, folder: Path) -> tuple[Fused, F
     control = task.alter(without_inversion, folder=folder, label="control: ", record=record)
     with run_in_background("fedmitr", control) as result:
         return method(task), result()
-

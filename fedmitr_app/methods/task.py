@@ -159,7 +159,9 @@ class Task:
 
     def _mergeable(self, weighting: str, without: Set[str] = frozenset()) -> Mergeable:
         pairs = zip(self.uploads, self.weighed, strict=True)
-        uploads, weighed = zip(*(pair for pair in pairs if pair[0].client not in without))
+        uploads, weighed = zip(
+            *(pair for pair in pairs if pair[0].client not in without), strict=True
+        )
         return Mergeable.of(uploads, self._initial, weighed, weighting)
 
     @property
@@ -260,7 +262,7 @@ class Task:
         model.eval().requires_grad_(False)
         model = VisitingViT(model) if visiting else model.to(self.device)
         counts = [client.label_counts for client in self.clients]
-        whole = None if None in counts else tuple(map(sum, zip(*counts)))
+        whole = None if None in counts else tuple(map(sum, zip(*counts, strict=True)))
         sizes = [client.num_examples for client in self.clients]
         size, shares = sum(sizes), None
         if self._shares is not None:
@@ -287,7 +289,7 @@ class Task:
         altered = replace(self, settings=settings, **fields)
         found = {"weighed"}
         if (settings.teacher, settings.merge) == (self.settings.teacher, self.settings.merge):
-            self.teacher  # worked out here, once
+            _ = self.teacher  # worked out here, once
             found |= {"probed", "merged", "members", "teacher"}
         return altered.knowing(**{name: vars(self)[name] for name in found & vars(self).keys()})
 

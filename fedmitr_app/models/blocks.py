@@ -44,7 +44,7 @@ def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_attention(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
-    """The class token's attention, ``[B, T, heads]``.
+    """Return the class token's attention, ``[B, T, heads]``.
 
     One row of scores, without matrix products: those of single rows would want everything turned
     and copied, which takes longer (CPU, torch 2.15; not measured on a GPU).

@@ -73,9 +73,7 @@ def as_before(config: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
     """
     told = {name: settings.get(f"model.{name}") for name in DECIDED}
     known = {name: value for name, value in told.items() if value in DECIDED[name]}
-    return replace(
-        config, **{name: known[name] for name in known if getattr(config, name) == AUTO}
-    )
+    return replace(config, **{name: known[name] for name in known if getattr(config, name) == AUTO})
 
 
 def decide(

@@ -188,7 +188,7 @@ class StackedViT:
 
 
 def _normed(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """A layer norm as far as it is the same for all models."""
+    """Apply a layer norm as far as it is the same for all models."""
     return F.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)
 
 

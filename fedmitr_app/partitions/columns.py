@@ -13,9 +13,7 @@ from fedmitr_app.partitions.rows import require_column
 USUAL_NAMES = ("img", "image")
 
 
-def find_image_column(
-    columns: Sequence[str], typed: Sequence[str], wanted: str, where: str
-) -> str:
+def find_image_column(columns: Sequence[str], typed: Sequence[str], wanted: str, where: str) -> str:
     """Return the image column: ``wanted``, else the first of those typed so, else a usual name.
 
     Raises

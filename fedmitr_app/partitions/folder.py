@@ -121,8 +121,10 @@ def _is_utf8(name: str) -> bool:
 
 def _odd_one_out(names: list[tuple[str, ...]], depths: Counter[int], split: str) -> str:
     if depths.keys() == {1}:
-        advice = "" if split in ("", TRAIN) else (
-            "; set data.path to the training folder, and data.test-path to labelled images"
+        advice = (
+            ""
+            if split in ("", TRAIN)
+            else ("; set data.path to the training folder, and data.test-path to labelled images")
         )
         return f": {names[0][0]!r} stands in no folder that names its class{advice}"
     rarest = min(depths, key=lambda depth: (depth in (2, 3), depths[depth]))

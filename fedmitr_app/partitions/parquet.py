@@ -80,9 +80,7 @@ def _named(path: Path, tree: Tree) -> Named:
     near, *far = [name for name in (path.stem, *reversed(folders)) if kinds_of(name)] or [""]
     split = split_of(near, tree.where)
     odd = [
-        name
-        for name in far
-        if split not in (kinds := kinds_of(name)) and TRAIN in (split, *kinds)
+        name for name in far if split not in (kinds := kinds_of(name)) and TRAIN in (split, *kinds)
     ]
     if odd:
         raise DataError(
@@ -110,7 +108,7 @@ def _rows(files: Part, data: DataConfig, domains: bool) -> Rows:
     image = find_image_column(columns, typed, data.image_column, where)
     names = [class_names_of(features.get(label)) for features in declared]
     if len(set(names)) > 1:
-        odd = next(path for path, its in zip(files.files, names) if its != names[0])
+        odd = next(path for path, its in zip(files.files, names, strict=True) if its != names[0])
         raise DataError(
             f"{where}: {str(odd)!r} numbers its classes otherwise than {files.files[0].name!r}: "
             "read them one at a time, or write labels as words."

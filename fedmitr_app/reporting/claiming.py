@@ -126,6 +126,7 @@ def _taken(target: Path) -> RunFolderError:
 
 
 def unusable(target: Path | str, error: BaseException) -> RunFolderError:
+    """Return the error of a folder that can't be used, and why."""
     return RunFolderError(
         f"output.run-dir = {str(target)!r} cannot be used: {reason_of(error)}, "
         "set it to a folder that this process may write."

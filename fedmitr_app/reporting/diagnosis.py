@@ -79,8 +79,7 @@ def diagnosis_tables(found: Mapping[str, Any]) -> Iterator[tuple[list[str], list
         ]
         if all(one.get("gap") for one in each):
             rows += [
-                [words, *(_shown(one["gap"][name]) for one in each)]
-                for name, words in _GAP.items()
+                [words, *(_shown(one["gap"][name]) for one in each)] for name, words in _GAP.items()
             ]
         names = {"run": "the run's", "dense": "of dense inversion"}
         yield ["student", *(names.get(name, name) for name in students)], rows

@@ -114,9 +114,7 @@ def build_described(
     sizes = {key: value for key, value in architecture.items() if key != "name"}
     name = architecture.get("name")
     known = name == "small" or name in timm.list_models(["vit_*", "deit_*"])
-    plain = all(
-        isinstance(value, (int, float)) and 0 < value <= MOST for value in sizes.values()
-    )
+    plain = all(isinstance(value, (int, float)) and 0 < value <= MOST for value in sizes.values())
     deep = sizes.get("depth", 1) > MOST_BLOCKS if plain else True
     if not known or deep or not {"num_classes", "img_size", "in_chans"} <= sizes.keys():
         raise ModelError("its architecture is none that a run writes")

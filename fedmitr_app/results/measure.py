@@ -160,9 +160,7 @@ def _are_scores(known: Mapping[str, Any]) -> bool:
     )
 
 
-def _known_labels(
-    dealt: NDArray[Any] | None, outcome: RoundOutcome
-) -> Mapping[str, Sequence[int]]:
+def _known_labels(dealt: NDArray[Any] | None, outcome: RoundOutcome) -> Mapping[str, Sequence[int]]:
     """Return what was dealt, unless an upload says otherwise; else what clients chose to share.
 
     Who changes the client app to bring data of its own was dealt nothing: the figure would lie.
@@ -181,15 +179,15 @@ def _known_labels(
 def _title(target: Tensor, names: Sequence[str]) -> str:
     """Name an image's likeliest class, and the next one if it has a quarter or more."""
     shares, labels = target.topk(min(2, len(target)))
-    likely = [names[label] for share, label in zip(shares, labels.tolist()) if share >= 0.25]
+    likely = [
+        names[label] for share, label in zip(shares, labels.tolist(), strict=True) if share >= 0.25
+    ]
     return " + ".join(likely) or names[labels[0]]
 
 
 def _diversity(teacher: Teacher, pool: PoolData) -> float:
     with Progress("diversity", len(pool) * len(teacher.models)) as progress:
-        return diversity(
-            teacher, pool.images, pool.targets.argmax(-1), on_batch=progress.advance
-        )
+        return diversity(teacher, pool.images, pool.targets.argmax(-1), on_batch=progress.advance)
 
 
 @torch.no_grad()

@@ -152,8 +152,7 @@ def metrics_of(content: RecordDict, keys: RecordKeys) -> dict[str, Any]:
 def reference_of_record(arrays: ArrayRecord) -> dict[str, ArraySpec]:
     """Return the shapes and types of an ArrayRecord, without decoding it."""
     return {
-        name: ArraySpec(tuple(array.shape), np.dtype(array.dtype))
-        for name, array in arrays.items()
+        name: ArraySpec(tuple(array.shape), np.dtype(array.dtype)) for name, array in arrays.items()
     }
 
 
@@ -219,9 +218,7 @@ def _from_json(record: Mapping[str, Any], key: str) -> Any:
         raise UploadError(f"its {key} is not readable JSON.") from None
 
 
-def _only(
-    records: Mapping[str, Record], key: str, what: str, needed: str | None = None
-) -> Record:
+def _only(records: Mapping[str, Record], key: str, what: str, needed: str | None = None) -> Record:
     """Return the record under ``key``, or else the only one there is."""
     if key in records:
         return records[key]

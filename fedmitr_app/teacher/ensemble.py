@@ -160,6 +160,7 @@ class Teacher:
 
     def to(self, device: torch.device) -> "Teacher":
         """Return a copy on a device; models that only visit one stay where they are."""
+
         def there(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 

@@ -45,7 +45,11 @@ def probe(
     for model in models:
         parts = []
         for part in images.split(batch_size):
-            parts += halving.over(len(part), lambda rows: model(part[rows]).logits)
+
+            def answer(rows: slice, model: PatchViT = model, part: Tensor = part) -> Tensor:
+                return model(part[rows]).logits
+
+            parts += halving.over(len(part), answer)
             on_batch(len(part))
         rows.append(torch.cat(parts))
     return torch.stack(rows)

@@ -22,7 +22,7 @@ from fedmitr_app.uploads import set_class_means
 MAX_GRADIENT_NORM = 1.0
 
 
-def fit(
+def fit(  # noqa: C901
     model: PatchViT,
     shard: ImageSet,
     config: ClientConfig,

@@ -25,6 +25,8 @@ def warmup_cosine(optimiser: Optimizer, steps: int, warmup: float) -> LambdaLR:
 def resume_schedule(schedule: LambdaLR, steps: int) -> None:
     """Put a schedule, and its optimiser's rates, where they are after ``steps`` steps."""
     schedule.last_epoch = steps
-    groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas)
+    groups = zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    )
     for group, rate, factor in groups:
         group["lr"] = rate * factor(steps)

@@ -40,9 +40,7 @@ class Expected:
     num_classes: int | None = None
 
 
-def check_claims(
-    claims: Claims, expected: Expected = Expected()
-) -> tuple[Claims, list[str]]:
+def check_claims(claims: Claims, expected: Expected = Expected()) -> tuple[Claims, list[str]]:
     """Return the claims in plain, checked types, and a note for what was left out.
 
     A part that is absent passes: an ordinary Flower client sends none but the number

@@ -98,7 +98,7 @@ def read_class_means(
     apart = ((frames[:-1] - usual) / usual[0].abs().clamp_min(_TINY)).square().mean(2).sqrt()
     return [
         one if one and bool((off < MOST_APART).all()) and _in_reach(one.means, frame) else None
-        for one, off, frame in zip(found, apart, frames)
+        for one, off, frame in zip(found, apart, frames[:-1], strict=True)
     ]
 
 

@@ -167,7 +167,7 @@ def _misfits(
     usual_size, usual_peak = (max(x, floor, _TINY) for x in (median_size, median(part.peaks)))
     usual = 0.0 if slopes is None else median(slopes)
     *sizes, start = part.sizes.tolist()
-    for client, (size, peak) in enumerate(zip(sizes, part.peaks.tolist())):
+    for client, (size, peak) in enumerate(zip(sizes, part.peaks[:-1].tolist(), strict=True)):
         reason, factor = "", median_size / max(size, _TINY)
         if slopes is not None:
             slope = float(slopes[client])

@@ -40,9 +40,7 @@ def check_fit(upload: Upload, reference: Mapping[str, ArraySpec], expected: Expe
     RunFolderError
         If its weights can't be read.
     """
-    check_claims(
-        Claims(architecture=upload.architecture, input_spec=upload.input_spec), expected
-    )
+    check_claims(Claims(architecture=upload.architecture, input_spec=upload.input_spec), expected)
     counts = upload.label_counts
     if counts is not None and expected.num_classes not in (None, len(counts)):
         raise UploadError(

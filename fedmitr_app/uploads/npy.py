@@ -40,8 +40,7 @@ def decode_npy(data: bytes, *, name: str = "array") -> np.ndarray:
     count = int(np.prod(shape, dtype=object)) if shape else 1
     if count * dtype.itemsize != len(data) - start:
         raise UploadError(
-            f"{name} promises {count} values of type {dtype} but carries "
-            f"{len(data) - start} bytes."
+            f"{name} promises {count} values of type {dtype} but carries {len(data) - start} bytes."
         )
     values = np.frombuffer(data, dtype=dtype, offset=start, count=count)
     return values.reshape(shape, order="F" if fortran_order else "C")

@@ -78,7 +78,9 @@ class RoundOutcome:
     def metrics(self) -> dict[str, float]:
         """Return the mean of what the accepted clients measured, weighted by examples."""
         counts = example_counts(self.accepted)
-        return weighted_metrics(zip(counts, [upload.metrics for upload in self.accepted]))
+        return weighted_metrics(
+            zip(counts, [upload.metrics for upload in self.accepted], strict=True)
+        )
 
 
 def round_facts(outcome: RoundOutcome) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def parts_of(
         if not is_fused(name, start):
             yield _part(name, values)
             continue
-        for letter, thirds in zip("qkv", zip(*(value.chunk(3) for value in values))):
+        for letter, thirds in zip(
+            "qkv", zip(*(value.chunk(3) for value in values), strict=True), strict=True
+        ):
             yield _part(part_name(name, letter), thirds)
 
 
@@ -85,7 +87,7 @@ def _part(name: str, values: Sequence[Tensor]) -> Part:
     products = torch.zeros(len(values), len(values), dtype=torch.float64)
     peaks = torch.zeros(len(values), dtype=torch.float64)
     width = max(1, _CHUNK // len(values))
-    for rows in zip(*(value.flatten().split(width) for value in values)):
+    for rows in zip(*(value.flatten().split(width) for value in values), strict=True):
         piece = torch.stack(rows).double()
         products += piece @ piece.T
         peaks = torch.maximum(peaks, piece.abs().amax(1))

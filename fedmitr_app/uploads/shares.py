@@ -22,10 +22,12 @@ class Counted(Protocol):
     """What says of itself how many examples it rests on: an upload, or a node's evaluation."""
 
     @property
-    def client(self) -> str: ...
+    def client(self) -> str:
+        """Who says so."""
 
     @property
-    def num_examples(self) -> int | None: ...
+    def num_examples(self) -> int | None:
+        """How many; None if what is said can't be."""
 
 
 def client_shares(uploads: Sequence[Upload], weights: str = "num-examples") -> list[float]:

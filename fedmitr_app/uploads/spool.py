@@ -213,9 +213,7 @@ class Spool:
         return list(kept.values())
 
 
-def read_spool(
-    folder: Path, damaged: Callable[[Rejection], None] | None = None
-) -> list[Upload]:
+def read_spool(folder: Path, damaged: Callable[[Rejection], None] | None = None) -> list[Upload]:
     """Return the uploads in a folder, sorted by client key; weights are not loaded.
 
     Parameters

@@ -36,9 +36,7 @@ class ArrayHeader:
     payload_bytes: int
 
 
-def check_headers(
-    headers: Mapping[str, ArrayHeader], reference: Mapping[str, ArraySpec]
-) -> None:
+def check_headers(headers: Mapping[str, ArrayHeader], reference: Mapping[str, ArraySpec]) -> None:
     """Refuse an upload by what it declares: names, shapes, types and payload sizes.
 
     Raises

@@ -71,8 +71,9 @@ def test_views_are_drawn_per_image():
     pool = pool_of(1)
     images = draw(pool, roll=0.5, flip=0.5, batch_size=32).images
     assert len({image.numpy().tobytes() for image in images}) > 16
-    assert all(torch.equal(i.sort().values, images[0].flatten().sort().values)
-               for i in images.flatten(1))
+    assert all(
+        torch.equal(i.sort().values, images[0].flatten().sort().values) for i in images.flatten(1)
+    )
 
 
 def test_the_generator_alone_decides():

@@ -258,9 +258,7 @@ def test_a_student_that_leaves_the_finite_numbers_goes_back_and_on_at_half_the_r
     assert "back to the student of step 20, and on at half the learning rate" in caplog.text
     whole = trainee(steps=40)
     usual = []
-    whole.run(
-        pool_of(), 40, on_step=lambda _: usual.append(whole.optimiser.param_groups[0]["lr"])
-    )
+    whole.run(pool_of(), 40, on_step=lambda _: usual.append(whole.optimiser.param_groups[0]["lr"]))
     assert rates[:24] == usual[:24]
     assert rates[24:] == pytest.approx([rate / 2 for rate in usual[24:]])
     assert all(value.isfinite().all() for value in made.student.state_dict().values())

@@ -75,7 +75,9 @@ def test_token_loss(kept, labels):
     mask = {"some": draw(3, 6, seed=2) > 0, "all": torch.ones(3, 6) > 0}
     mask["none"] = ~mask["all"]
     relabels = {
-        "none": None, "per patch": draw(3, 6, 4, seed=3), "per image": draw(3, 1, 4, seed=4)
+        "none": None,
+        "per patch": draw(3, 6, 4, seed=3),
+        "per image": draw(3, 1, 4, seed=4),
     }
     rest = (relabels[labels], 0.7, 1.5)
     expected = token_loss_by_hand(logits, mask[kept], targets, *rest)

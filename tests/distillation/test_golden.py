@@ -21,7 +21,14 @@ from tests.inversion.tiny import distillation_config, inversion_config, tiny_vit
 GOLDEN = {
     "inversion loss": [2.06022, 1.92549, 2.16814, 1.6278, 1.93592, 1.94699, 2.07568, 1.84145],
     "target probability": [
-        0.234929, 0.248721, 0.225505, 0.213284, 0.189887, 0.276519, 0.292647, 0.21489,
+        0.234929,
+        0.248721,
+        0.225505,
+        0.213284,
+        0.189887,
+        0.276519,
+        0.292647,
+        0.21489,
     ],
     "survivors of the first image": [1, 6, 7, 11, 12, 14, 15],
     "pixels": [0.672622, 0.897415],
@@ -32,9 +39,7 @@ GOLDEN = {
 
 def golden_run(folder: Path) -> dict[str, list[float]]:
     """Three clients, two batches of four images with two stops, six distillation steps."""
-    clients = [
-        ClientModel(f"c{k}", tiny_vit(k, torch.float32), 10 * (k + 1)) for k in range(3)
-    ]
+    clients = [ClientModel(f"c{k}", tiny_vit(k, torch.float32), 10 * (k + 1)) for k in range(3)]
     settings = TeacherConfig(combine="num-examples")
     teacher = Teacher.build(clients, settings, lambda: pytest.fail("no priors to read"))
     config = inversion_config(

@@ -97,15 +97,18 @@ def test_the_same_function_with_other_weights(uploads, theta0, tmp_path, name):
         answers.append(model(images).logits)
     torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4)
     changed = [key for key in honest if not torch.equal(honest[key], sent[key])]
-    assert len(changed) == {
-        "same-function-norms": 2 * 6,
-        "same-function-head": 3,
-        "same-function-queries": 2 * 2,
-        "same-function-values": 2 * 3,
-        "permuted-units": 2 * 3,
-        "permuted-channels": len(honest) - 1,
-        "long-moments": 0,
-    }[name]
+    assert (
+        len(changed)
+        == {
+            "same-function-norms": 2 * 6,
+            "same-function-head": 3,
+            "same-function-queries": 2 * 2,
+            "same-function-values": 2 * 3,
+            "permuted-units": 2 * 3,
+            "permuted-channels": len(honest) - 1,
+            "long-moments": 0,
+        }[name]
+    )
 
 
 @pytest.mark.parametrize("name", ["spike", "mild-spike"])
@@ -130,8 +133,10 @@ def test_copies_are_of_an_honest_clients_model(uploads, theta0, tmp_path):
 def test_every_class_is_named_as_another(uploads, theta0, tmp_path, name):
     ((honest, sent),) = sent_by(uploads, theta0, tmp_path / "a", name)
     states = [upload.load_state() for upload in uploads]
-    source = honest if name == "permuted-head" else next(
-        state for state in states if torch.equal(state[POSITION], sent[POSITION])
+    source = (
+        honest
+        if name == "permuted-head"
+        else next(state for state in states if torch.equal(state[POSITION], sent[POSITION]))
     )
     assert name == "permuted-head" or not torch.equal(source[POSITION], honest[POSITION])
     weight, bias = (sent[key] for key in HEAD)

@@ -46,9 +46,7 @@ def test_a_difference_is_that_of_a_paired_t_test(values, told):
     assert (line.against, line.row, line.seeds, line.told) == ("ours", "other", 5, told)
     assert line.difference == pytest.approx(sum(values) / 5 - sum(OURS) / 5)
     assert (line.low, line.high) == pytest.approx((interval.low, interval.high))
-    assert line.standard_error == pytest.approx(
-        line.difference / ttest_rel(values, OURS).statistic
-    )
+    assert line.standard_error == pytest.approx(line.difference / ttest_rel(values, OURS).statistic)
 
 
 def test_only_seeds_that_both_have_are_paired():

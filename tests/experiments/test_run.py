@@ -260,6 +260,7 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
         raise TrainingError("distillation.learning-rate = 9 made it diverge: lower it.")
 
     monkeypatch.setitem(cells.METHODS, "best-client", replaced("best-client", fail))
+
     def stumble(task):
         raise ZeroDivisionError("a bug")
 

@@ -137,8 +137,11 @@ def test_stopped_patches_are_bit_identical_afterwards(schedule, tv):
     for stop in (2, 5):
         stops = tuple(earlier for earlier in (2.0, 5.0) if earlier < stop)
         early = invert(inversion_config(schedule=schedule, tv=tv, iterations=stop, stops=stops))
-        later = invert(inversion_config(schedule=schedule, tv=tv, iterations=stop + 1,
-                                        stops=(*stops, float(stop))))
+        later = invert(
+            inversion_config(
+                schedule=schedule, tv=tv, iterations=stop + 1, stops=(*stops, float(stop))
+            )
+        )
         for image in range(BATCH):
             for index in range(GRID**2):
                 before = windows(early.images[image], index)

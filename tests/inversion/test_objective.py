@@ -75,9 +75,7 @@ def oracle(objective: Objective, patches, positions):
         members = objective.members
         serving = [k for k in range(3) if members is None or members[k, image]]
         one = slice(image, image + 1)
-        outputs = [
-            teacher.models[k].forward_patches(patches[one], positions[one]) for k in serving
-        ]
+        outputs = [teacher.models[k].forward_patches(patches[one], positions[one]) for k in serving]
         target, weights = objective.targets[one], teacher.class_weights[serving]
         if config.loss == "per-teacher":
             shares = teacher.class_weights / teacher.class_weights.sum(0)

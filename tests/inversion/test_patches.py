@@ -78,8 +78,11 @@ def test_a_marker_patch_is_found_where_it_was_moved_to(patch, down, right, flip,
     assert patches.min() == 1
 
 
-@given(PATCHES, st.lists(st.tuples(OFFSETS, OFFSETS, st.booleans()), min_size=1, max_size=3),
-       st.randoms(use_true_random=False))
+@given(
+    PATCHES,
+    st.lists(st.tuples(OFFSETS, OFFSETS, st.booleans()), min_size=1, max_size=3),
+    st.randoms(use_true_random=False),
+)
 def test_patches_of_a_view_are_those_of_the_whole_view(patch, triples, random):
     images, views, total = numbered(len(triples)), views_of(*triples), (SIZE // patch) ** 2
     alive = random.randint(1, total)

@@ -51,15 +51,24 @@ def test_nothing_to_stop(changes):
 
 @pytest.mark.parametrize(
     ("alive", "share", "kept"),
-    [(196, 0.3, 137), (137, 0.3, 95), (10, 0.0, 10), (10, 0.3, 7), (100, 0.1, 90), (3, 0.95, 1),
-     (1, 0.5, 1)],
+    [
+        (196, 0.3, 137),
+        (137, 0.3, 95),
+        (10, 0.0, 10),
+        (10, 0.3, 7),
+        (100, 0.1, 90),
+        (3, 0.95, 1),
+        (1, 0.5, 1),
+    ],
 )
 def test_keep_count_by_hand(alive, share, kept):
     assert keep_count(alive, share) == kept
 
 
-@given(st.lists(st.lists(st.integers(0, 6), min_size=9, max_size=9), min_size=1, max_size=4),
-       st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+@given(
+    st.lists(st.lists(st.integers(0, 6), min_size=9, max_size=9), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+)
 def test_sparse_keeps_the_densest_in_spatial_order(rows, share):
     keep = build().keep(share, torch.tensor(rows).float(), torch.Generator())
     for row, kept in zip(rows, keep.tolist()):
@@ -86,8 +95,10 @@ def covering(row, cover):
     return len(row)
 
 
-@given(st.lists(st.lists(st.integers(1, 9), min_size=9, max_size=9), min_size=1, max_size=4),
-       st.sampled_from([0.0, 0.2, 0.5, 0.9]))
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=9, max_size=9), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+)
 def test_automatic_keeps_as_few_as_hold_the_attention(rows, share):
     density = torch.tensor(rows).float()
     schedule = build(schedule="automatic")

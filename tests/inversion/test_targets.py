@@ -106,9 +106,7 @@ def test_clients_that_were_never_taught_the_target_serve_only_where_nobody_else_
 def greedy_by_hand(log_probs: list[list[float]], targets: list[list[float]]) -> list[int]:
     left, chosen = list(range(len(log_probs))), []
     for target in targets:
-        fit = {
-            index: sum(t * p for t, p in zip(target, log_probs[index]) if t) for index in left
-        }
+        fit = {index: sum(t * p for t, p in zip(target, log_probs[index]) if t) for index in left}
         best = max(left, key=lambda index: (fit[index], -index))
         left.remove(best)
         chosen.append(best)

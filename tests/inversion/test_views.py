@@ -154,8 +154,9 @@ def test_without_zoom_and_colour_nothing_more_is_drawn():
 def test_the_gradient_is_autograds_through_whole_images(changes, count):
     config, teacher = inversion_config(**changes), tiny_teacher()
     images, targets = random_images(3), random_targets(3)
-    alive = torch.stack([torch.randperm(TOTAL, generator=generator(k))[:count].sort().values
-                         for k in range(3)])
+    alive = torch.stack(
+        [torch.randperm(TOTAL, generator=generator(k))[:count].sort().values for k in range(3)]
+    )
     state = InversionState(images, config, SPEC, PATCH)
     state.stop(alive)
     rng = generator(1)
@@ -206,8 +207,11 @@ def test_several_equal_views_are_one():
     still = {"roll": 0.0, "flip": 0.0}
     found = [
         invert_batch(
-            tiny_teacher(), random_images(2), random_targets(2),
-            inversion_config(views=views, **still), generator(0),
+            tiny_teacher(),
+            random_images(2),
+            random_targets(2),
+            inversion_config(views=views, **still),
+            generator(0),
         )
         for views in (1, 3)
     ]

@@ -171,9 +171,7 @@ def test_what_ruins_an_average_is_in_none_and_teaches_all_the_same(tmp_path, cap
         found = METHODS[method](defended).model.vit.state_dict()
         expected = average(rest, weighting)
         assert all(torch.equal(found[key], value) for key, value in expected.items())
-    assert all(
-        torch.equal(defended.merged[key], value) for key, value in average(rest).items()
-    )
+    assert all(torch.equal(defended.merged[key], value) for key, value in average(rest).items())
 
 
 def test_what_was_scaled_is_averaged_as_if_it_never_had_been(tmp_path, caplog):

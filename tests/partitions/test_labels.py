@@ -69,7 +69,9 @@ def test_one_long_label_takes_no_memory_and_is_refused(tmp_path, share):
     try:
         refusal(
             lambda: load_source(of_parquet(tmp_path / "a.parquet")),
-            "data.label-column", "4000 letters", "1 to 200 letters",
+            "data.label-column",
+            "4000 letters",
+            "1 to 200 letters",
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -87,7 +89,8 @@ def test_an_id_is_no_class(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [f"patient {row}" for row in range(120)])
     refusal(
         lambda: load_source(of_parquet(path)),
-        "120 images in 120 classes", "is data.label-column an id",
+        "120 images in 120 classes",
+        "is data.label-column an id",
     )
     # Few-shot images of few classes are.
     path = write_parquet(tmp_path / "b.parquet", list("abc"))
@@ -112,7 +115,9 @@ def test_minus_one_is_unlabelled(tmp_path, features):
     path = write_parquet(tmp_path / "a.parquet", [0, 1, -1, 2], features=features)
     refusal(
         lambda: load_source(of_parquet(path)),
-        "data.label-column holds -1", "unlabelled", "as words",
+        "data.label-column holds -1",
+        "unlabelled",
+        "as words",
     )
 
 
@@ -121,7 +126,8 @@ def test_a_test_split_without_labels(tmp_path, labels):
     write_parquet(tmp_path / "train.parquet", [0, 1, 2], features=class_features())
     write_parquet(tmp_path / "test.parquet", labels, features=class_features())
     refusal(
-        lambda: load_source(of_parquet(tmp_path)), "the test set of data.path",
+        lambda: load_source(of_parquet(tmp_path)),
+        "the test set of data.path",
         "data.label-column",
     )
 
@@ -131,7 +137,9 @@ def test_a_test_split_without_a_label_column(tmp_path):
     pq.write_table(pa.table({"img": [encoded(0)]}), tmp_path / "test.parquet")
     refusal(
         lambda: load_source(of_parquet(tmp_path)),
-        "data.label-column = 'label'", "a column of the test set of data.path", "'img'",
+        "data.label-column = 'label'",
+        "a column of the test set of data.path",
+        "'img'",
         kind=ConfigError,
     )
 
@@ -163,7 +171,7 @@ def test_names_that_can_be_none(name):
     refusal(lambda: encode([name, "b"], "data.label-column"), "data.label-column", "letters")
 
 
-@given(st.lists(st.text('ab,"\' é', min_size=1), max_size=4))
+@given(st.lists(st.text("ab,\"' é", min_size=1), max_size=4))
 def test_names_with_commas_go_through_a_setting(names):
     clean = tuple(filter(None, map(clean_name, names)))
     assert split_names("server.classes", join_names(clean)) == clean

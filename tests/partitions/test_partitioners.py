@@ -130,8 +130,13 @@ def test_fewer_images_of_a_class_than_clients_that_want_it():
 def test_min_samples_out_of_reach(kind, labels):
     partition = PartitionConfig(kind=kind, alpha=0.05, min_samples=60)
     refusal(
-        rows_of(labels), partition, 4,
-        "partition.min-samples = 60", "partition.alpha = 0.05", "4 clients", "lower",
+        rows_of(labels),
+        partition,
+        4,
+        "partition.min-samples = 60",
+        "partition.alpha = 0.05",
+        "4 clients",
+        "lower",
     )
 
 
@@ -139,8 +144,12 @@ def test_natural_without_or_with_other_domains(labels):
     natural = PartitionConfig(kind="natural")
     refusal(rows_of(labels), natural, 4, "partition.kind = 'natural'", "data.domain-column")
     refusal(
-        rows_for("natural", labels), natural, 3,
-        "num-supernodes = 3", "4, one for each domain", "'d0', 'd1', 'd2', 'd3'",
+        rows_for("natural", labels),
+        natural,
+        3,
+        "num-supernodes = 3",
+        "4, one for each domain",
+        "'d0', 'd1', 'd2', 'd3'",
     )
 
 

@@ -180,9 +180,7 @@ def test_columns_and_labels_of_every_kind(tmp_path, source, image, label, names)
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_cifar10_is_held_at_its_own_size(tmp_path, source):
-    root = write_splits(
-        tmp_path / "set", source, {"train": TRAIN, "test": SOME}, image="img"
-    )
+    root = write_splits(tmp_path / "set", source, {"train": TRAIN, "test": SOME}, image="img")
     config = config_of("cifar10-deit-tiny-224", source, root)
     data = config.data
     test = load_test_set(data)

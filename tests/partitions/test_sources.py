@@ -176,23 +176,26 @@ def test_parquet_mishaps(tmp_path, parquet):
     refusal(
         lambda: load_source(of_parquet("gone.parquet")), "data.path = 'gone.parquet'", "not exist"
     )
-    refusal(
-        lambda: load_source(of_parquet(parquet, test_path="gone")), "data.test-path = 'gone'"
-    )
+    refusal(lambda: load_source(of_parquet(parquet, test_path="gone")), "data.test-path = 'gone'")
     (tmp_path / "nothing").mkdir()
     empty = of_parquet(parquet, test_path=str(tmp_path / "nothing"))
     refusal(lambda: load_source(empty), "data.test-path", "holds no *.parquet files")
     refusal(
         lambda: load_source(of_parquet(parquet, label_column="y")),
-        "data.label-column = 'y'", "'img', 'label', 'domain'", kind=ConfigError,
+        "data.label-column = 'y'",
+        "'img', 'label', 'domain'",
+        kind=ConfigError,
     )
     refusal(
         lambda: load_source(of_parquet(parquet, image_column="y")),
-        "data.image-column = 'y'", "'img', 'label', 'domain'", kind=ConfigError,
+        "data.image-column = 'y'",
+        "'img', 'label', 'domain'",
+        kind=ConfigError,
     )
     refusal(
         lambda: load_source(of_parquet(parquet, label_column="img")),
-        "data.label-column", "struct",
+        "data.label-column",
+        "struct",
     )
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -206,7 +209,9 @@ def test_no_column_that_looks_like_images(tmp_path):
     pq.write_table(pa.table({"label": [0], "x": [1]}), path)
     refusal(
         lambda: load_source(of_parquet(path)),
-        "data.image-column = ''", "'label', 'x'", kind=ConfigError,
+        "data.image-column = ''",
+        "'label', 'x'",
+        kind=ConfigError,
     )
 
 
@@ -316,7 +321,9 @@ def hub(tmp_path, monkeypatch):
     features = class_features(domain=Value("string"))
     for split, count in (("train", 12), ("validation", 6)):
         write_parquet(
-            root / f"{split}.parquet", [0, 1, 2] * (count // 3), features=features,
+            root / f"{split}.parquet",
+            [0, 1, 2] * (count // 3),
+            features=features,
             domain=["x", "y"] * (count // 2),
         )
     return DataConfig(source="hub", name=str(root), image_size=12, channels=3)
@@ -379,7 +386,9 @@ def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch, error, words):
     monkeypatch.setattr(hub_module, "get_session", lambda: Session())
     refusal(
         lambda: load_source(replace(hub, name="owner/name:part")),
-        "data.name = 'owner/name:part'", words, "data.source = 'parquet'",
+        "data.name = 'owner/name:part'",
+        words,
+        "data.source = 'parquet'",
     )
 
 
@@ -393,7 +402,9 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
     data = replace(hub, name="owner/name")
     refusal(
         lambda: load_source(data),
-        "data.name = 'owner/name'", "does not answer (TimeoutError", "HF_HUB_OFFLINE=1",
+        "data.name = 'owner/name'",
+        "does not answer (TimeoutError",
+        "HF_HUB_OFFLINE=1",
     )
     assert 0 < silent.timeout <= 30
 
@@ -409,7 +420,9 @@ def test_in_offline_mode_the_cache_counts_and_nobody_is_asked(hub, monkeypatch):
 def test_a_hub_column_that_there_is_not(hub):
     refusal(
         lambda: load_source(replace(hub, label_column="y")),
-        "data.label-column = 'y'", "'label'", kind=ConfigError,
+        "data.label-column = 'y'",
+        "'label'",
+        kind=ConfigError,
     )
 
 
@@ -435,7 +448,9 @@ def test_a_client_may_hold_nothing(parquet):
 def test_a_client_that_there_is_not(parquet, partition_id):
     refusal(
         lambda: load_shard(of_parquet(parquet), IID, partition_id, 3, 0),
-        f"partition-id = {partition_id}", "num-partitions - 1 = 2", kind=ConfigError,
+        f"partition-id = {partition_id}",
+        "num-partitions - 1 = 2",
+        kind=ConfigError,
     )
 
 

@@ -43,9 +43,7 @@ def images(root: Path, *below: str, shade: int = 0, number: int = 4) -> None:
 
 def of(source: str, path: Path, test_path: object = "") -> DataConfig:
     named = {"name": str(path)} if source == "hub" else {"path": str(path)}
-    return DataConfig(
-        source=source, **named, test_path=str(test_path), image_size=12, channels=3
-    )
+    return DataConfig(source=source, **named, test_path=str(test_path), image_size=12, channels=3)
 
 
 def shades(data: DataConfig) -> tuple[set[int], set[int]]:
@@ -67,9 +65,11 @@ def spelt(word: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
-@given(st.sampled_from(SPLITS).flatmap(
-    lambda split: st.tuples(st.just(split), spelt(st.sampled_from(WORDS[split])))
-))
+@given(
+    st.sampled_from(SPLITS).flatmap(
+        lambda split: st.tuples(st.just(split), spelt(st.sampled_from(WORDS[split])))
+    )
+)
 def test_a_word_between_separators_counts_in_any_case(case):
     split, name = case
     assert split_of(name, "here") == split

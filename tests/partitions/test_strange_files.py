@@ -91,7 +91,10 @@ def test_whatever_a_decoder_raises_names_the_file(folder, monkeypatch, error):
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     refusal(
         lambda: load_test_set(of_folder(folder)),
-        str(folder), ".png", "not a readable 8-bit image", error.__name__,
+        str(folder),
+        ".png",
+        "not a readable 8-bit image",
+        error.__name__,
     )
 
 
@@ -194,7 +197,8 @@ def test_columns_that_are_not_used_are_never_touched(tmp_path, monkeypatch):
     natural = PartitionConfig(kind="natural")
     refusal(
         lambda: load_shard(of_parquet(path), natural, 0, 1, 0),
-        "data.domain-column", "10 rows without any",
+        "data.domain-column",
+        "10 rows without any",
     )
 
 
@@ -241,8 +245,13 @@ def test_files_with_labels_of_different_types_are_refused(tmp_path):
 def test_labels_may_be_of_several_widths_and_kinds_of_text(tmp_path):
     kinds = {
         "number": ([0, 1], pa.int64(), pa.int32(), pa.uint8()),
-        "word": (["a", "b"], pa.string(), pa.large_string(), pa.string_view(),
-                 pa.dictionary(pa.int8(), pa.string())),
+        "word": (
+            ["a", "b"],
+            pa.string(),
+            pa.large_string(),
+            pa.string_view(),
+            pa.dictionary(pa.int8(), pa.string()),
+        ),
     }
     for name, (values, *types) in kinds.items():
         (tmp_path / name).mkdir()

@@ -41,7 +41,7 @@ def test_a_table_without_end_is_not_kept():
     def answer(message):
         content = good_content(1.0, 10, f"client-{message.metadata.dst_node_id}")
         if message.metadata.dst_node_id == 12:
-            content = good_content(2.0, 10, "deep", architecture='{"depth": 2, "x": %s}' % deep)
+            content = good_content(2.0, 10, "deep", architecture=f'{{"depth": 2, "x": {deep}}}')
         return reply(message, content)
 
     strategy = AveragingRound(architecture={"depth": 2}, **QUICK)

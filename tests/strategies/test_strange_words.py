@@ -60,9 +60,7 @@ def say_in_every_way(message):
 
 def test_nothing_that_a_client_says_rules_a_terminal_or_a_spreadsheet(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    strategy = AveragingRound(
-        run_dir=tmp_path, min_clients=2, architecture={"depth": 2}, **QUICK
-    )
+    strategy = AveragingRound(run_dir=tmp_path, min_clients=2, architecture={"depth": 2}, **QUICK)
     run(strategy, say_in_every_way, range(11, 21), timeout=0.3)
     assert {upload.client for upload in strategy.outcome.accepted} == {
         "client-6",

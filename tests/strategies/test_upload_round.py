@@ -83,7 +83,7 @@ def test_the_order_of_arrival_changes_nothing(order):
     assert bits(order) == bits([11, 12, 13])
 
 
-def _broken(kind):
+def _broken(kind):  # noqa: C901
     """A reply content with one thing wrong, and words of the reason it should give."""
     content = good_content(1.0, 10, "client-bad")
     arrays = content["arrays"]
@@ -186,9 +186,7 @@ def test_one_bad_reply_never_costs_the_round(kind, tmp_path):
         run_dir=tmp_path, architecture={"depth": 2}, input_spec=SPEC, num_classes=2, **QUICK
     )
     result = run(strategy, answer)
-    assert torch.equal(
-        result.arrays.to_torch_state_dict()["body.weight"], torch.full((2, 3), 2.0)
-    )
+    assert torch.equal(result.arrays.to_torch_state_dict()["body.weight"], torch.full((2, 3), 2.0))
     (rejection,) = strategy.outcome.rejected
     assert BROKEN[kind] in rejection.reason and rejection.reason.endswith(".")
     assert "\n" not in rejection.reason

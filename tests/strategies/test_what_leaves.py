@@ -83,10 +83,13 @@ MISHAPS = {
     "a broken cell": lambda root: table(
         root / "a.parquet", img=[{"bytes": IMAGE, "path": f"{SECRET}.png"}], label=["1"]
     ),
-    "label types": lambda root: table(
-        table(root / f"{SECRET}.parquet", img=[IMAGE], label=["1"]).with_name("b.parquet"),
-        img=[IMAGE], label=[1],
-    ).parent,
+    "label types": lambda root: (
+        table(
+            table(root / f"{SECRET}.parquet", img=[IMAGE], label=["1"]).with_name("b.parquet"),
+            img=[IMAGE],
+            label=[1],
+        ).parent
+    ),
 }
 
 
@@ -151,7 +154,9 @@ def test_what_a_node_config_says_stays_there(caplog, node, words):
 def test_natural_domains_are_not_named(tmp_path, caplog):
     path = table(
         tmp_path / f"{SECRET}.parquet",
-        img=[IMAGE] * 8, label=["1", "2"] * 4, domain=[SECRET, "b"] * 4,
+        img=[IMAGE] * 8,
+        label=["1", "2"] * 4,
+        domain=[SECRET, "b"] * 4,
     )
     changes = {"data.source": "parquet", "data.path": str(path), "partition.kind": "natural"}
     reason, texts = asked({"partition-id": 0, "num-partitions": 5}, **changes)
@@ -178,9 +183,7 @@ def test_an_exception_that_nobody_foresaw_is_told_by_its_kind(monkeypatch, caplo
 
 
 def test_a_data_error_tells_nothing_unless_it_is_meant_to():
-    assert DataError("/home/x is bad.").public == (
-        "its data can't be used: its own log says why."
-    )
+    assert DataError("/home/x is bad.").public == ("its data can't be used: its own log says why.")
     assert DataError("/home/x is bad.", public="it is bad.").public == "it is bad."
     assert FedmitrError("a sentence.").public == "a sentence."
     strange = FedmitrError("a \x1b[31m\ud800.\n\u202eb", public="c\x07.")

@@ -1,6 +1,5 @@
 """The ensemble of clients that upload class means: as if label counts were known."""
 
-
 import pytest
 import torch
 from torch import nn

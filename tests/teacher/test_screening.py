@@ -109,9 +109,7 @@ def test_information_by_definition():
 def test_agreement_is_the_correlation_when_two_know_the_same():
     logits = honest(skew=0.0)[:2]
     centred = logits - logits.mean(-1, keepdim=True)
-    by_class = [
-        torch.corrcoef(centred[:, :, label])[0, 1].item() for label in range(CLASSES)
-    ]
+    by_class = [torch.corrcoef(centred[:, :, label])[0, 1].item() for label in range(CLASSES)]
     found = agreements(logits, priors_of(logits))
     assert found[0] == pytest.approx(found[1].item(), abs=1e-5)
     assert min(by_class) <= found[0].item() <= max(by_class)

@@ -34,9 +34,7 @@ class Biased(nn.Module):
 
 
 def clients(counts=(None, None)) -> list[ClientModel]:
-    return [
-        ClientModel(f"client-{k}", Biased(PRIORS[k]), SIZES[k], counts[k]) for k in range(2)
-    ]
+    return [ClientModel(f"client-{k}", Biased(PRIORS[k]), SIZES[k], counts[k]) for k in range(2)]
 
 
 def probed() -> torch.Tensor:
@@ -62,9 +60,7 @@ def estimate_by_hand(answers: list[list[float]]) -> list[float]:
 
 def test_probing_ranks_classes_as_a_fabricated_models_prior_does():
     found = priors_of(probed())
-    assert [row.tolist() for row in found] == [
-        pytest.approx(list(prior)) for prior in PRIORS
-    ]
+    assert [row.tolist() for row in found] == [pytest.approx(list(prior)) for prior in PRIORS]
 
 
 def test_probing_against_loops_over_images():
@@ -94,9 +90,7 @@ def test_probing_finds_a_class_that_few_images_wake():
     assert found[2] > found[0] > 2 * found[1]
 
 
-PROBED = [
-    [size**0.5 * share**0.75 for share in prior] for size, prior in zip(SIZES, PRIORS)
-]
+PROBED = [[size**0.5 * share**0.75 for share in prior] for size, prior in zip(SIZES, PRIORS)]
 
 
 @pytest.mark.parametrize(
@@ -242,9 +236,7 @@ def test_density_when_no_serving_client_knows_the_target_is_their_plain_mean():
     cls_attn = torch.rand(3, 1, 7, dtype=torch.float64)
     targets = torch.eye(CLASSES, dtype=torch.float64)[:1]
     members = torch.tensor([[True], [True], [False]])
-    torch.testing.assert_close(
-        teacher.density(cls_attn, targets, members), cls_attn[:2].mean(0)
-    )
+    torch.testing.assert_close(teacher.density(cls_attn, targets, members), cls_attn[:2].mean(0))
 
 
 @pytest.mark.parametrize(("device", "kept"), [("meta", torch.bfloat16), ("cpu", torch.float32)])

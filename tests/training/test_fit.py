@@ -44,8 +44,12 @@ def run(model, shard, on_step=None, seed=0, **settings):
 def test_the_loss_goes_down_and_the_shard_is_learnt():
     losses = []
     metrics = run(
-        tiny_vit(), shard_of([0, 1, 2] * 16), lambda loss: losses.append(loss.item()),
-        epochs=80, learning_rate=1e-2, augment="none",
+        tiny_vit(),
+        shard_of([0, 1, 2] * 16),
+        lambda loss: losses.append(loss.item()),
+        epochs=80,
+        learning_rate=1e-2,
+        augment="none",
     )
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     assert metrics["train_accuracy"] > 0.9 and metrics["train_loss"] < 0.8
@@ -150,12 +154,20 @@ def test_frozen_weights_stay():
 
 def test_biases_norms_and_tokens_do_not_decay():
     model = tiny_vit()
-    kept = {id(p) for group in parameter_groups(model, 0.1) if not group["weight_decay"]
-            for p in group["params"]}
+    kept = {
+        id(p)
+        for group in parameter_groups(model, 0.1)
+        if not group["weight_decay"]
+        for p in group["params"]
+    }
     decaying = {name for name, p in model.vit.named_parameters() if id(p) not in kept}
     assert decaying == {
-        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
-        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.weight",
     }
 
 

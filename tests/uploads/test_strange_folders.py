@@ -82,8 +82,9 @@ values = st.recursive(
     | st.floats()
     | st.text(max_size=5)
     | st.sampled_from(["a" * 64, "../../etc/passwd", "x\x1b[2J", "\u202e", 10**400, "9" * 300]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

@@ -4,11 +4,11 @@
 and in nothing else; to that end both import both strategies.
 """
 
-from fedmitr_app.strategies import FedMITR  # noqa: F401
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg  # noqa: F401
 
+from fedmitr_app.strategies import FedMITR  # noqa: F401
 from plugin_example import task
 
 app = ServerApp()

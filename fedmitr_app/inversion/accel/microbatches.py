@@ -23,9 +23,7 @@ class Microbatches:
         # Kept, because an objective looks up only once whom its images are served by.
         self._parts = {(0, len(objective.targets)): objective}
 
-    def gradient(
-        self, patches: Tensor, position_idx: Tensor, attention: bool = False
-    ) -> Gradient:
+    def gradient(self, patches: Tensor, position_idx: Tensor, attention: bool = False) -> Gradient:
         """Evaluate as :meth:`Objective.gradient`."""
         count, alive = patches.shape[:2]
         if alive not in self._halvings:
