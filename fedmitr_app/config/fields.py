@@ -2,7 +2,9 @@
 
 A setting is a dataclass field whose metadata holds ``parse``: a function that takes
 the raw run-config value and returns the typed one, or raises ``ValueError`` with
-the words that finish the sentence "it must be ...".
+the words that finish the sentence "it must be ..."; ``doc``, what it does, in words that
+``pyproject.toml`` and ``docs/settings.md`` repeat; and ``basic``, whether it is one of the dozen
+that a first reader should see.
 """
 
 import dataclasses
@@ -10,11 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-HARMLESS = "harmless"
+HARMLESS, DOC, BASIC = "harmless", "doc", "basic"
 
 
-def _field(default: Any, parse: Callable[[Any], Any]) -> Any:
-    return dataclasses.field(default=default, metadata={"parse": parse})
+def _field(default: Any, parse: Callable[[Any], Any], doc: str, basic: bool) -> Any:
+    metadata = {"parse": parse, DOC: doc, BASIC: basic}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def harmless(setting: Any) -> Any:
@@ -45,6 +48,8 @@ def number(
     low: float | None = None,
     high: float | None = None,
     open_low: bool = False,
+    doc: str = "",
+    basic: bool = False,
 ) -> Any:
     """Take a finite float within [low, high], or (low, high] with ``open_low``."""
     words = _range_words("a number", low, high, open_low)
@@ -57,10 +62,12 @@ def number(
             raise ValueError(words)
         return float(raw)
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
 
 
-def whole(default: int, *, low: int, high: int | None = None) -> Any:
+def whole(
+    default: int, *, low: int, high: int | None = None, doc: str = "", basic: bool = False
+) -> Any:
     """Take an integer within [low, high]."""
     words = _range_words("a whole number", low, high, False)
 
@@ -71,10 +78,10 @@ def whole(default: int, *, low: int, high: int | None = None) -> Any:
             raise ValueError(words)
         return raw
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
 
 
-def choice(default: str, *options: str) -> Any:
+def choice(default: str, *options: str, doc: str = "", basic: bool = False) -> Any:
     """Take one of the given words."""
     words = "one of " + ", ".join(repr(option) for option in options)
 
@@ -83,10 +90,10 @@ def choice(default: str, *options: str) -> Any:
             raise ValueError(words)
         return raw
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
 
 
-def flag(default: bool) -> Any:
+def flag(default: bool, *, doc: str = "", basic: bool = False) -> Any:
     """Take true or false."""
 
     def parse(raw: Any) -> bool:
@@ -94,10 +101,10 @@ def flag(default: bool) -> Any:
             raise ValueError("true or false")
         return raw
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
 
 
-def text(default: str) -> Any:
+def text(default: str, *, doc: str = "", basic: bool = False) -> Any:
     """Take any string."""
 
     def parse(raw: Any) -> str:
@@ -105,10 +112,17 @@ def text(default: str) -> Any:
             raise ValueError("a string")
         return raw
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
 
 
-def numbers(default: tuple[float, ...], *, low: float, high: float | None = None) -> Any:
+def numbers(
+    default: tuple[float, ...],
+    *,
+    low: float,
+    high: float | None = None,
+    doc: str = "",
+    basic: bool = False,
+) -> Any:
     """Take several numbers in one string, separated by commas (run configs hold no lists)."""
     words = _range_words("numbers separated by commas, each", low, high, False)
 
@@ -125,4 +139,4 @@ def numbers(default: tuple[float, ...], *, low: float, high: float | None = None
                 raise ValueError(words)
         return values
 
-    return _field(default, parse)
+    return _field(default, parse, doc, basic)
