@@ -45,7 +45,7 @@ def parts(
     image = clients * choosing + asked * sum(per_count[alive] for alive in counts)
     shown = math.ceil(distillation.steps / distillation.repeats) * distillation.batch_size
     return {
-        "what the clients know": clients * probes * dense / 2,
+        "estimating client priors": clients * probes * dense / 2,
         "inversion": inversion.images * image,
         "distillation: teacher": shown * clients * teaching / 2,
         "distillation: student": distillation.steps * distillation.batch_size * 1.5 * learning,

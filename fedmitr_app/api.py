@@ -26,13 +26,13 @@ from fedmitr_app.teacher import Teacher
 from fedmitr_app.text import harmless
 from fedmitr_app.uploads import (
     ArraySpec,
-    Claims,
     ClassMoments,
     Expected,
+    Metadata,
     Spool,
     Upload,
     check_arrays,
-    check_claims,
+    check_metadata,
     check_moments,
     moments_reference,
 )
@@ -213,12 +213,12 @@ def _spool(given: _Given, model: PatchViT, folder: Path) -> list[Upload]:
             examples = given.of("num_examples", number)
             if examples is None:  # all count alike
                 examples = 1 if counts is None else sum(counts)
-            claims = Claims(
+            metadata = Metadata(
                 num_examples=examples,
                 client=f"client-{number:03d}",
                 label_counts=None if counts is None else tuple(counts),
             )
-            checked, wrong = check_claims(claims, expected)
+            checked, wrong = check_metadata(metadata, expected)
             if wrong:
                 raise UploadError(wrong[0])
             shared = given.of("moments", number)

@@ -80,7 +80,7 @@ def test_the_estimate_counts_every_pass(changes, teacher, student):
     found = parts(model, 7, inversion, distillation, probes=11)
     forward, with_tokens = (step_flops(model, model.num_patches, asked) / 2 for asked in (0, 1))
     assert found == {
-        "what the clients know": 7 * 11 * forward,
+        "estimating client priors": 7 * 11 * forward,
         "inversion": 3 * 7 * (2 + 5 * 2) * forward,
         "distillation: teacher": 2 * 4 * 7 * (with_tokens if teacher else forward),
         "distillation: student": 16 * 4 * 3 * (with_tokens if student else forward),

@@ -100,7 +100,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         assert f"== {line} ==" in lines
     # Every model reads every image: three clients, and four made of them.
     scored = f"evaluation of 6 models: {6 * metrics['test_images']} images in "
-    for counted in (scored, "what the clients know: ", "diversity: 48 images in "):
+    for counted in (scored, "estimating client priors: ", "diversity: 48 images in "):
         assert any(line.startswith(counted) for line in lines), counted
     assert lines[0] == lines[-1] == f"run folder: {folder}"
     assert lines[1].startswith("settings that differ from their defaults: preset='quick' ")

@@ -8,7 +8,7 @@ from fedmitr_app.config.parse import (
     given_settings,
     parse_config,
 )
-from fedmitr_app.config.same import decisive, harmless_keys, require_same
+from fedmitr_app.config.resume import decisive, harmless_keys, require_same
 from fedmitr_app.config.schema import (
     NEED_LABEL_COUNTS,
     ClientConfig,
@@ -24,7 +24,7 @@ from fedmitr_app.config.schema import (
     ServerConfig,
     TeacherConfig,
 )
-from fedmitr_app.config.together import check_source
+from fedmitr_app.config.validation import check_source
 
 __all__ = [
     "NEED_LABEL_COUNTS",

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.config.schema import Config
-from fedmitr_app.config.together import check_together
+from fedmitr_app.config.validation import validate
 from fedmitr_app.errors import ConfigError
 
 RawValue = bool | int | float | str
@@ -36,7 +36,7 @@ def parse_config(given: Mapping[str, Any]) -> Config:
         known = ", ".join(repr(name) for name in PRESETS)
         raise ConfigError.bad_value("preset", preset, f"one of {known}")
     config = _build(Config, {**defaults, **PRESETS[preset], **given}, prefix="")
-    check_together(config)
+    validate(config)
     return config
 
 

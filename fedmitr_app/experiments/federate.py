@@ -20,7 +20,7 @@ from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import class_names, hold_out, load_shard
 from fedmitr_app.randomness import generator
 from fedmitr_app.training import class_moments, fit
-from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
+from fedmitr_app.uploads import Metadata, Spool, Upload, read_spool
 
 DECIDES_UPLOADS = ("seed", "data", "partition", "model", "client")
 
@@ -110,7 +110,7 @@ def _train_into(folder: Path, federation: Federation, config: Config, device: to
         metrics = fit(model, shard, config.client, generator=rng, device=device)
         arrays = {name: value.cpu().numpy() for name, value in model.vit.state_dict().items()}
         counts = shard.label_counts()
-        claims = Claims(
+        claims = Metadata(
             num_examples=len(shard),
             client=key,
             architecture=architecture_of(model),

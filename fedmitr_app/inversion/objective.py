@@ -61,7 +61,7 @@ class Objective:
         patches = patches.detach().requires_grad_()
         if self.config.loss == "per-teacher":
             return self._one_by_one(patches, position_idx, attention)
-        if self.config.gradient == "frugal" or self.teacher.visits:
+        if self.config.gradient == "frugal" or self.teacher.offloaded:
             return self._frugal(patches, position_idx, attention)
         outputs = self._outputs(patches, position_idx, attention)
         logits = torch.stack([output.logits for output in outputs])

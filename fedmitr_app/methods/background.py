@@ -176,7 +176,7 @@ def _work(pipe: Connection, order: _Order) -> None:
     model.vit.load_state_dict(known)
     task = Task.load(model, order.uploads, order.settings, order.folder, torch.device("cpu"))
     task = replace(task, label=order.label, record=record)
-    task.knowing(probed=probed, weighed=order.weighed)
+    task.remember(probed=probed, weighed=order.weighed)
     try:
         fused = METHODS[order.method](task)
         save_tensors(order.folder / FUSED, fused.model.vit.state_dict(), {})

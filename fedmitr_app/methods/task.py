@@ -22,7 +22,7 @@ from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.memory import room_for
 from fedmitr_app.merging import Mergeable, average, merge
 from fedmitr_app.methods.settings import MethodSettings
-from fedmitr_app.models import PatchViT, VisitingViT
+from fedmitr_app.models import OffloadedViT, PatchViT
 from fedmitr_app.randomness import generator
 from fedmitr_app.reporting.metrics_log import Record
 from fedmitr_app.reporting.progress import Progress, headline
@@ -101,7 +101,7 @@ class Task:
             client.vit.load_state_dict(upload.load_state(), assign=home.type == "cpu")
             client.eval().requires_grad_(False)
             states.append(client.vit.state_dict())
-            models.append(VisitingViT(client) if visiting else client)
+            models.append(OffloadedViT(client) if visiting else client)
         counts = example_counts(uploads, settings.weighting)
         told = read_class_means(states, model.vit.state_dict())
         clients = [
@@ -175,7 +175,7 @@ class Task:
 
     def _probe(self, clients: Sequence[ClientModel]) -> Tensor:
         count, models = self.settings.teacher.probe_images, [each.model for each in clients]
-        with Progress("what the clients know", count * len(models)) as progress:
+        with Progress("estimating client priors", count * len(models)) as progress:
             rng = generator(self.settings.seed, "probing")
             images = draw_initial_images("procedural", count, self.model.spec, rng)
             return probe(models, images.to(self.device), on_batch=progress.advance)
@@ -239,7 +239,7 @@ class Task:
             clients=tuple(self.clients[number] for number in kept),
         )
         weighed = tuple(self.weighed[number] for number in kept)
-        return rest.knowing(probed=self.probed[kept], weighed=weighed)
+        return rest.remember(probed=self.probed[kept], weighed=weighed)
 
     @cached_property
     def _shares(self) -> Tensor | None:
@@ -257,10 +257,10 @@ class Task:
         """
         if not self.settings.teacher.merged:
             return self.clients
-        model, visiting = copy.deepcopy(self.model), isinstance(self.clients[0].model, VisitingViT)
+        model, visiting = copy.deepcopy(self.model), isinstance(self.clients[0].model, OffloadedViT)
         model.vit.load_state_dict(self.merged)
         model.eval().requires_grad_(False)
-        model = VisitingViT(model) if visiting else model.to(self.device)
+        model = OffloadedViT(model) if visiting else model.to(self.device)
         counts = [client.label_counts for client in self.clients]
         whole = None if None in counts else tuple(map(sum, zip(*counts, strict=True)))
         sizes = [client.num_examples for client in self.clients]
@@ -291,9 +291,9 @@ class Task:
         if (settings.teacher, settings.merge) == (self.settings.teacher, self.settings.merge):
             _ = self.teacher  # worked out here, once
             found |= {"probed", "merged", "members", "teacher"}
-        return altered.knowing(**{name: vars(self)[name] for name in found & vars(self).keys()})
+        return altered.remember(**{name: vars(self)[name] for name in found & vars(self).keys()})
 
-    def knowing(self, **found: Any) -> "Task":
+    def remember(self, **found: Any) -> "Task":
         """Take what was found elsewhere: ``probed``, ``weighed``, ``teacher``."""
         self.__dict__.update(found)
         return self

@@ -10,11 +10,11 @@ from fedmitr_app.models.deciding import (
 )
 from fedmitr_app.models.factory import architecture_of, build_vit
 from fedmitr_app.models.given import is_trained, spec_of, take_model
+from fedmitr_app.models.offloading import OffloadedViT
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 from fedmitr_app.models.received import model_with
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.stacked import StackedViT
-from fedmitr_app.models.visiting import VisitingViT
 
 __all__ = [
     "DECIDED_KEYS",
@@ -22,7 +22,7 @@ __all__ = [
     "PatchViT",
     "StackedViT",
     "ViTOutput",
-    "VisitingViT",
+    "OffloadedViT",
     "architecture_of",
     "build_vit",
     "decide",

@@ -13,7 +13,7 @@ from fedmitr_app.config import Config, check_source, given_settings, parse_confi
 from fedmitr_app.errors import ConfigError, UploadError
 from fedmitr_app.keeping import model_dir
 from fedmitr_app.reporting.environment import resolve_device
-from fedmitr_app.uploads.claims import check_client_key
+from fedmitr_app.uploads.metadata import check_client_key
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from fedmitr_app.uploads import (
     Spool,
     Upload,
 )
-from fedmitr_app.uploads.claims import check_client_key
+from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.uploads.outcome import RoundOutcome
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Collector:
     ) -> None:
         self._told = told
         self._enough, self._patience = enough, patience
-        self._hurried = False
+        self._shortened = False
         self._name: Callable[[int], str] = called
         self._spool = spool
         self._keys = keys
@@ -91,15 +91,15 @@ class Collector:
         stream = replies if isinstance(replies, ReplyStream) else None
         node_of = stream.node_of if stream else _sender
         self._name = stream.name if stream else called
-        self._hurry_if_enough(stream)
+        self._shorten_if_enough(stream)
         for reply in replies:
             self._take(reply, node_of, len(stream.nodes) if stream else 0)
-            self._hurry_if_enough(stream)
+            self._shorten_if_enough(stream)
             del reply  # or two uploads would be in memory while the next one is received
         missing = self._note_silent_nodes(stream) if stream else []
         accepted = self._spool.settle()
         asked = len(stream.nodes) + len(stream.undelivered) if stream else len(self._answered)
-        rejected, no_data = tell_claims(accepted, self._spool.rejections, self._no_data)
+        rejected, no_data = note_shared_keys(accepted, self._spool.rejections, self._no_data)
         return RoundOutcome(
             accepted=tuple(accepted),
             rejected=rejected,
@@ -110,12 +110,12 @@ class Collector:
             collect_seconds=time.monotonic() - started,
         )
 
-    def _hurry_if_enough(self, stream: ReplyStream | None) -> None:
+    def _shorten_if_enough(self, stream: ReplyStream | None) -> None:
         enough = self._spool.distinct >= self._enough
-        if stream and self._patience and enough and not self._hurried:
+        if stream and self._patience and enough and not self._shortened:
             _log.info("Enough uploads: waiting %g s for the others.", self._patience)
-            stream.hurry(self._patience)
-            self._hurried = True
+            stream.shorten_wait(self._patience)
+            self._shortened = True
 
     def _take(self, reply: Message, node_of: Callable[[Message], int], asked: int) -> None:
         question = reply.metadata.reply_to_message_id or f"reply-{len(self._answered)}"
@@ -154,7 +154,7 @@ class Collector:
 
     def _keep(self, checked: CheckedReply, node: int, asked: int) -> None:
         # Outside the try: a full disk is the server's trouble, not this client's.
-        key = self._spool.add(checked.arrays, checked.claims, checked.moments, node)
+        key = self._spool.add(checked.arrays, checked.metadata, checked.moments, node)
         self._received += 1
         for note in checked.notes:
             _log.info("%s: %s", key, harmless(note))
@@ -165,7 +165,7 @@ class Collector:
         if due or asked < _MANY_NODES:
             self._last_line = now
             total = f"/{asked}" if asked else ""
-            examples = checked.claims.num_examples or "unknown"
+            examples = checked.metadata.num_examples or "unknown"
             _log.info("Upload %d%s: %s, %s examples", self._received, total, key, examples)
 
     def _note_silent_nodes(self, stream: ReplyStream) -> list[Rejection]:
@@ -176,7 +176,7 @@ class Collector:
             self._reject(self._name(node), why, node)
         # None are pending without a time limit: then every reply was waited for.
         why = f"no reply within {stream.timeout:g} s (server.timeout)."
-        if self._hurried:
+        if self._shortened:
             why = f"no reply {self._patience:g} s after {self._enough} upload(s) (server.patience)."
         missing = [Rejection(self._name(node), why, node) for node in stream.pending.values()]
         for node in missing:
@@ -187,7 +187,7 @@ class Collector:
         self._spool.reject(Rejection(who, reason, node))
 
 
-def tell_claims(
+def note_shared_keys(
     accepted: Iterable[Upload], rejected: Iterable[Rejection], no_data: Iterable[Rejection]
 ) -> tuple[tuple[Rejection, ...], tuple[Rejection, ...]]:
     """Return the rejected and those without data, each with who else gives the same key.

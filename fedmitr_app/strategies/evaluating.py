@@ -16,7 +16,7 @@ from fedmitr_app.strategies.records import RECEIVED, RecordKeys, metrics_of, sta
 from fedmitr_app.strategies.streaming_grid import ReplyStream
 from fedmitr_app.text import harmless
 from fedmitr_app.uploads import check_num_examples, doubtful_counts, example_counts
-from fedmitr_app.uploads.claims import finite_metrics
+from fedmitr_app.uploads.metadata import finite_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def collect_scores(
             _log.warning("The evaluation of %s is left out: %s", who, harmless(told))
             continue
         if stream and patience and len(answered) == 1:
-            stream.hurry(patience)
+            stream.shorten_wait(patience)
         received += found is None
         heard += [found] if found is not None and found.metrics else []
     if received:

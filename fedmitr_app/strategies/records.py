@@ -16,12 +16,12 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.uploads import (
     ArrayHeader,
     ArraySpec,
-    Claims,
     ClassMoments,
     Expected,
+    Metadata,
     check_arrays,
-    check_claims,
     check_headers,
+    check_metadata,
     check_moments,
     decode_npy,
     moments_reference,
@@ -58,7 +58,7 @@ class CheckedReply:
     """A reply whose upload may be kept."""
 
     arrays: dict[str, np.ndarray]
-    claims: Claims
+    metadata: Metadata
     notes: list[str]
     left_out: list[str]
     """What was wrong with what it shares beside its weights."""
@@ -104,17 +104,17 @@ def check_reply(
         and only if everything declared about them is right. What a client shares beside its
         weights is left out, with a note, if it is wrong.
     """
-    claims, left_out = check_claims(_claims(content, keys), expected)
+    metadata, left_out = check_metadata(_metadata(content, keys), expected)
     records = records_of(content, ArrayRecord)
     shared = records.pop(MOMENTS_KEY, None)
     clean, notes = _decode(_only(records, keys.arrays, "arrays"), reference)
     moments = None
     try:
-        moments = _moments(shared, reference, claims.num_examples)
+        moments = _moments(shared, reference, metadata.num_examples)
     except UploadError as error:
         left_out.append(str(error))
     left_out = [f"left out what it shares beside its weights: {reason}" for reason in left_out]
-    return CheckedReply(clean, claims, notes, left_out, moments)
+    return CheckedReply(clean, metadata, notes, left_out, moments)
 
 
 def _moments(
@@ -193,10 +193,10 @@ def _to_numpy(value: Tensor) -> np.ndarray:
     return value.contiguous().numpy()
 
 
-def _claims(content: RecordDict, keys: RecordKeys) -> Claims:
+def _metadata(content: RecordDict, keys: RecordKeys) -> Metadata:
     metrics = metrics_of(content, keys)
     upload = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
-    return Claims(
+    return Metadata(
         num_examples=metrics.pop(keys.weighted_by, None),
         client=upload.get("client-key"),
         architecture=_from_json(upload, "architecture"),

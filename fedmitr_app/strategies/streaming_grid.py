@@ -75,7 +75,7 @@ class ReplyStream(Iterable[Message]):
         self.pending = dict(self.nodes)
         self.unreadable: dict[int, str] = {}
 
-    def hurry(self, seconds: float) -> None:
+    def shorten_wait(self, seconds: float) -> None:
         """Wait at most so many seconds more, whatever the timeout allows."""
         sooner = time.monotonic() + seconds
         self._deadline = sooner if self._deadline is None else min(self._deadline, sooner)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.config import NEED_LABEL_COUNTS, TeacherConfig
 from fedmitr_app.memory import Halving
-from fedmitr_app.models import PatchViT, StackedViT, VisitingViT
+from fedmitr_app.models import OffloadedViT, PatchViT, StackedViT
 from fedmitr_app.teacher.combine import combine_logits, share_out, without_shares
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
@@ -144,9 +144,9 @@ class Teacher:
         return cls(models, combine, weights, shift, scale, told)
 
     @property
-    def visits(self) -> bool:
+    def offloaded(self) -> bool:
         """Whether its weights are elsewhere, so that few models may be held at once."""
-        return any(isinstance(model, VisitingViT) for model in self.models)
+        return any(isinstance(model, OffloadedViT) for model in self.models)
 
     @cached_property
     def stack(self) -> StackedViT | None:
@@ -170,7 +170,7 @@ class Teacher:
         }
         moved["class_means"] = tuple(map(there, self.class_means))
         models = tuple(
-            model if isinstance(model, VisitingViT) else copy.deepcopy(model).to(device)
+            model if isinstance(model, OffloadedViT) else copy.deepcopy(model).to(device)
             for model in self.models
         )
         return replace(self, models=models, **moved)

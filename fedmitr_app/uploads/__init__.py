@@ -1,6 +1,5 @@
 """What a client sends once, checked by itself and kept on disk until the server fuses it."""
 
-from fedmitr_app.uploads.claims import Claims, Expected, check_claims, check_num_examples
 from fedmitr_app.uploads.class_means import (
     ClassMeans,
     other_heads,
@@ -9,6 +8,7 @@ from fedmitr_app.uploads.class_means import (
 )
 from fedmitr_app.uploads.comparing import Weighed, compare
 from fedmitr_app.uploads.fit import require_fit
+from fedmitr_app.uploads.metadata import Expected, Metadata, check_metadata, check_num_examples
 from fedmitr_app.uploads.moments import (
     ClassMoments,
     check_moments,
@@ -34,7 +34,7 @@ __all__ = [
     "ArraySpec",
     "ClassMeans",
     "ClassMoments",
-    "Claims",
+    "Metadata",
     "Expected",
     "Rejection",
     "RoundFolder",
@@ -43,7 +43,7 @@ __all__ = [
     "Upload",
     "Weighed",
     "check_arrays",
-    "check_claims",
+    "check_metadata",
     "check_headers",
     "check_moments",
     "check_num_examples",

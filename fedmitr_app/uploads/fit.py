@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.files import reason_of
 from fedmitr_app.reading import open_tensors
-from fedmitr_app.uploads.claims import Claims, Expected, check_claims
+from fedmitr_app.uploads.metadata import Expected, Metadata, check_metadata
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import ArraySpec, check_names, check_shape
 
@@ -40,7 +40,8 @@ def check_fit(upload: Upload, reference: Mapping[str, ArraySpec], expected: Expe
     RunFolderError
         If its weights can't be read.
     """
-    check_claims(Claims(architecture=upload.architecture, input_spec=upload.input_spec), expected)
+    metadata = Metadata(architecture=upload.architecture, input_spec=upload.input_spec)
+    check_metadata(metadata, expected)
     counts = upload.label_counts
     if counts is not None and expected.num_classes not in (None, len(counts)):
         raise UploadError(

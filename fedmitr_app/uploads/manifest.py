@@ -17,8 +17,8 @@ import numpy as np
 from fedmitr_app.errors import UploadError
 from fedmitr_app.files import arrays_digest, reason_of, sorted_digest
 from fedmitr_app.reading import MAX_INTEGER, open_tensors, read_table
-from fedmitr_app.uploads.claims import Claims, check_claims
 from fedmitr_app.uploads.class_means import HEAD
+from fedmitr_app.uploads.metadata import Metadata, check_metadata
 from fedmitr_app.uploads.moments import check_moments, moments_reference
 from fedmitr_app.uploads.upload import Upload, moments_file
 from fedmitr_app.uploads.validate import check_arrays
@@ -46,18 +46,18 @@ class UnreadableUpload(UploadError):
 
 
 def make_manifest(
-    client: str, claims: Claims, node: int, digest: str, moments: str
+    client: str, metadata: Metadata, node: int, digest: str, moments: str
 ) -> dict[str, Any]:
     """Return what :func:`read_upload` will want to know; digests as in :class:`Upload`."""
-    spec = claims.input_spec
+    spec = metadata.input_spec
     return {
         "client": client,
-        "num_examples": claims.num_examples,
+        "num_examples": metadata.num_examples,
         "digest": digest,
-        "architecture": claims.architecture,
+        "architecture": metadata.architecture,
         "input_spec": None if spec is None else spec.to_dict(),
-        "label_counts": None if claims.label_counts is None else list(claims.label_counts),
-        "metrics": dict(claims.metrics),
+        "label_counts": None if metadata.label_counts is None else list(metadata.label_counts),
+        "metrics": dict(metadata.metrics),
         "node": node,
         "moments": moments,
     }
@@ -117,7 +117,7 @@ def read_upload(path: Path) -> Upload:
 
 
 def _upload(raw: dict[str, Any], weights: Path) -> Upload:
-    """Return a manifest's upload, its values as :func:`check_claims` gives them."""
+    """Return a manifest's upload, its values as :func:`check_metadata` gives them."""
     if raw.keys() != _FIELDS:
         raise ValueError("it does not have a manifest's fields")
     digest, moments, node = raw["digest"], raw["moments"], raw["node"]
@@ -130,20 +130,20 @@ def _upload(raw: dict[str, Any], weights: Path) -> Upload:
     if not isinstance(raw["architecture"], dict | None):
         raise ValueError("its architecture is no table")
     names = ("num_examples", "client", "input_spec", "label_counts", "metrics")
-    claims, notes = check_claims(Claims(**{name: raw[name] for name in names}))
+    metadata, notes = check_metadata(Metadata(**{name: raw[name] for name in names}))
     # A number of examples that could not be right was left out when the upload came.
     if left := notes[raw["num_examples"] is None :]:
         raise ValueError(left[0])
-    if claims.metrics != raw["metrics"]:
+    if metadata.metrics != raw["metrics"]:
         raise ValueError("its metrics are not some finite numbers by name")
     return Upload(
-        client=claims.client,
-        num_examples=claims.num_examples,
+        client=metadata.client,
+        num_examples=metadata.num_examples,
         weights=weights,
         architecture=raw["architecture"],
-        input_spec=claims.input_spec,
-        metrics=claims.metrics,
-        label_counts=claims.label_counts,
+        input_spec=metadata.input_spec,
+        metrics=metadata.metrics,
+        label_counts=metadata.label_counts,
         digest=digest,
         moments=moments,
         node=node,

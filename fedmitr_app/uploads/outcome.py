@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmitr_app.errors import UploadError
 from fedmitr_app.text import harmless
-from fedmitr_app.uploads.claims import check_client_key
+from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.uploads.shares import example_counts
 from fedmitr_app.uploads.spool import Rejection
 from fedmitr_app.uploads.upload import Upload

@@ -12,8 +12,8 @@ from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.files import reason_of, unwritable, write_atomically, write_json
 from fedmitr_app.reading import open_ordinary, read_json, require_folder, require_ordinary
 from fedmitr_app.reporting.status import how_it_stands, settle_status
-from fedmitr_app.uploads.claims import Expected
 from fedmitr_app.uploads.fit import require_fit
+from fedmitr_app.uploads.metadata import Expected
 from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload

@@ -21,7 +21,6 @@ from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.files import arrays_digest, reason_of, unwritable, write_atomically, write_json
 from fedmitr_app.reading import read_table, require_folder
 from fedmitr_app.text import harmless
-from fedmitr_app.uploads.claims import Claims
 from fedmitr_app.uploads.manifest import (
     UnreadableUpload,
     make_manifest,
@@ -29,6 +28,7 @@ from fedmitr_app.uploads.manifest import (
     rank,
     read_upload,
 )
+from fedmitr_app.uploads.metadata import Metadata
 from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file, save_state
 
@@ -62,7 +62,7 @@ class Spool:
     """Where a round's uploads and rejections are written.
 
     The order of arrival changes nothing. Two uploads that claim one client key are both kept,
-    told apart by their weights: nobody loses its place to who claims its name. The same weights
+    told apart by their weights: nobody loses its place to who metadata its name. The same weights
     under one key again are a repetition, and dropped.
 
     Parameters
@@ -115,7 +115,7 @@ class Spool:
     def add(
         self,
         arrays: Mapping[str, np.ndarray],
-        claims: Claims,
+        metadata: Metadata,
         moments: ClassMoments | None = None,
         node: int = 0,
     ) -> str:
@@ -125,8 +125,8 @@ class Spool:
         ----------
         arrays : Mapping[str, np.ndarray]
             From :func:`~fedmitr_app.uploads.check_arrays`.
-        claims : Claims
-            From :func:`~fedmitr_app.uploads.check_claims`; without a client key the
+        metadata : Metadata
+            From :func:`~fedmitr_app.uploads.check_metadata`; without a client key the
             upload is known by its weights, ``weights-<12 hex digits>``.
         moments : ClassMoments | None
             From :func:`~fedmitr_app.uploads.check_moments`, if the client shares them.
@@ -135,10 +135,10 @@ class Spool:
         """
         digest = arrays_digest(arrays)
         self._digests.add(digest)
-        client = claims.client or _keyless(digest)
+        client = metadata.client or _keyless(digest)
         shared = {} if moments is None else _by_rows(moments.arrays())
         moments_digest = arrays_digest(shared) if shared else ""
-        manifest = make_manifest(client, claims, node, digest, moments_digest)
+        manifest = make_manifest(client, metadata, node, digest, moments_digest)
         path = self.uploads / manifest_name(client, digest)
         if path.exists():
             self.repeated += 1

@@ -22,8 +22,8 @@ from fedmitr_app.experiments.attacks import (
 )
 from fedmitr_app.uploads import (
     ArraySpec,
-    Claims,
     ClassMoments,
+    Metadata,
     Spool,
     check_arrays,
     check_moments,
@@ -49,7 +49,7 @@ def uploads(tmp_path):
     for number in range(CLIENTS):
         state = tiny_vit(number, torch.float32).vit.state_dict()
         arrays = {name: value.numpy() for name, value in state.items()}
-        spool.add(arrays, Claims(10, f"client-{number}"))
+        spool.add(arrays, Metadata(10, f"client-{number}"))
     return read_spool(spool.uploads)
 
 
@@ -155,7 +155,7 @@ def test_moments_too_long_are_scaled_in_all_their_parts(theta0, tmp_path):
         counts, sums = np.array([10.0, 0, 0, 0, 0]), np.zeros((5, 16))
         sums[0] = 5.0
         moments = ClassMoments(counts, sums, np.eye(16) * 40)
-        spool.add(arrays, Claims(10, f"client-{number}"), moments)
+        spool.add(arrays, Metadata(10, f"client-{number}"), moments)
     uploads = read_spool(spool.uploads)
     for name, factor in (("long-moments", LONG), ("sign-flip", 1.0)):
         sent = attack(uploads, name, 1, theta0, tmp_path, 0)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from fedmitr_app.errors import ConfigError, UploadError
-from fedmitr_app.uploads import Claims, Spool, Upload, example_counts, read_spool
+from fedmitr_app.uploads import Metadata, Spool, Upload, example_counts, read_spool
 from fedmitr_app.uploads.shares import client_shares
 from tests.merging.plain import average
 
@@ -24,7 +24,7 @@ def spooled(folder, count, size=5):
             "steps": np.array([number]),
             "flag": np.array([number == 0]),
         }
-        spool.add(arrays, Claims(number + 1, f"client-{number:02d}"))
+        spool.add(arrays, Metadata(number + 1, f"client-{number:02d}"))
     return read_spool(spool.uploads)
 
 
@@ -69,7 +69,7 @@ def test_the_average_of_equal_models_is_that_model(tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     for number in range(7):
-        spool.add({"w": values}, Claims(number + 1, f"client-{number}"))
+        spool.add({"w": values}, Metadata(number + 1, f"client-{number}"))
     assert torch.equal(average(read_spool(spool.uploads))["w"], torch.from_numpy(values))
 
 

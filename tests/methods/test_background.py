@@ -36,13 +36,13 @@ def test_the_other_process_gives_what_this_one_gives(task, tmp_path, caplog):
     telling = replace(task, label="aside: ", record=lambda stage, **v: heard.append((stage, v)))
     # Answers that asking the clients again would not give.
     told = task.probed.flip(0)
-    telling.knowing(probed=told)
+    telling.remember(probed=told)
     with run_in_background("fedmitr", telling) as result:
         assert torch.get_num_threads() == 1
         found = result()
     assert torch.get_num_threads() == 2
     alone = replace(task, folder=tmp_path / "alone", record=lambda s, **v: here.append((s, v)))
-    alone.knowing(probed=told)
+    alone.remember(probed=told)
     torch.set_num_threads(1)
     expected = METHODS["fedmitr"](alone)
     for name, value in expected.model.state_dict().items():

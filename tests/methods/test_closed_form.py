@@ -16,7 +16,7 @@ from fedmitr_app.methods.fedcgs import fedcgs, gaussian_head
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.training import class_moments
-from fedmitr_app.uploads import Claims, Spool, read_spool
+from fedmitr_app.uploads import Metadata, Spool, read_spool
 from fedmitr_app.uploads.upload import moments_file
 from tests.training.test_fit import shard_of, tiny_vit
 from tests.uploads.test_moments import CLASSES, draw, moments_of
@@ -89,7 +89,7 @@ def task_of(folder, sharing):
         moments = class_moments(model, shard, device="cpu") if shares else None
         state = model.vit.state_dict().items()
         arrays = {name: value.numpy() + np.float32(0.01 * (1 + number)) for name, value in state}
-        spool.add(arrays, Claims(len(shard), f"client-{number}"), moments)
+        spool.add(arrays, Metadata(len(shard), f"client-{number}"), moments)
     uploads = read_spool(spool.uploads)
     return Task.load(model, uploads, MethodSettings(), folder, CPU), shards
 

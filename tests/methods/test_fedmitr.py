@@ -151,7 +151,7 @@ def test_the_log_names_the_combination_that_is_used(theta0, uploads, tmp_path, c
         assert Task.load(theta0, uploads, plan, tmp_path, CPU).teacher.combine == used
         assert caplog.messages[-1] == f"== teacher: 3 models, combined by {used} =="
         # Three models read eight images each, or nobody reads any.
-        assert ("== what the clients know: 24 images ==" in caplog.messages) == (used != asked)
+        assert ("== estimating client priors: 24 images ==" in caplog.messages) == (used != asked)
 
 
 def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):

@@ -16,7 +16,7 @@ from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.merging import Mergeable, merge
 from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.methods.student import StudentTraining
-from fedmitr_app.models import VisitingViT
+from fedmitr_app.models import OffloadedViT
 from fedmitr_app.teacher import priors_of
 from fedmitr_app.uploads import Upload, read_class_means, set_class_means
 from fedmitr_app.uploads.upload import save_state
@@ -99,7 +99,7 @@ def test_without_an_upload_that_is_left_out_the_others_are_asked_what_they_know(
     task = task_of(uploads, tmp_path, MergeConfig(head="class-wise", knowledge="probed"))
     weighed = list(task.weighed)
     weighed[1] = weighed[1]._replace(unfit="whatever")
-    task.knowing(weighed=weighed)
+    task.remember(weighed=weighed)
     rest = [uploads[0], uploads[2]]
     taken = Mergeable.of(rest, task.model.vit.state_dict())
     expected = merge(taken, task.settings.merge, lambda: priors_of(task.probed[[0, 2]]))
@@ -170,11 +170,11 @@ def test_heads_of_class_means_are_judged_by_what_they_say_of_their_classes(
     if flipped is not None:
         probed[flipped] = probed[flipped].flip(-1) - 2 * probed[flipped]
     task = with_class_means(task, counts)
-    task.knowing(probed=shares.unsqueeze(1) * probed)
+    task.remember(probed=shares.unsqueeze(1) * probed)
     found = [trust.reason for trust in task.trust]
     wrong = [] if flipped is None else [flipped]
     assert [number for number, reason in enumerate(found) if reason] == wrong
-    unread = task_of(uploads, tmp_path, combine="mean-logits").knowing(probed=task.probed)
+    unread = task_of(uploads, tmp_path, combine="mean-logits").remember(probed=task.probed)
     assert task.trust[2].information > 3 * unread.trust[2].information
 
 
@@ -223,7 +223,7 @@ def test_it_visits_the_device_as_the_clients_do(uploads, tmp_path, monkeypatch):
     here = task_of(uploads, tmp_path)
     monkeypatch.setattr("fedmitr_app.methods.task.room_for", lambda size, device: False)
     task = task_of(uploads, tmp_path)
-    assert all(type(member.model) is VisitingViT for member in task.members)
+    assert all(type(member.model) is OffloadedViT for member in task.members)
     images = random_images(3, dtype=torch.float32)
     torch.testing.assert_close(task.teacher(images).logits, here.teacher(images).logits)
 

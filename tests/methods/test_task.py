@@ -12,7 +12,7 @@ from fedmitr_app.config import DistillationConfig, InversionConfig, ModelConfig,
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.memory import room_for
 from fedmitr_app.methods import METHODS, MethodSettings, Task, fedmitr
-from fedmitr_app.models import InputSpec, PatchViT, VisitingViT, build_vit
+from fedmitr_app.models import InputSpec, OffloadedViT, PatchViT, build_vit
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import ALIGNMENT, save_state
 from tests.inversion.tiny import tiny_vit
@@ -85,7 +85,7 @@ def test_without_room_on_the_device_weights_stay_and_the_student_is_the_same(
     monkeypatch.setattr("fedmitr_app.methods.task.room_for", lambda size, device: False)
     caplog.set_level(logging.INFO)
     task = Task.load(model, uploads, settings, tmp_path / "visiting", CPU)
-    assert all(type(client.model) is VisitingViT for client in task.clients)
+    assert all(type(client.model) is OffloadedViT for client in task.clients)
     assert "cpu has no room for 0.0 GiB of clients' weights" in caplog.text
     found = fedmitr(task).model.state_dict()
     for name, value in plain.model.state_dict().items():
@@ -239,7 +239,7 @@ def test_models_that_were_hardly_trained_are_no_copies(tmp_path):
 def test_without_anything_to_average_it_is_what_everybody_began_with(tmp_path):
     model = model_of(64)
     task = Task.load(model, honest_uploads(model, 2, tmp_path), MethodSettings(), tmp_path, CPU)
-    task.knowing(weighed=[each._replace(unfit="whatever") for each in task.weighed])
+    task.remember(weighed=[each._replace(unfit="whatever") for each in task.weighed])
     assert all(
         torch.equal(task.average[key], value) for key, value in model.vit.state_dict().items()
     )

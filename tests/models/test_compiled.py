@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.models import VisitingViT, require_compiler
+from fedmitr_app.models import OffloadedViT, require_compiler
 from tests.inversion.tiny import random_images, tiny_vit
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_compiled_models_answer_as_plain_ones_and_share_their_compilations(monke
         order = torch.rand(batch, 16, generator=torch.Generator().manual_seed(count)).argsort(1)
         keep_idx = order[:, :count]
         for one, other in zip(plain, compiled, strict=True):
-            for kind in (other, VisitingViT(other)):
+            for kind in (other, OffloadedViT(other)):
                 pairs = zip(answers(one, images, keep_idx), answers(kind, images, keep_idx))
                 for expected, found in pairs:
                     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

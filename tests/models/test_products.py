@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models import PatchViT, VisitingViT, products
+from fedmitr_app.models import OffloadedViT, PatchViT, products
 from fedmitr_app.models.products import OneDNN, linear
 from tests.inversion.tiny import random_images, tiny_vit
 
@@ -135,7 +135,7 @@ def test_compiled_models_and_other_devices_keep_torchs_products():
 
 
 def test_copies_multiply_as_their_model_does():
-    assert copy.deepcopy(model()).matmul == VisitingViT(model()).matmul == "onednn"
+    assert copy.deepcopy(model()).matmul == OffloadedViT(model()).matmul == "onednn"
 
 
 def test_another_way_is_refused():

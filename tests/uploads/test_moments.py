@@ -7,8 +7,8 @@ import pytest
 
 from fedmitr_app.errors import UploadError
 from fedmitr_app.uploads import (
-    Claims,
     ClassMoments,
+    Metadata,
     Spool,
     check_moments,
     moments_reference,
@@ -87,8 +87,8 @@ def test_what_no_images_can_have_is_refused(arrays, words):
 def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     made = moments_of(*draw(20))
-    spool.add(WEIGHTS, Claims(20, "with"), made)
-    spool.add(OTHER, Claims(20, "without"))
+    spool.add(WEIGHTS, Metadata(20, "with"), made)
+    spool.add(OTHER, Metadata(20, "without"))
     sharing, silent = read_spool(spool.uploads)
     assert sharing.moments and not silent.moments
     read = sharing.load_moments()
@@ -111,8 +111,8 @@ def test_they_are_kept_beside_the_weights_and_damage_is_noticed(tmp_path):
 )
 def test_damaged_moments_cost_one_upload_and_not_the_round(damage, tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
-    spool.add(WEIGHTS, Claims(20, "with"), moments_of(*draw(20)))
-    spool.add(OTHER, Claims(20, "without"))
+    spool.add(WEIGHTS, Metadata(20, "with"), moments_of(*draw(20)))
+    spool.add(OTHER, Metadata(20, "without"))
     (file,) = spool.uploads.glob("*.moments.safetensors")
     if damage is None:
         file.unlink()
@@ -130,7 +130,7 @@ def test_no_moments_are_left_of_a_repetition_that_yields(order, tmp_path):
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     for turn in order:
         moments = moments_of(*draw(20)) if turn else None
-        spool.add(WEIGHTS, Claims(20 + turn, "same"), moments)
+        spool.add(WEIGHTS, Metadata(20 + turn, "same"), moments)
     (kept,) = read_spool(spool.uploads)
     assert kept.num_examples == 20
     assert not kept.moments and not list(spool.uploads.glob("*.moments.safetensors"))
@@ -142,7 +142,7 @@ def test_arrays_that_lie_column_by_column_are_kept_as_they_are(tmp_path):
     values = np.arange(6, dtype=np.float32).reshape(3, 2).T
     made = moments_of(*draw(20))
     turned = replace(made, sums=np.asfortranarray(made.sums))
-    spool.add({"a": values, "b": np.array(1.0, np.float32)}, Claims(20, "turned"), turned)
+    spool.add({"a": values, "b": np.array(1.0, np.float32)}, Metadata(20, "turned"), turned)
     (upload,) = read_spool(spool.uploads)
     state = upload.load_state()
     assert np.array_equal(state["a"].numpy(), values) and state["b"].shape == ()
@@ -154,11 +154,11 @@ def test_of_one_clients_two_moments_the_same_are_kept_in_any_order(order, tmp_pa
     spool = Spool(tmp_path / "uploads", tmp_path / "rejected")
     made = [moments_of(*draw(20, seed)) for seed in range(2)]
     for turn in order:
-        spool.add(WEIGHTS, Claims(20, "same"), made[turn])
+        spool.add(WEIGHTS, Metadata(20, "same"), made[turn])
     (kept,) = read_spool(spool.uploads)
     again = Spool(tmp_path / "again", tmp_path / "rejected")
     for turn in (0, 1):
-        again.add(WEIGHTS, Claims(20, "same"), made[turn])
+        again.add(WEIGHTS, Metadata(20, "same"), made[turn])
     assert kept.moments == read_spool(again.uploads)[0].moments
     assert np.array_equal(
         kept.load_moments().sums, read_spool(again.uploads)[0].load_moments().sums

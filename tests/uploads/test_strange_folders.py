@@ -17,9 +17,9 @@ from fedmitr_app.files import arrays_digest
 from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import (
     ArraySpec,
-    Claims,
     ClassMoments,
     Expected,
+    Metadata,
     Rejection,
     RoundFolder,
     RoundOutcome,
@@ -27,8 +27,8 @@ from fedmitr_app.uploads import (
     read_spool,
     require_fit,
 )
-from fedmitr_app.uploads.claims import check_client_key
 from fedmitr_app.uploads.manifest import manifest_name
+from fedmitr_app.uploads.metadata import check_client_key
 
 WEIGHTS = {"head.weight": np.ones((2, 3), np.float32), "n": np.array([3], np.int64)}
 REFERENCE = {name: ArraySpec(value.shape, value.dtype) for name, value in WEIGHTS.items()}
@@ -52,7 +52,7 @@ def finish_round(folder, clients=("a",)):
     spool = made.spool()
     for number, client in enumerate(clients):
         arrays = {**WEIGHTS, "n": np.array([number], np.int64)}
-        claims = Claims(4, client, {"depth": 2}, SPEC, (4, 0), {"loss": 0.5})
+        claims = Metadata(4, client, {"depth": 2}, SPEC, (4, 0), {"loss": 0.5})
         spool.add(arrays, claims, MOMENTS, node=12 + number)
     refused = (Rejection("b", "its weights hold NaN", 9),)
     made.finish(RoundOutcome(tuple(spool.settle()), refused, asked=2, collect_seconds=1.5))

@@ -16,11 +16,11 @@ from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import (
     ArrayHeader,
     ArraySpec,
-    Claims,
     Expected,
+    Metadata,
     check_arrays,
-    check_claims,
     check_headers,
+    check_metadata,
     check_num_examples,
     decode_npy,
 )
@@ -190,7 +190,7 @@ def test_bad_numbers_of_examples(value):
 )
 def test_bad_claims(claims):
     with pytest.raises(UploadError):
-        check_claims(Claims(**{"num_examples": 10, **claims}), Expected(num_classes=2))
+        check_metadata(Metadata(**{"num_examples": 10, **claims}), Expected(num_classes=2))
 
 
 def endless(depth: int = 5000) -> list:
@@ -224,7 +224,7 @@ def test_what_is_declared_is_compared_before_it_is_expanded(claims, known):
     spec = InputSpec(8, 1, (0.5,), (0.5,)) if known else None
     tracemalloc.start()
     try:
-        _, notes = check_claims(Claims(**{"num_examples": 10, **claims}), Expected({}, spec, 2))
+        _, notes = check_metadata(Metadata(**{"num_examples": 10, **claims}), Expected({}, spec, 2))
     except UploadError as error:
         notes = [str(error)]
     _, peak = tracemalloc.get_traced_memory()
@@ -247,12 +247,12 @@ def test_one_mean_for_all_channels_is_that_mean_for_each(mean, same):
     known = InputSpec(8, 3, (0.5,), (0.5,))
     declared = {"size": 8, "channels": 3, "mean": list(mean), "std": [0.5]}
     for one, other in ((known, declared), (InputSpec.from_dict(declared), known.to_dict())):
-        claims, expected = Claims(10, input_spec=other), Expected(input_spec=one)
+        claims, expected = Metadata(10, input_spec=other), Expected(input_spec=one)
         if same:
-            check_claims(claims, expected)
+            check_metadata(claims, expected)
         else:
             with pytest.raises(UploadError, match="input spec differs from the server's: mean is"):
-                check_claims(claims, expected)
+                check_metadata(claims, expected)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_one_mean_for_all_channels_is_that_mean_for_each(mean, same):
     ],
 )
 def test_label_counts_that_lie_are_left_out_and_the_weights_kept(counts, words):
-    claims, (note,) = check_claims(Claims(10, label_counts=counts), Expected(num_classes=2))
+    claims, (note,) = check_metadata(Metadata(10, label_counts=counts), Expected(num_classes=2))
     assert claims.label_counts is None and claims.num_examples == 10
     assert words in note and note.endswith(".")
 
 
 def test_metrics_that_are_not_finite_numbers_are_left_out():
     metrics = {"loss": 0.5, "nan": float("nan"), "list": [1], "yes": True, "huge": 10**400, "n": 3}
-    assert check_claims(Claims(10, metrics=metrics))[0].metrics == {"loss": 0.5, "n": 3.0}
+    assert check_metadata(Metadata(10, metrics=metrics))[0].metrics == {"loss": 0.5, "n": 3.0}
 
 
 def test_the_digest_depends_on_names_types_shapes_and_values_only():

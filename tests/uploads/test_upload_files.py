@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 
 from fedmitr_app.errors import RunFolderError, UploadError
 from fedmitr_app.models import InputSpec
-from fedmitr_app.uploads import Claims, Spool, Upload, read_spool
-from fedmitr_app.uploads.claims import check_claims
+from fedmitr_app.uploads import Metadata, Spool, Upload, read_spool
 from fedmitr_app.uploads.manifest import safe_name
+from fedmitr_app.uploads.metadata import check_metadata
 
 WEIGHTS = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": np.array(1.0, np.float32)}
 keys = st.text(min_size=1, max_size=30).filter(
@@ -47,8 +47,8 @@ def fresh(tmp_path):
 )
 def test_what_is_spooled_is_read_back(tmp_path, key, examples, metrics):
     spool = fresh(tmp_path)
-    claims, _ = check_claims(
-        Claims(
+    claims, _ = check_metadata(
+        Metadata(
             examples,
             key,
             {"depth": 2},
@@ -81,25 +81,25 @@ def test_different_keys_have_different_harmless_names(many):
 )
 def test_hostile_keys_stay_in_the_folder(key, tmp_path):
     spool = fresh(tmp_path)
-    spool.add(WEIGHTS, Claims(1, key))
+    spool.add(WEIGHTS, Metadata(1, key))
     assert len(list(spool.uploads.glob("*.json"))) == 1
     assert [upload.client for upload in read_spool(spool.uploads)] == [key]
 
 
 def test_uploads_are_sorted_and_keyless_ones_are_named_by_their_weights(tmp_path):
     spool = fresh(tmp_path)
-    spool.add(full(1), Claims(1, "zoe"))
-    name = spool.add(WEIGHTS, Claims(1))
-    spool.add(full(2), Claims(1, "Adam"))
+    spool.add(full(1), Metadata(1, "zoe"))
+    name = spool.add(WEIGHTS, Metadata(1))
+    spool.add(full(2), Metadata(1, "Adam"))
     assert [upload.client for upload in read_spool(spool.uploads)] == ["Adam", name, "zoe"]
     assert name.startswith("weights-") and len(name) == 20
     other = fresh(tmp_path)
-    assert other.add(dict(reversed(WEIGHTS.items())), Claims(7)) == name
+    assert other.add(dict(reversed(WEIGHTS.items())), Metadata(7)) == name
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_nobody_loses_its_place_to_who_claims_its_key(order, tmp_path, caplog):
-    claims = [(full(value), Claims(5, "same")) for value in range(3)]
+    claims = [(full(value), Metadata(5, "same")) for value in range(3)]
 
     def settle(order):
         spool = fresh(tmp_path)
@@ -122,7 +122,7 @@ def test_a_copy_under_another_key_counts_once(order, tmp_path):
     spool = fresh(tmp_path)
     for turn in order:
         key, value = claims[turn]
-        spool.add(full(value), Claims(5, key))
+        spool.add(full(value), Metadata(5, key))
     assert [upload.client for upload in spool.settle()] == ["a", "b"]
     assert [(r.client, r.reason) for r in spool.rejections] == [
         (key, "its weights are those of 'b' to the last bit, and count once.") for key in "cd"
@@ -136,7 +136,7 @@ def test_a_copy_under_another_key_counts_once(order, tmp_path):
 def test_repeating_an_upload_with_more_examples_gains_nothing(order, tmp_path):
     spool = fresh(tmp_path)
     for examples in order:
-        spool.add(WEIGHTS, Claims(examples, "same"))
+        spool.add(WEIGHTS, Metadata(examples, "same"))
     (kept,) = spool.settle()
     assert kept.num_examples == 3 and spool.repeated == 1
 
@@ -146,7 +146,7 @@ def test_a_repetition_is_dropped_without_a_reason(tmp_path):
     for seconds in ((1.0, 2.0), (2.0, 1.0)):
         spool = fresh(tmp_path)
         for value in seconds:
-            spool.add(WEIGHTS, Claims(5, "same", metrics={"seconds": value}))
+            spool.add(WEIGHTS, Metadata(5, "same", metrics={"seconds": value}))
         assert spool.repeated == 1 and not spool.rejections
         kept.append(read_spool(spool.uploads)[0].metrics)
     assert kept[0] == kept[1]
@@ -155,8 +155,8 @@ def test_a_repetition_is_dropped_without_a_reason(tmp_path):
 @pytest.mark.parametrize("damage", ["weights", "manifest", "no weights", "no json", "wrong fields"])
 def test_damage_is_noticed(damage, tmp_path):
     spool = fresh(tmp_path)
-    spool.add(WEIGHTS, Claims(1, "good"))
-    spool.add(full(1), Claims(1, "bad"))
+    spool.add(WEIGHTS, Metadata(1, "good"))
+    spool.add(full(1), Metadata(1, "bad"))
     (manifest,) = spool.uploads.glob("bad.*.json")
     weights = manifest.with_suffix(".safetensors")
     if damage == "weights":
@@ -201,12 +201,12 @@ def test_a_failing_write_leaves_nothing_behind(failing, error, tmp_path, monkeyp
 
     monkeypatch.setattr(failing, full)
     with pytest.raises(RunFolderError, match="cannot be written: .*no space left.*; free some"):
-        spool.add(WEIGHTS, Claims(1, "x"))
+        spool.add(WEIGHTS, Metadata(1, "x"))
     assert list(spool.uploads.iterdir()) == []
 
 
 def test_a_used_folder_is_refused(tmp_path):
-    Spool(tmp_path / "u", tmp_path / "r").add(WEIGHTS, Claims(1, "x"))
+    Spool(tmp_path / "u", tmp_path / "r").add(WEIGHTS, Metadata(1, "x"))
     with pytest.raises(RunFolderError, match="already holds uploads"):
         Spool(tmp_path / "u", tmp_path / "r")
 

@@ -20,7 +20,7 @@ _SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Claims:
+class Metadata:
     """What comes with the arrays; every part but ``num_examples`` may be absent."""
 
     num_examples: Any = None
@@ -40,7 +40,7 @@ class Expected:
     num_classes: int | None = None
 
 
-def check_claims(claims: Claims, expected: Expected = Expected()) -> tuple[Claims, list[str]]:
+def check_metadata(claims: Metadata, expected: Expected = Expected()) -> tuple[Metadata, list[str]]:
     """Return the claims in plain, checked types, and a note for what was left out.
 
     A part that is absent passes: an ordinary Flower client sends none but the number

@@ -7,7 +7,7 @@ from torch.func import functional_call
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
 
 
-class VisitingViT(PatchViT):
+class OffloadedViT(PatchViT):
     """A frozen model that visits the device of what it is shown, for that one pass.
 
     Its weights are on the CPU, on disk where they are mapped. Each pass copies them, and the
@@ -25,7 +25,7 @@ class VisitingViT(PatchViT):
         super().__init__(model.vit, model.spec, model.precision, model.compiled, model.matmul)
         self.eval()
 
-    def rounded(self) -> "VisitingViT":
+    def rounded(self) -> "OffloadedViT":
         """Return this one: its weights stay where they are, as they are."""
         return self
 
@@ -44,7 +44,7 @@ class VisitingViT(PatchViT):
 class _AtHome(nn.Module):
     """Runs a visiting model on whatever weights it has just now."""
 
-    def __init__(self, model: VisitingViT) -> None:
+    def __init__(self, model: OffloadedViT) -> None:
         super().__init__()
         self.model = model
 

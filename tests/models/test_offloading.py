@@ -7,7 +7,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from fedmitr_app.inversion.objective import Objective
-from fedmitr_app.models import StackedViT, VisitingViT
+from fedmitr_app.models import OffloadedViT, StackedViT
 from tests.inversion.tiny import (
     inversion_config,
     random_images,
@@ -23,7 +23,7 @@ META = torch.device("meta")
 def test_it_answers_as_at_home_and_so_does_its_gradient(wanted):
     home = tiny_vit(0).eval().requires_grad_(False)
     images = random_images(3).requires_grad_()
-    expected, found = home(images, **wanted), VisitingViT(home)(images, **wanted)
+    expected, found = home(images, **wanted), OffloadedViT(home)(images, **wanted)
     for one, other in zip(expected, found, strict=True):
         assert (one is None) == (other is None)
         assert one is None or torch.equal(one, other)
@@ -34,7 +34,7 @@ def test_it_answers_as_at_home_and_so_does_its_gradient(wanted):
 def test_every_weight_goes_along_and_none_stays_there():
     """On a GPU that is only pretended: it refuses to work with what was left behind."""
     home = tiny_vit(0).eval().requires_grad_(False)
-    visiting = VisitingViT(home)
+    visiting = OffloadedViT(home)
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = torch.empty(3, *random_images(1).shape[1:], dtype=torch.float64, device="cuda")
         with pytest.raises(RuntimeError, match="cuda.*cpu|cpu.*cuda"):
@@ -51,7 +51,7 @@ def test_an_ensemble_of_visitors_differentiates_one_after_the_other():
     teacher = tiny_teacher()
     ran = []
 
-    class Watched(VisitingViT):
+    class Watched(OffloadedViT):
         def forward_patches(self, *arguments, **keywords):
             output = super().forward_patches(*arguments, **keywords)
             ran.append(id(self))
@@ -73,8 +73,8 @@ def test_an_ensemble_of_visitors_differentiates_one_after_the_other():
 
 def test_visitors_are_not_stacked_and_stay_where_they_are():
     teacher = tiny_teacher()
-    visitors = replace(teacher, models=tuple(map(VisitingViT, teacher.models)))
-    assert visitors.visits and not teacher.visits
+    visitors = replace(teacher, models=tuple(map(OffloadedViT, teacher.models)))
+    assert visitors.offloaded and not teacher.offloaded
     assert visitors.stack is None and StackedViT.fits(teacher.models)
     moved = visitors.to(META)
     assert moved.class_weights.device == META

@@ -7,7 +7,7 @@ from fedmitr_app.config.schema import DEVICES_HELP, Config
 from fedmitr_app.errors import ConfigError
 
 
-def check_together(config: Config) -> None:
+def validate(config: Config) -> None:
     """Refuse combinations of settings that cannot work.
 
     Raises
