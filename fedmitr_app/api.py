@@ -1,6 +1,7 @@
 """The library: fuse state dicts into one model, without Flower."""
 
 import logging
+import operator
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.evaluation import answers, share_right
-from fedmitr_app.files import local_path
+from fedmitr_app.files import local_path, reason_of
 from fedmitr_app.methods import Fused, Task, find_method, screen, settings_for
+from fedmitr_app.methods.registry import MOMENTS
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, take_model
+from fedmitr_app.reading import open_tensors
 from fedmitr_app.reporting.environment import resolve_device
 from fedmitr_app.reporting.global_model import save_global_model
 from fedmitr_app.teacher import Teacher
@@ -36,6 +38,7 @@ from fedmitr_app.uploads import (
     check_moments,
     moments_reference,
 )
+from fedmitr_app.uploads.validate import check_names, check_shape
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class FusedModel:
         labels : Tensor
             int64 ``[n]``.
         """
+        if images.is_floating_point():
+            images = images.float()
         logits = answers(
             self.fused.predict, images, self.spec, device=self.device, batch_size=batch_size
         )
@@ -142,15 +147,22 @@ def fuse(
     Raises
     ------
     ConfigError
-        For a setting, a number of examples or a list that can't be right.
+        For a setting or a list that can't be right, or moments that the method needs.
     ModelError
         If ``model`` is of no use.
     UploadError
-        For a state dict that doesn't fit, naming it; if no upload is of any use.
+        For a state dict that doesn't fit, or numbers that can't be its client's, naming it; if no
+        upload is of any use.
+    TrainingError
+        If inversion or distillation leaves the finite numbers.
     RunFolderError
         If ``run_dir`` can't be used.
     """
     taken, chosen = take_model(model, input_spec), find_method(method, "method")
+    if MOMENTS in chosen.needs and (moments is None or all(each is None for each in moments)):
+        raise ConfigError.bad_value(
+            "moments", None, f"each client's ClassMoments, which method = {method!r} needs"
+        )
     used, settings = settings_for(taken, preset, seed, changes)
     if isinstance(device, str):
         device = resolve_device(device, "device")
@@ -159,14 +171,15 @@ def fuse(
     given.check()
     _log.info("settings: preset %r, method %r", used, chosen.name)
     with _folder(run_dir) as folder:
-        spooled = _spool(given, taken, folder)
+        spooled, copies = _spool(given, taken, folder)
         task = Task.load(taken, spooled, settings, folder, device)
         screened = screen(chosen, task)
         fused = chosen(screened.task)
         if run_dir is not None and fused.model is not None:
             state, spec = fused.model.vit.state_dict(), taken.spec.to_dict()
             save_global_model(folder, state, architecture_of(taken), spec, names)
-    return FusedModel(fused, taken.spec, names, used, screened.left_out, device)
+    left_out = screened.left_out | copies
+    return FusedModel(fused, taken.spec, names, used, left_out, device)
 
 
 @dataclass(frozen=True)
@@ -179,18 +192,18 @@ class _Given:
     moments: Sequence[ClassMoments] | None
 
     def check(self) -> None:
-        if isinstance(self.states, (str, Path, Mapping)) or not len(self.states):
+        """Refuse lists that can't be right."""
+        if not isinstance(self.states, (list, tuple)) or not self.states:
             raise ConfigError(
                 "uploads must be a list of at least one state dict, or path of a safetensors "
                 "file, one for each client."
             )
         for name in ("num_examples", "label_counts", "moments"):
             values = getattr(self, name)
-            if values is not None and len(values) != len(self.states):
+            count = len(values) if hasattr(values, "__len__") else 0
+            if values is not None and count != len(self.states):
                 raise ConfigError.bad_value(
-                    name,
-                    f"{len(values)} value(s)",
-                    f"one for each of the {len(self.states)} upload(s)",
+                    name, f"{count} value(s)", f"one for each of the {len(self.states)} upload(s)"
                 )
 
     def of(self, name: str, number: int) -> Any:
@@ -198,8 +211,8 @@ class _Given:
         return None if values is None else values[number]
 
 
-def _spool(given: _Given, model: PatchViT, folder: Path) -> list[Upload]:
-    """Check each upload as one that a client sent, and write it into the folder."""
+def _spool(given: _Given, model: PatchViT, folder: Path) -> tuple[list[Upload], frozenset[str]]:
+    """Check each upload as one that a client sent, and write it; name those that are copies."""
     initial = {name: value.numpy() for name, value in model.vit.state_dict().items()}
     reference = {name: ArraySpec(value.shape, value.dtype) for name, value in initial.items()}
     expected = Expected(architecture_of(model), model.spec, model.num_classes)
@@ -208,21 +221,24 @@ def _spool(given: _Given, model: PatchViT, folder: Path) -> list[Upload]:
     for number, state in enumerate(given.states):
         which = f"Upload {number}" + (f" ({state})" if isinstance(state, (str, Path)) else "")
         try:
-            arrays, notes = check_arrays(_arrays(state), reference)
+            arrays, notes = check_arrays(_arrays(state, reference), reference)
             counts = given.of("label_counts", number)
+            counts = None if counts is None else tuple(map(_whole, counts))
             examples = given.of("num_examples", number)
             if examples is None:  # all count alike
                 examples = 1 if counts is None else sum(counts)
             metadata = Metadata(
-                num_examples=examples,
+                num_examples=_whole(examples),
                 client=f"client-{number:03d}",
-                label_counts=None if counts is None else tuple(counts),
+                label_counts=counts,
             )
             checked, wrong = check_metadata(metadata, expected)
             if wrong:
                 raise UploadError(wrong[0])
             shared = given.of("moments", number)
             if shared is not None:
+                if not isinstance(shared, ClassMoments):
+                    raise UploadError(f"its moments are a {type(shared).__name__}.")
                 shared, _ = check_arrays(shared.arrays(), moments)
                 shared = check_moments(shared, examples)
         except UploadError as error:
@@ -230,17 +246,26 @@ def _spool(given: _Given, model: PatchViT, folder: Path) -> list[Upload]:
         for note in notes:
             _log.info("%s: %s", which, note)
         spool.add(arrays, checked, shared)
-    return spool.settle()
+    kept = spool.settle()
+    return kept, frozenset(rejection.client for rejection in spool.rejections)
 
 
-def _arrays(state: State) -> dict[str, np.ndarray]:
-    """Return a state dict's arrays; a file is read as safetensors, never unpickled."""
+def _arrays(state: State, reference: Mapping[str, ArraySpec]) -> Mapping[str, np.ndarray]:
+    """Return a state dict's arrays; a file is read as safetensors, never unpickled.
+
+    Of a file names and shapes are checked before a value is read.
+    """
     if isinstance(state, (str, Path)):
         try:
-            state = load_file(Path(state))
-        except Exception as error:  # safetensors raises errors of its own
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UploadError(f"it can't be read as a safetensors file ({first}).") from error
+            with open_tensors(Path(state).expanduser(), "pt") as stored:
+                shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}
+                check_names(shapes, reference)
+                for name, shape in shapes.items():
+                    check_shape(name, shape, reference[name])
+                state = {name: stored.get_tensor(name) for name in shapes}
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UploadError(f"it can't be read as a safetensors file ({reason}).") from error
     if not isinstance(state, Mapping):
         raise UploadError(f"it is a {type(state).__name__}, and no state dict or path.")
     found = {}
@@ -249,17 +274,29 @@ def _arrays(state: State) -> dict[str, np.ndarray]:
             raise UploadError(f"{name!r} is a {type(value).__name__}, and no tensor by a name.")
         if value.dtype == torch.bfloat16:  # which numpy has not
             value = value.float()
-        found[name] = value.detach().cpu().numpy()
+        try:
+            found[name] = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:  # float8, sparse, without values
+            raise UploadError(f"{name} is {value.dtype} in a form that has no numbers.") from error
     return found
+
+
+def _whole(number: Any) -> Any:
+    """Return a whole number of numpy's or torch's as Python's; what is none as it is."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        return number
 
 
 def _class_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
     if given is None:
         return tuple(str(number) for number in range(count))
     names = tuple(given)
-    if isinstance(given, str) or len(names) != count or len(set(names)) < count:
+    words = all(isinstance(name, str) for name in names) and not isinstance(given, str)
+    if not words or len(names) != count or len(set(map(harmless, names))) < count:
         raise ConfigError.bad_value(
-            "class_names", f"{len(names)} name(s)", f"{count} different names, one for each class"
+            "class_names", f"{len(names)} name(s)", f"{count} different words, one for each class"
         )
     return names
 
@@ -278,8 +315,10 @@ def _folder(run_dir: str | Path | None) -> Iterator[Path]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         taken = any(path.iterdir())
-    except OSError as error:
-        raise RunFolderError(f"run_dir = {str(path)!r} can't be used: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            harmless(f"run_dir = {str(path)!r} can't be used: {reason_of(error)}.")
+        ) from error
     if taken:
         raise RunFolderError(f"run_dir = {str(path)!r} already holds files: choose a new folder.")
     yield path

@@ -1,5 +1,6 @@
 """The global model that a run left behind, with its preprocessing and its classes' names."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, DataError, RunFolderError
-from fedmitr_app.files import local_path
-from fedmitr_app.models import InputSpec, PatchViT
+from fedmitr_app.files import local_path, reason_of
+from fedmitr_app.models import InputSpec, take_model
 from fedmitr_app.partitions.images import decode_all
-from fedmitr_app.reading import read_table
+from fedmitr_app.reading import open_tensors, read_table, require_ordinary
 from fedmitr_app.reporting.environment import resolve_device
 from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
 from fedmitr_app.text import harmless
@@ -94,6 +95,10 @@ class Predictor:
     def _of_image(self, image: Any) -> Tensor:
         if isinstance(image, str):
             image = local_path("image", image, DataError)
+        if isinstance(image, Path):
+            image = _existing(image)
+        if isinstance(image, Image.Image):
+            image = image.copy()  # decoding closes what it is given
         size, channels = self.spec.size, self.spec.channels
         return torch.from_numpy(decode_all([image], 1, size=size, channels=channels, where="image"))
 
@@ -108,7 +113,8 @@ class Predictor:
                 f"image {number + 1} of {count} is a tensor of {image.dtype} and shape {shape}: "
                 f"it must be [{channels}, size, size], uint8 or float in [0, 1]."
             )
-        return image.unsqueeze(0)
+        image = image.cpu().unsqueeze(0)
+        return image if whole else image.float()
 
 
 def load(run_dir: str | Path, device: str | torch.device = "auto") -> Predictor:
@@ -128,13 +134,14 @@ def load(run_dir: str | Path, device: str | torch.device = "auto") -> Predictor:
     except (OSError, ValueError) as error:
         raise RunFolderError(
             f"{where} holds no global model ({DESCRIPTION_NAME} and {WEIGHTS_NAME}): name the "
-            "folder of a run that has ended."
+            "folder of a run that has ended and made one (an ensemble is none)."
         ) from error
     try:
         names, spec = _names_and_spec(described)
-        state = load_file(folder / WEIGHTS_NAME)
+        with open_tensors(folder / WEIGHTS_NAME, "pt") as stored:
+            state = {name: stored.get_tensor(name) for name in stored.keys()}
         model = build_described(described["architecture"], state)
-        PatchViT(model, spec)  # its images are the model's
+        take_model(model, spec)  # finite float32 numbers, which answer images of that kind
     except Exception as error:  # a folder may be anybody's: timm and safetensors raise anything
         reason = harmless((str(error).splitlines() or [type(error).__name__])[0])
         told = f"{where} holds a global model that can't be read ({reason})."
@@ -150,4 +157,27 @@ def _names_and_spec(described: Mapping[str, Any]) -> tuple[tuple[str, ...], Inpu
     names = described["class_names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("its class names are no list of words")
-    return tuple(map(harmless, names)), InputSpec.from_dict(described["input_spec"])
+    shown = tuple(map(harmless, names))
+    if len(set(shown)) < len(shown):
+        raise ValueError("its class names don't all differ")
+    spec = InputSpec.from_dict(described["input_spec"])
+    channels = (1, spec.channels)
+    for values in (spec.mean, spec.std):
+        if len(values) not in channels or not all(map(math.isfinite, values)):
+            raise ValueError("its input spec has other numbers than channels")
+    if min(spec.std) <= 0:
+        raise ValueError("its input spec has a deviation that is not above 0")
+    return shown, spec
+
+
+def _existing(image: Path) -> Path:
+    """Refuse what is no ordinary file, links resolved: a pipe would be waited for."""
+    try:
+        require_ordinary(image.resolve())
+    except FileNotFoundError:
+        pass  # told where it is decoded
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            harmless(f"image {str(image)!r} can't be read ({reason_of(error)}).")
+        ) from error
+    return image

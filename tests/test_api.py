@@ -1,6 +1,7 @@
 """The library without Flower: the same bits as the strategy's, and a model that can be used."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,9 @@ def damaged(folder, change):
         (lambda d: d.update(class_names=["a"]), "names 1 classes for a model of 3"),
         (lambda d: d.update(class_names=7), "no list of words"),
         (lambda d: d["input_spec"].update(size=17), "can't be read"),
+        (lambda d: d["input_spec"].update(mean=[0.5, 0.5]), "other numbers than channels"),
+        (lambda d: d["input_spec"].update(std=[0.0]), "a deviation that is not above 0"),
+        (lambda d: d.update(class_names=["a", "a", "b"]), "don't all differ"),
     ],
 )
 def test_a_folder_with_a_strange_model_is_one_sentence(tmp_path, change, words):
@@ -219,6 +223,64 @@ def test_a_folder_with_a_strange_model_is_one_sentence(tmp_path, change, words):
     with pytest.raises(RunFolderError, match=words) as error:
         fedmitr.load(folder, device="cpu")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.half(), "must be float32"),
+        (lambda value: value * torch.nan, "NaN or infinity"),
+    ],
+)
+def test_weights_of_no_use_are_one_sentence(tmp_path, change, words):
+    folder = tmp_path / "run"
+    fedmitr.fuse(states(), vit(), method="fedavg", run_dir=folder)
+    state = {name: change(value) for name, value in states()[0].items()}
+    save_file(state, folder / "global_model.safetensors")
+    with pytest.raises(RunFolderError, match=words) as error:
+        fedmitr.load(folder, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    folder, pipe = tmp_path / "run", tmp_path / "x.png"
+    fedmitr.fuse(states(), vit(), method="fedavg", run_dir=folder)
+    os.mkfifo(pipe)
+    predictor = fedmitr.load(folder, device="cpu")
+    with pytest.raises(DataError, match="it is a pipe and no ordinary file"):
+        predictor.predict(pipe)
+    with pytest.raises(UploadError, match="no ordinary file"):
+        fedmitr.fuse([pipe], vit(), method="fedavg")
+    (folder / "global_model.safetensors").unlink()
+    os.mkfifo(folder / "global_model.safetensors")
+    with pytest.raises(RunFolderError, match="no ordinary file"):
+        fedmitr.load(folder, device="cpu")
+
+
+def test_images_stay_their_owners_and_numbers_may_be_of_any_width(tmp_path):
+    folder = tmp_path / "run"
+    counts, classes = np.array([5, 6, 7]), [np.array([2, 2, count]) for count in (1, 2, 3)]
+    fedmitr.fuse(
+        states(),
+        vit(),
+        method="fedavg",
+        run_dir=folder,
+        num_examples=counts,
+        label_counts=classes,
+    )
+    predictor = fedmitr.load(folder, device="cpu")
+    Image.new("L", (20, 20)).save(tmp_path / "x.gif")
+    with Image.open(tmp_path / "x.gif") as image:
+        predictor.predict(image)
+        image.seek(0)  # it is open still
+    whole = torch.rand(1, 16, 16).double()
+    told = [predictor.predict(whole.to(kind)) for kind in (torch.float64, torch.float32)]
+    assert told[0].probability == pytest.approx(told[1].probability)
+
+
+def test_copies_are_among_those_left_out():
+    found = fedmitr.fuse([states()[0], states()[0], states()[1]], vit(), method="fedavg")
+    assert found.left_out == {"client-001"}
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
@@ -270,10 +332,60 @@ BAD = {
         UploadError,
         "sum to 6 but num-examples = 5",
     ),
-    "class names": ([FIRST], {"class_names": ["a", "a", "b"]}, ConfigError, "3 different names"),
+    "class names": ([FIRST], {"class_names": ["a", "a", "b"]}, ConfigError, "3 different words"),
     "a method": ([FIRST], {"method": "magic"}, ConfigError, "method = 'magic' is not allowed"),
     "a setting": ([FIRST], {"changes": {"inversion.typo": 1}}, ConfigError, "is not a setting"),
     "a device": ([FIRST], {"device": "tpu"}, ConfigError, "device = 'tpu'"),
+    "a name that is no word": (
+        [FIRST],
+        {"class_names": [1, 2, 3]},
+        ConfigError,
+        "3 different words",
+    ),
+    "a setting of a client": (
+        [FIRST],
+        {"changes": {"client.epochs": 3}},
+        ConfigError,
+        "changes = 'client.epochs' is not allowed: it must be settings of merge, teacher",
+    ),
+    "a preset among the changes": (
+        [FIRST],
+        {"changes": {"preset": "quick"}},
+        ConfigError,
+        "changes = 'preset' is not allowed",
+    ),
+    "moments that a method needs": (
+        [FIRST],
+        {"method": "fedcgs"},
+        ConfigError,
+        "moments = None is not allowed: it must be each client's ClassMoments",
+    ),
+    "moments of another kind": (
+        [FIRST],
+        {"method": "fedcgs", "moments": [{}]},
+        UploadError,
+        "Upload 0: its moments are a dict",
+    ),
+    "no number": ([FIRST], {"num_examples": 5}, ConfigError, "one for each of the 1"),
+    "a generator": ((each for each in [FIRST]), {}, ConfigError, "a list of at least one"),
+    "a strange width": (
+        [other(FIRST, head__bias=FIRST["head.bias"].to(torch.float8_e4m3fn))],
+        {},
+        UploadError,
+        "head.bias is torch.float8_e4m3fn",
+    ),
+    "sparse": (
+        [other(FIRST, head__bias=torch.ones(3).to_sparse())],
+        {},
+        UploadError,
+        "in a form that has no numbers",
+    ),
+    "an impossible folder": (
+        [FIRST],
+        {"run_dir": "a\0b"},
+        RunFolderError,
+        "can't be used",
+    ),
     "moments": ([FIRST], {"moments": []}, ConfigError, "moments = .* one for each of the 1"),
 }
 

@@ -17,6 +17,7 @@ from fedmitr_app.experiments.cell import cell_name, code_name, failed, read_cell
 from fedmitr_app.experiments.decided import decided
 from fedmitr_app.experiments.federate import train_federation, trained_by, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
+from fedmitr_app.methods import known_methods
 from fedmitr_app.reporting.progress import duration
 
 ENDED = (
@@ -153,6 +154,7 @@ def _finished(jobs: Collection[Job], workers: int) -> Iterable[tuple[int, Any]]:
 
 def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
+    known_methods()  # those of other packages too: this process is a new one
     logging.getLogger("fedmitr_app").setLevel(logging.WARNING)
 
 

@@ -72,7 +72,7 @@ class Objective:
         (grad,) = torch.autograd.grad(loss.sum(), patches)
         return Gradient(loss.detach(), grad, combined.detach(), _attention(outputs))
 
-    def part(self, rows: slice | Tensor) -> "Objective":
+    def part(self, rows: slice) -> "Objective":
         """Return the objective of some of the batch's images."""
         members = None if self.members is None else self.members[:, rows]
         return replace(self, targets=self.targets[rows], members=members)

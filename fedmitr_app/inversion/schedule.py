@@ -56,11 +56,6 @@ class Schedule:
         """Whether :meth:`keep` looks at the density."""
         return self.name in ("sparse", "automatic")
 
-    def until_stop(self, iteration: int, iterations: int) -> int:
-        """Return how many iterations, this one among them, take as many patches as it does."""
-        later = (stop for stop in self.stops if stop > iteration)
-        return min(later, default=iterations) - iteration
-
     def counts(self, num_patches: int, iterations: int) -> list[int]:
         """Return how many patches are alive in each iteration.
 

@@ -13,9 +13,11 @@ from fedmitr_app.config import (
     TeacherConfig,
     parse_config,
 )
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.models import PatchViT, is_trained
 
 AUTO = "auto"
+SECTIONS = ("merge", "teacher", "inversion", "distillation", "generator")
 SCRATCH, PRETRAINED = "default", "pretrained"
 """What ``auto`` comes to, by what θ₀ is."""
 
@@ -69,8 +71,17 @@ def settings_for(
     Raises
     ------
     ConfigError
-        For an unknown preset or key, or an impossible value.
+        For an unknown preset or key, an impossible value, or a setting that says nothing to a
+        method.
     """
+    for key in changes or {}:
+        if key.partition(".")[0] not in SECTIONS:
+            raise ConfigError.bad_value(
+                "changes",
+                key,
+                f"settings of {', '.join(SECTIONS)}: others are arguments of their own, or the "
+                "clients' matter",
+            )
     if preset == AUTO:
         preset = PRETRAINED if is_trained(model.vit) else SCRATCH
     config = parse_config({"preset": preset, "seed": seed, **(changes or {})})

@@ -1,5 +1,7 @@
 """A model that somebody else made: taken, or refused before any client trains it."""
 
+import copy
+
 import torch
 from timm.data import resolve_model_data_config
 from timm.layers import DropPath, PatchDropout
@@ -18,7 +20,7 @@ TOLERANCE = 1e-3
 
 
 def take_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None) -> PatchViT:
-    """Return somebody's model, wrapped and tried on two images of noise.
+    """Return somebody's model, wrapped and tried on two images of noise; on the CPU, or a copy.
 
     Parameters
     ----------
@@ -48,11 +50,12 @@ def take_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None)
     _require_numbers(model.vit)
     _require_steady(model.vit)
     _require_answers(model)
-    return model
+    elsewhere = any(parameter.device.type != "cpu" for parameter in model.vit.parameters())
+    return copy.deepcopy(model).cpu() if elsewhere else model
 
 
 def is_trained(vit: VisionTransformer) -> bool:
-    """Say whether a model has been trained: no norm is then as it was made, all ones and zeros."""
+    """Say whether a model has been trained: its norms are then no longer all ones and zeros."""
     norms = [module for module in vit.modules() if isinstance(module, nn.LayerNorm)]
     return any(
         bool((norm.weight != 1).any()) or bool((norm.bias != 0).any())

@@ -30,7 +30,7 @@ class FedMITR(OneShotStrategy):
     teacher, merge, inversion, distillation : TeacherConfig, MergeConfig, InversionConfig, ...
         A whole section in place of the preset's.
     seed : int
-        Run seed: the same uploads and seed give the same model on a CPU.
+        Run seed: the same uploads, settings and seed give the same model on a CPU.
     input_spec : InputSpec | None
         What the clients feed their model; None reads it off the model.
     **others

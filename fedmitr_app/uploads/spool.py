@@ -62,7 +62,7 @@ class Spool:
     """Where a round's uploads and rejections are written.
 
     The order of arrival changes nothing. Two uploads that claim one client key are both kept,
-    told apart by their weights: nobody loses its place to who metadata its name. The same weights
+    told apart by their weights: nobody loses its place to who claims its name. The same weights
     under one key again are a repetition, and dropped.
 
     Parameters
