@@ -264,8 +264,9 @@ def _arrays(state: State, reference: Mapping[str, ArraySpec]) -> Mapping[str, np
                     check_shape(name, shape, reference[name])
                 state = {name: stored.get_tensor(name) for name in shapes}
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UploadError(f"it can't be read as a safetensors file ({reason}).") from error
+            raise UploadError(
+                f"it can't be read as a safetensors file ({reason_of(error)})."
+            ) from error
     if not isinstance(state, Mapping):
         raise UploadError(f"it is a {type(state).__name__}, and no state dict or path.")
     found = {}

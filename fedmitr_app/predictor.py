@@ -1,6 +1,5 @@
 """The global model that a run left behind, with its preprocessing and its classes' names."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +142,7 @@ def load(run_dir: str | Path, device: str | torch.device = "auto") -> Predictor:
         model = build_described(described["architecture"], state)
         take_model(model, spec)  # finite float32 numbers, which answer images of that kind
     except Exception as error:  # a folder may be anybody's: timm and safetensors raise anything
-        reason = harmless((str(error).splitlines() or [type(error).__name__])[0])
-        told = f"{where} holds a global model that can't be read ({reason})."
+        told = f"{where} holds a global model that can't be read ({reason_of(error)})."
         raise RunFolderError(told) from error
     if len(names) != model.num_classes:
         raise RunFolderError(
@@ -161,10 +159,8 @@ def _names_and_spec(described: Mapping[str, Any]) -> tuple[tuple[str, ...], Inpu
     if len(set(shown)) < len(shown):
         raise ValueError("its class names don't all differ")
     spec = InputSpec.from_dict(described["input_spec"])
-    channels = (1, spec.channels)
-    for values in (spec.mean, spec.std):
-        if len(values) not in channels or not all(map(math.isfinite, values)):
-            raise ValueError("its input spec has other numbers than channels")
+    if not spec.is_sound:
+        raise ValueError("its input spec has other numbers than channels")
     if min(spec.std) <= 0:
         raise ValueError("its input spec has a deviation that is not above 0")
     return shown, spec

@@ -25,7 +25,7 @@ from fedmitr_app.config import (
 )
 from fedmitr_app.errors import ConfigError, FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON
-from fedmitr_app.methods import MethodSettings, check_method
+from fedmitr_app.methods import MethodSettings, check_method, find_method
 from fedmitr_app.methods.student import CHECKPOINT
 from fedmitr_app.models import (
     InputSpec,
@@ -200,7 +200,7 @@ def build_strategy(
         MethodSettings.of(config),
         device=device,
         # What a method's own images earn is seen beside images that nobody made.
-        with_control=server.control and server.test_set and check_method(config).makes_images,
+        with_control=server.control and server.test_set and find_method(server.method).makes_images,
         min_clients=server.min_clients,
         wait_for_nodes=server.wait_for_nodes,
         patience=server.patience,

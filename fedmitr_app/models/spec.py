@@ -1,5 +1,6 @@
 """What a model expects of an image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,14 @@ class InputSpec:
     def of(cls, data: DataConfig) -> "InputSpec":
         """Take what a run's configuration says of its images."""
         return cls(data.image_size, data.channels, data.mean, data.std)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether mean and deviation are finite numbers, one or one for each channel."""
+        return all(
+            len(values) in (1, self.channels) and all(map(math.isfinite, values))
+            for values in (self.mean, self.std)
+        )
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn uint8 pixels, or float pixels in [0, 1], ``[B, C, H, W]`` into model input.

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, MergeConfig, TeacherConfig
 from fedmitr_app.methods import settings_for
-from fedmitr_app.models import InputSpec, PatchViT, take_model
+from fedmitr_app.models import InputSpec, PatchViT
 from fedmitr_app.strategies.one_shot import OneShotStrategy
 
 
@@ -51,8 +51,8 @@ class FedMITR(OneShotStrategy):
         input_spec: InputSpec | None = None,
         **others: Any,
     ) -> None:
-        taken = take_model(model, input_spec)
-        name, settings = settings_for(taken, preset, seed, changes)
+        super().__init__(model, "fedmitr", input_spec=input_spec, **others)
+        name, settings = settings_for(self.model, preset, seed, changes)
         sections = {
             "teacher": teacher,
             "merge": merge,
@@ -60,5 +60,5 @@ class FedMITR(OneShotStrategy):
             "distillation": distillation,
         }
         given = {key: value for key, value in sections.items() if value is not None}
-        super().__init__(taken, "fedmitr", replace(settings, **given), **others)
+        self.settings = replace(settings, **given)
         self._preset = f"{name!r}" + (f" but for {', '.join(given)}" if given else "")

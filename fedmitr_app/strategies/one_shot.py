@@ -130,9 +130,11 @@ class OneShotStrategy(UploadRound):
             num_classes=self.model.num_classes,
             **one_shot,
         )
-        preset, suitable = settings_for(self.model)
-        self.settings = settings or suitable
-        self._preset = "given" if settings else f"{preset!r}, which suit the model"
+        if settings is not None:
+            self.settings, self._preset = settings, "given"
+        else:
+            preset, self.settings = settings_for(self.model)
+            self._preset = f"{preset!r}, which suit the model"
         self._device_lines: list[str] = []
         if isinstance(device, str):
             device = resolve_device(device, "server.device")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,10 +139,8 @@ def _check_input_spec(declared: Any, expected: Expected) -> InputSpec | None:
         declared = declared.to_dict()
     try:
         spec = InputSpec.from_dict(declared)
-        good = 0 < spec.size <= MAX_SIDE and 0 < spec.channels <= MAX_SIDE
-        for values in (spec.mean, spec.std):
-            good = good and len(values) in (1, spec.channels) and all(map(math.isfinite, values))
-        if not good:
+        sizes = 0 < spec.size <= MAX_SIDE and 0 < spec.channels <= MAX_SIDE
+        if not (sizes and spec.is_sound):
             raise ValueError
     except Exception as error:  # whatever a stranger's table makes it raise
         raise UploadError("its input spec is not size, channels, mean and std.") from error
