@@ -26,8 +26,8 @@ from fedmitr_app.experiments.federate import initial_model, load_uploads, upload
 from fedmitr_app.experiments.grid import Federation
 from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.partitions import load_test_set
-from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
+from fedmitr_app.utils.randomness import generator
 
 DELTA = 1e-5
 EPSILONS = [math.inf, 1e5, 1e4, 1e3, 100.0]

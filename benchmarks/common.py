@@ -14,8 +14,8 @@ import torch
 
 from fedmitr_app.config import ModelConfig, TeacherConfig
 from fedmitr_app.models import InputSpec, PatchViT, build_vit
-from fedmitr_app.reporting.environment import describe_environment
 from fedmitr_app.teacher import ClientModel, Teacher
+from fedmitr_app.utils.environment import describe_environment
 
 CLASSES = 10
 KEYS = ("benchmark", "case", "measure")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fedmitr_app.reporting.canvas import canvas, faint_grid
+from fedmitr_app.report.canvas import canvas, faint_grid
 
 NAMES = {"clients": "clients", "batch": "batch", "image": "image side, px", "iterations": "steps"}
 MEASURES = {"time": "seconds a batch", "peak memory": "peak memory, MiB"}

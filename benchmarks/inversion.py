@@ -22,8 +22,8 @@ from fedmitr_app.inversion import Schedule, draw_initial_images, invert_batch
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.targets import draw_members, draw_targets
 from fedmitr_app.models import decide, require_compiler
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.randomness import generator
 
 REFERENCE = (50 / 4000, 100 / 4000, 200 / 4000, 300 / 4000)
 """The stops of the published schedule, as shares of its 4000 iterations."""

@@ -14,8 +14,8 @@ from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.models import require_compiler
 from fedmitr_app.partitions import ImageSet
-from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit
+from fedmitr_app.utils.randomness import generator
 
 STEPS = 24
 

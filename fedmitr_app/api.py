@@ -17,15 +17,11 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.evaluation import answers, share_right
-from fedmitr_app.files import local_path, reason_of
 from fedmitr_app.methods import Fused, Task, find_method, screen, settings_for
 from fedmitr_app.methods.registry import MOMENTS
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, take_model
-from fedmitr_app.reading import open_tensors
-from fedmitr_app.reporting.environment import resolve_device
-from fedmitr_app.reporting.global_model import save_global_model
+from fedmitr_app.run_folder.global_model import save_global_model
 from fedmitr_app.teacher import Teacher
-from fedmitr_app.text import harmless
 from fedmitr_app.uploads import (
     ArraySpec,
     ClassMoments,
@@ -39,6 +35,10 @@ from fedmitr_app.uploads import (
     moments_reference,
 )
 from fedmitr_app.uploads.validate import check_names, check_shape
+from fedmitr_app.utils.device import resolve_device
+from fedmitr_app.utils.files import local_path, reason_of
+from fedmitr_app.utils.reading import open_tensors
+from fedmitr_app.utils.text import harmless
 
 _log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "predict": Command("fedmitr_app.predict_command", "classify images with a run's global model"),
+    "predict": Command("fedmitr_app.commands.predict", "classify images with a run's global model"),
     "experiments": Command(
-        "fedmitr_app.experiments.command", "run an experiment file: tables and figures"
+        "fedmitr_app.commands.experiments", "run an experiment file: tables and figures"
     ),
     "diagnose": Command(
-        "fedmitr_app.diagnostics.command", "measure the theory's claims on a finished run"
+        "fedmitr_app.commands.diagnose", "measure the theory's claims on a finished run"
     ),
 }
 

@@ -1,6 +1,5 @@
 """The client: train once on its own shard, upload the weights once."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -10,16 +9,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedmitr_app.errors import DataError, FedmitrError
+from fedmitr_app.errors import FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
-from fedmitr_app.keeping import keep_model
 from fedmitr_app.models import DECIDED_KEYS, InputSpec, PatchViT, architecture_of, model_with
-from fedmitr_app.partitions import ImageSet, clean_name, hold_out, join_names, load_shard
-from fedmitr_app.partitions.names import count_of
-from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.environment import device_lines
-from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.partitions import ImageSet, align_labels, clean_name, hold_out, load_shard
 from fedmitr_app.strategies.client import Client, client_key, read_client
+from fedmitr_app.strategies.keeping import keep_model
 from fedmitr_app.strategies.logs import join_flower_log
 from fedmitr_app.strategies.records import (
     GIVEN_KEY,
@@ -36,8 +31,11 @@ from fedmitr_app.strategies.records import (
     to_array_record,
     told_config,
 )
-from fedmitr_app.text import harmless
 from fedmitr_app.training import class_moments, fit
+from fedmitr_app.utils.device import device_lines
+from fedmitr_app.utils.progress import Progress
+from fedmitr_app.utils.randomness import generator
+from fedmitr_app.utils.text import harmless
 
 _log = logging.getLogger(__name__)
 
@@ -171,32 +169,6 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     if len(held):
         _log.info("client %s: %d of them held out (client.holdout).", client.key, len(held))
     return trained_on, held
-
-
-def align_labels(shard: ImageSet, names: tuple[str, ...]) -> ImageSet:
-    """Return the shard with its labels numbered as the server numbers its classes.
-
-    A node's own folder may lack some classes, which would shift the others' numbers.
-
-    Raises
-    ------
-    DataError
-        If the shard has images of a class that the server doesn't know.
-    """
-    if shard.class_names == names:
-        return shard
-    present = set(shard.labels.tolist())
-    unknown = [shard.class_names[label] for label in sorted(present)]
-    unknown = [name for name in unknown if name not in names]
-    if unknown:
-        theirs = f"which the server's model does not know: its classes are {join_names(names[:10])}"
-        raise DataError(
-            f"This client holds images of {join_names(unknown[:5])}, {theirs}.",
-            public=f"it holds images of {count_of(len(unknown), 'class')}, {theirs}.",
-        )
-    numbers = [names.index(name) if name in names else -1 for name in shard.class_names]
-    labels = torch.tensor(numbers, dtype=torch.int64)[shard.labels]
-    return dataclasses.replace(shard, labels=labels, class_names=names)
 
 
 def _load_model(client: Client, content: RecordDict) -> PatchViT:

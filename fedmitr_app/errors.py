@@ -1,6 +1,6 @@
 """Errors that a user can mend. Each message is one sentence that says how."""
 
-from fedmitr_app.text import harmless
+from fedmitr_app.utils.text import harmless
 
 _LONGEST = 4000
 

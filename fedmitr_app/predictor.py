@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, DataError, RunFolderError
-from fedmitr_app.files import local_path, reason_of
 from fedmitr_app.models import InputSpec, take_model
 from fedmitr_app.partitions.images import decode_all
-from fedmitr_app.reading import open_tensors, read_table, require_ordinary
-from fedmitr_app.reporting.environment import resolve_device
-from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
-from fedmitr_app.text import harmless
+from fedmitr_app.run_folder.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
+from fedmitr_app.utils.device import resolve_device
+from fedmitr_app.utils.files import local_path, reason_of
+from fedmitr_app.utils.reading import open_tensors, read_table, require_ordinary
+from fedmitr_app.utils.text import harmless
 
 BATCH = 64
 """Images that the model reads at once."""

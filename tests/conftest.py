@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.models import require_compiler
-from tests.federation import Federation, without_processes
+from tests.helpers.federation import Federation, without_processes
 
 # Slow draws and slow calls say nothing about the code.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from fedmitr_app.distillation import distil
 from fedmitr_app.methods import student
-from tests.federation import Federation, without_processes
+from tests.helpers.federation import Federation, without_processes
 
 SETTINGS = {
     "output.resume": True,
@@ -51,7 +51,7 @@ STAGES = (
 MAX_DELAY = 0.3
 """Seconds until the kill."""
 # Else most kills would hit imports.
-LOADED_LATE = ("fedmitr_app.server_app", "fedmitr_app.reporting.figures", "matplotlib.pyplot")
+LOADED_LATE = ("fedmitr_app.server_app", "fedmitr_app.report.figures", "matplotlib.pyplot")
 
 
 def settle(folder: Path) -> None:

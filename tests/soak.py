@@ -21,8 +21,8 @@ import torch
 from flwr.app import Array, Message
 
 from benchmarks.common import print_hardware
-from tests.federation import Federation, without_processes
-from tests.strategies.fake_grid import failure
+from tests.helpers.fake_grid import failure
+from tests.helpers.federation import Federation, without_processes
 
 COUNTS = (10, 50)
 FAULTS = ("raises", "nan", "silent", "copies")

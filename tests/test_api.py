@@ -24,11 +24,11 @@ from fedmitr_app.partitions import ImageSet
 from fedmitr_app.strategies import OneShotStrategy, split_ensemble
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.training.moments import class_moments
-from tests.strategies.fake_grid import FakeGrid, reply
-from tests.strategies.test_upload_round import QUICK
+from tests.helpers.fake_grid import FakeGrid, reply
+from tests.helpers.library import CLASSES, CLIENTS, EXAMPLES, states, vit
+from tests.helpers.rounds import QUICK
 
 ROOT = Path(__file__).parents[1]
-CLIENTS, CLASSES, EXAMPLES = 3, 3, (6, 12, 9)
 SMALL = {
     "teacher.probe-images": 8,
     "inversion.images": 10,
@@ -45,16 +45,6 @@ SMALL = {
     "generator.width": 4,
 }
 NAMES = sorted(name for name, method in METHODS.items() if "real-images" not in method.needs)
-
-
-def vit(seed=0, **changes):
-    torch.manual_seed(seed)
-    sizes = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": CLASSES}
-    return VisionTransformer(**{**sizes, "embed_dim": 16, "depth": 2, "num_heads": 2, **changes})
-
-
-def states(count=CLIENTS):
-    return [vit(seed + 1).state_dict() for seed in range(count)]
 
 
 def shared_moments():

@@ -11,13 +11,14 @@ from flwr.proto.node_pb2 import NodeInfo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fedmitr_app import server_app
 from fedmitr_app.config import default_run_config, parse_config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.keeping import keep_model
 from fedmitr_app.models import InputSpec, build_vit
-from tests.federation import Federation
-from tests.strategies.fake_grid import FakeGrid
+from fedmitr_app.run import run
+from fedmitr_app.strategies.flower_run import FlowerRun
+from fedmitr_app.strategies.keeping import keep_model
+from tests.helpers.fake_grid import FakeGrid
+from tests.helpers.federation import Federation
 
 pytestmark = pytest.mark.usefixtures("no_processes")
 
@@ -113,7 +114,7 @@ def test_a_server_that_reads_no_data_asks_nothing_about_it(settings):
     with pytest.raises(ConfigError):
         parse_config(settings)  # a server that reads some does
     with pytest.raises(ConfigError):  # and so does a simulation's, for its clients
-        server_app.run(FakeGrid([1], None), {**default_run_config(), **settings, **BLIND})
+        run(FlowerRun(FakeGrid([1], None)), {**default_run_config(), **settings, **BLIND})
 
 
 def test_a_node_without_images_says_so_and_costs_nobody_else(hospitals):

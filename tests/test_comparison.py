@@ -7,7 +7,7 @@ from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import ClientModel, Teacher
-from tests.inversion.tiny import CLASSES, SPEC, tiny_vit
+from tests.helpers.tiny import CLASSES, SPEC, tiny_vit
 
 CPU = torch.device("cpu")
 IMAGES, BATCH = 7, 3

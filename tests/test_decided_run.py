@@ -15,8 +15,8 @@ from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.models import PatchViT, deciding
 from fedmitr_app.models.deciding import HALF, ONEDNN, PLAIN
-from tests.strategies.fake_grid import context
-from tests.test_resume import RESUME, Stopped, fedmitr_module, stop_at
+from tests.helpers.fake_grid import context
+from tests.helpers.resuming import RESUME, Stopped, fedmitr_module, stop_at
 
 CPU = torch.device("cpu")
 AUTO = {"model.precision": "auto", "model.matmul": "auto"}

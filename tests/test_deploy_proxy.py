@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import strangers
-from tests.deployment import PROJECT, end, free_port
+from tests.helpers import strangers
+from tests.helpers.deployment import PROJECT, end, free_port
 
 PULL = "/v1/fleet/pull-object"
 CALLS = {

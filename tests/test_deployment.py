@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import strangers
-from tests.deployment import CLASSES, Deployment, draw_shard
+from tests.helpers import strangers
+from tests.helpers.deployment import CLASSES, Deployment, draw_shard
 
 RUN_SECONDS = 400
 HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")

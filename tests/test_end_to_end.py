@@ -16,7 +16,7 @@ import pytest
 
 from fedmitr_app.config import parse_config
 from fedmitr_app.partitions import label_matrix
-from tests.deployment import call_flwr, copy_project, end, free_port
+from tests.helpers.deployment import call_flwr, copy_project, end, free_port
 
 CLIENTS = 4
 FEDERATION = f"num-supernodes={CLIENTS} client-resources-num-cpus=1 client-resources-num-gpus=0.0"

@@ -7,7 +7,7 @@ from flwr.app import Array
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import UploadError
-from tests.federation import Federation
+from tests.helpers.federation import Federation
 
 
 def test_a_single_client_is_plain_data_free_distillation(tmp_path, no_processes):

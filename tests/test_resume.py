@@ -1,6 +1,5 @@
 """Runs that are stopped and gone on with, and runs on another run's uploads."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -11,20 +10,15 @@ import torch
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError, RunFolderError
-from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.methods import student
-from fedmitr_app.reporting import RunFolder
+from fedmitr_app.run_folder import RunFolder
 from fedmitr_app.strategies.records import UPLOAD_KEY
+from fedmitr_app.utils.files import load_tensors, save_tensors
 from tests.crashes import result_of
-from tests.federation import Federation
+from tests.helpers.federation import Federation
+from tests.helpers.resuming import RESUME, Stopped, fedmitr_module, stop_at
 
-fedmitr_module = importlib.import_module("fedmitr_app.methods.fedmitr")  # not the function
 ROOT = Path(__file__).parents[1]
-RESUME = {"output.resume": True}
-
-
-class Stopped(Exception):
-    """Whatever ends a process in the middle of its work."""
 
 
 @pytest.fixture
@@ -33,19 +27,6 @@ def whole(tmp_path, no_processes):
     federation = Federation(tmp_path / "whole")
     federation.run()
     return result_of(federation.folder)
-
-
-def stop_at(monkeypatch, module, name, after=0):
-    """Let a function raise once it was called ``after`` times."""
-    original, calls = getattr(module, name), []
-
-    def stopped(*arguments, **keywords):
-        calls.append(name)
-        if len(calls) > after:
-            raise Stopped
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(module, name, stopped)
 
 
 def training_clients(federation):

@@ -13,15 +13,15 @@ from flwr.app import Array
 from flwr.serverapp.exception import AggregationError
 from safetensors.torch import load_file
 
-from fedmitr_app import server_app
+from fedmitr_app import run
 from fedmitr_app.config import flatten, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
 from fedmitr_app.methods import Fused
 from fedmitr_app.partitions import label_matrix
-from fedmitr_app.reporting.verdict import reproduce_command
+from fedmitr_app.report.verdict import reproduce_command
 from fedmitr_app.results.write import report_data
-from tests.federation import Federation
-from tests.strategies.fake_grid import failure
+from tests.helpers.fake_grid import failure
+from tests.helpers.federation import Federation
 
 pytestmark = pytest.mark.usefixtures("no_processes")
 
@@ -129,7 +129,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 def test_the_saved_model_is_the_student_that_was_measured(federation):
     metrics = federation.run()
     config = parse_config(federation.given())
-    setting = server_app.prepare(config, torch.device("cpu"))
+    setting = run.prepare(config, torch.device("cpu"))
     start = setting.model.vit.state_dict()
     saved = load_file(federation.folder / "global_model.safetensors")
     assert any(not torch.equal(start[name], saved[name]) for name in start)
@@ -144,10 +144,10 @@ def test_the_servers_model_is_compiled_if_asked_for_and_where_that_works(federat
     config = parse_config(federation.given(**{"server.compile": True}))
     device = torch.device("cpu")
     monkeypatch.setattr(torch, "compile", lambda run: run)
-    assert server_app.prepare(config, device).model.compiled
+    assert run.prepare(config, device).model.compiled
     monkeypatch.setattr(torch, "compile", None)
     with pytest.raises(ConfigError, match="server.compile = True is not allowed"):
-        server_app.prepare(config, device)
+        run.prepare(config, device)
 
 
 def test_the_same_seed_gives_the_same_numbers_in_any_order_of_arrival(tmp_path):

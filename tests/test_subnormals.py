@@ -12,9 +12,9 @@ from fedmitr_app.distillation import Distiller
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.partitions import ImageSet
-from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     CLASSES,
     SPEC,
     distillation_config,

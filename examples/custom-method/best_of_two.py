@@ -4,7 +4,7 @@ import torch
 
 from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.methods import METHODS, Fused, Task, register
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 
 @register("best-of-two", reads=["merge", "teacher"])

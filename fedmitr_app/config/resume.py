@@ -7,7 +7,7 @@ from typing import Any
 from fedmitr_app.config.fields import HARMLESS
 from fedmitr_app.config.schema import Config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.text import harmless
+from fedmitr_app.utils.text import harmless
 
 _LONGEST = 200  # the settings that a run began with may be somebody else's
 

@@ -20,8 +20,8 @@ from fedmitr_app.inversion import Pool, PoolData
 from fedmitr_app.methods.dense_inversion import dense_inversion
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
-from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.progress import headline
+from fedmitr_app.utils.progress import headline
+from fedmitr_app.utils.randomness import generator
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,18 @@ from torch import Tensor
 from fedmitr_app.config import Config, parse_config
 from fedmitr_app.diagnostics.diagnose import Distilled
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import reason_of
 from fedmitr_app.inversion import Pool, PoolData
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import InputSpec, PatchViT, build_vit
 from fedmitr_app.partitions import load_test_set
-from fedmitr_app.reading import open_tensors, read_table
-from fedmitr_app.reporting import COMPLETED, resolve_device
-from fedmitr_app.reporting.global_model import DESCRIPTION_NAME, WEIGHTS_NAME
-from fedmitr_app.reporting.status import how_it_stands, settle_status
+from fedmitr_app.run_folder import COMPLETED
+from fedmitr_app.run_folder.global_model import DESCRIPTION_NAME, WEIGHTS_NAME
+from fedmitr_app.run_folder.status import how_it_stands, settle_status
 from fedmitr_app.uploads import read_spool
+from fedmitr_app.utils.device import resolve_device
+from fedmitr_app.utils.files import reason_of
+from fedmitr_app.utils.reading import open_tensors, read_table
 
 _UNREADABLE = (
     RunFolderError,

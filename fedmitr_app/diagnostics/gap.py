@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedmitr_app.diagnostics.error_bars import part_means, without_each
 from fedmitr_app.models import InputSpec, PatchViT
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.randomness import generator
 
 
 @dataclass(frozen=True)

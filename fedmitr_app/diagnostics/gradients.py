@@ -20,8 +20,8 @@ from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.inversion.shards import Assignment, assign
 from fedmitr_app.inversion.state import InversionState
 from fedmitr_app.inversion.views import draw_view
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.randomness import generator
 
 VIEWS = 8
 _TINY = 1e-30

@@ -19,8 +19,8 @@ from fedmitr_app.distillation import Distiller
 from fedmitr_app.distillation.batches import draw_batch
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.models import PatchViT
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.randomness import generator
 
 LABELS = ("hard", "relabel", "none")
 _TINY = 1e-30

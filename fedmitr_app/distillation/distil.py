@@ -18,11 +18,11 @@ from fedmitr_app.distillation.soft_labels import KeptBatch, SoftLabels, ask
 from fedmitr_app.distillation.students import choose_trainable
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion.pool import PoolData
-from fedmitr_app.memory import Halving
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
 from fedmitr_app.training import parameter_groups
 from fedmitr_app.training.schedule import resume_schedule, warmup_cosine
+from fedmitr_app.utils.memory import Halving
 
 logger = logging.getLogger(__name__)
 

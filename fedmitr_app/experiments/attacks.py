@@ -19,10 +19,10 @@ from torch import Tensor
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments import symmetries
 from fedmitr_app.experiments.symmetries import HEAD, POSITION, State, copied
-from fedmitr_app.randomness import generator
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.shares import MOST_EXAMPLES
 from fedmitr_app.uploads.upload import moments_file
+from fedmitr_app.utils.randomness import generator
 
 SCALE = 100.0
 SPIKE, MILD_SPIKE = 1e18, 1e3

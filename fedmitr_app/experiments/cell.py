@@ -18,15 +18,15 @@ from fedmitr_app.errors import FedmitrError, MethodUnavailable, RunFolderError
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Cell
-from fedmitr_app.files import load_tensors, save_tensors, write_json
 from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
 from fedmitr_app.methods.registry import MOMENTS, REAL_IMAGES
 from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
-from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.environment import describe_environment
 from fedmitr_app.teacher import ClientModel
+from fedmitr_app.utils.environment import describe_environment
+from fedmitr_app.utils.files import load_tensors, save_tensors, write_json
+from fedmitr_app.utils.randomness import generator
 
 # What every result depends on, beside what its method reads.
 SECTIONS = ("seed", "data", "partition", "model", "client")

@@ -7,9 +7,9 @@ import torch
 
 from fedmitr_app.config import Config, ModelConfig
 from fedmitr_app.experiments.grid import Cell, Grid
-from fedmitr_app.files import write_json
 from fedmitr_app.models import InputSpec, build_vit, decide, plain, settings_of, undecided
-from fedmitr_app.reading import read_table
+from fedmitr_app.utils.files import write_json
+from fedmitr_app.utils.reading import read_table
 
 
 def decided(grid: Grid, path: Path, device: torch.device) -> Grid:

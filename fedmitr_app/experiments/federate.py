@@ -18,9 +18,9 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments.grid import KEYS_OF_AXES, Cell, Federation
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, build_vit
 from fedmitr_app.partitions import class_names, hold_out, load_shard
-from fedmitr_app.randomness import generator
 from fedmitr_app.training import class_moments, fit
 from fedmitr_app.uploads import Metadata, Spool, Upload, read_spool
+from fedmitr_app.utils.randomness import generator
 
 DECIDES_UPLOADS = ("seed", "data", "partition", "model", "client")
 

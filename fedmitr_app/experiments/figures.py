@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, PercentFormatter
 
 from fedmitr_app.experiments.grid import Curve
 from fedmitr_app.experiments.tables import attacks, groups
-from fedmitr_app.reporting.canvas import COLOURS, FAINT, INK, MUTED, canvas, faint_grid, label
+from fedmitr_app.report.canvas import COLOURS, FAINT, INK, MUTED, canvas, faint_grid, label
 
 HIGHLIGHT = "fedmitr"
 _WIDE = 6.4

@@ -18,7 +18,7 @@ from fedmitr_app.experiments.decided import decided
 from fedmitr_app.experiments.federate import train_federation, trained_by, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
 from fedmitr_app.methods import known_methods
-from fedmitr_app.reporting.progress import duration
+from fedmitr_app.utils.progress import duration
 
 ENDED = (
     "a worker process was ended from outside, perhaps for want of memory: give the command again, "

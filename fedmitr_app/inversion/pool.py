@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import Stored, load_tensors, plain, save_tensors
 from fedmitr_app.inversion.invert import Inverted
+from fedmitr_app.utils.files import Stored, load_tensors, plain, save_tensors
 
 _log = logging.getLogger(__name__)
 

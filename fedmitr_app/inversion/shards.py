@@ -12,8 +12,8 @@ from fedmitr_app.config import InversionConfig
 from fedmitr_app.inversion.initial_images import draw_initial_images
 from fedmitr_app.inversion.invert import Inverted, invert_batch
 from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_candidates
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.randomness import generator
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from fedmitr_app.methods.settings import MethodSettings, settings_for
 from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     importlib.import_module(_module.name)  # a file that holds a method registers it
 
 __all__ = [

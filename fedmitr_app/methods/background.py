@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.errors import FedmitrError, RunFolderError
-from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import METHODS
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.uploads import Upload, Weighed
+from fedmitr_app.utils.files import load_tensors, save_tensors
 
 _log = logging.getLogger("fedmitr_app")
 

@@ -5,7 +5,7 @@ from fedmitr_app.inversion import draw_initial_images
 from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.task import Task
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 IMAGES = 256
 

@@ -10,7 +10,7 @@ from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining
 from fedmitr_app.methods.task import Task
-from fedmitr_app.reporting.progress import Progress
+from fedmitr_app.utils.progress import Progress
 
 
 @register("fedmitr", makes_images=True, paper="arXiv 2605.10748")

@@ -10,7 +10,7 @@ from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import REAL_IMAGES, register
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.methods.task import Task
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 
 @register("real-images", needs=[REAL_IMAGES])

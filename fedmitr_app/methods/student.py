@@ -16,15 +16,15 @@ from fedmitr_app.distillation import Distiller, initial_student
 from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import Stored, load_tensors, save_tensors
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.methods.fused import HeldOut
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
-from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import Teacher
+from fedmitr_app.utils.files import Stored, load_tensors, save_tensors
+from fedmitr_app.utils.progress import Progress, headline
+from fedmitr_app.utils.randomness import generator
 
 _log = logging.getLogger(__name__)
 

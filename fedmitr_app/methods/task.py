@@ -17,15 +17,10 @@ from torch import Tensor
 
 from fedmitr_app.config import decisive
 from fedmitr_app.errors import UploadError
-from fedmitr_app.files import arrays_digest, json_line
 from fedmitr_app.inversion import draw_initial_images
-from fedmitr_app.memory import room_for
 from fedmitr_app.merging import Mergeable, average, merge
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.models import OffloadedViT, PatchViT
-from fedmitr_app.randomness import generator
-from fedmitr_app.reporting.metrics_log import Record
-from fedmitr_app.reporting.progress import Progress, headline
 from fedmitr_app.teacher import (
     ClientModel,
     Teacher,
@@ -37,6 +32,11 @@ from fedmitr_app.teacher import (
     screen,
 )
 from fedmitr_app.uploads import Upload, Weighed, compare, example_counts, read_class_means
+from fedmitr_app.utils.files import arrays_digest, json_line
+from fedmitr_app.utils.memory import room_for
+from fedmitr_app.utils.metrics_log import Record
+from fedmitr_app.utils.progress import Progress, headline
+from fedmitr_app.utils.randomness import generator
 
 _log = logging.getLogger(__name__)
 

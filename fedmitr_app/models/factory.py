@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
-from fedmitr_app.files import existing_path, local_path
 from fedmitr_app.models.deciding import require_decided
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
-from fedmitr_app.randomness import seeded_init
+from fedmitr_app.utils.files import existing_path, local_path
+from fedmitr_app.utils.randomness import seeded_init
 
 MLP_RATIO = 2.0  # of the small preset: half of timm's default, for speed on a CPU
 # Of its position embeddings (choice). timm's 0.02 is a tenth of what patches are embedded as: a

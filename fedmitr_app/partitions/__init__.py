@@ -1,5 +1,6 @@
 """What a client holds: sources of images, and how they are dealt to clients."""
 
+from fedmitr_app.partitions.alignment import align_labels
 from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.partitions.names import clean_name, join_names, split_names
 from fedmitr_app.partitions.shards import (
@@ -12,6 +13,7 @@ from fedmitr_app.partitions.shards import (
 
 __all__ = [
     "ImageSet",
+    "align_labels",
     "class_names",
     "clean_name",
     "hold_out",

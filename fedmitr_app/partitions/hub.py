@@ -15,7 +15,6 @@ from huggingface_hub.utils import get_session
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
-from fedmitr_app.files import kind_and_reason
 from fedmitr_app.partitions.columns import find_image_column
 from fedmitr_app.partitions.labels import Indices, has_labels
 from fedmitr_app.partitions.names import some_names
@@ -31,6 +30,7 @@ from fedmitr_app.partitions.splits import (
     plain_split_of,
     validation_may_test,
 )
+from fedmitr_app.utils.files import kind_and_reason
 
 SECONDS_FOR_AN_ANSWER = 10.0
 

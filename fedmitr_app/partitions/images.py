@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fedmitr_app.errors import DataError
-from fedmitr_app.files import kind_and_reason
+from fedmitr_app.utils.files import kind_and_reason
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """All that is ever decoded. Pillow knows more: PostScript, which starts a program, among them."""

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
-from fedmitr_app.files import reason_of
 from fedmitr_app.partitions.columns import (
     class_names_of,
     declared_features,
@@ -27,6 +26,7 @@ from fedmitr_app.partitions.parting import Named, Part, part
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
 from fedmitr_app.partitions.splits import TRAIN, kinds_of, split_of
 from fedmitr_app.partitions.tree import Tree
+from fedmitr_app.utils.files import reason_of
 
 SUFFIXES = frozenset((".parquet",))
 MOST_ROWS = 50_000_000

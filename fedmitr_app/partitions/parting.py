@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
-from fedmitr_app.files import existing_path
 from fedmitr_app.partitions.names import count_of
 from fedmitr_app.partitions.splits import (
     UNLABELLED,
@@ -17,6 +16,7 @@ from fedmitr_app.partitions.splits import (
     validation_may_test,
 )
 from fedmitr_app.partitions.tree import Tree, walk, without
+from fedmitr_app.utils.files import existing_path
 
 
 class Named(NamedTuple):

@@ -15,7 +15,7 @@ from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import some_names
 from fedmitr_app.partitions.rows import Rows
 from fedmitr_app.partitions.splits import require_no_splits
-from fedmitr_app.randomness import derive_seed, generator
+from fedmitr_app.utils.randomness import derive_seed, generator
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -13,7 +13,7 @@ from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.partitions.images import decode_all
 from fedmitr_app.partitions.labels import Column, Indices, encode
 from fedmitr_app.partitions.names import some_names
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 # Which rows are held out, and which are kept of too many, never depends on the run's seed:
 # runs that differ in seed only are compared on the same test images.

@@ -13,7 +13,7 @@ from fedmitr_app.partitions.names import count_of
 from fedmitr_app.partitions.partitioners import deal
 from fedmitr_app.partitions.rows import Rows
 from fedmitr_app.partitions.sources import Source, load_source
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from fedmitr_app.partitions.names import count_of, some_names
 from fedmitr_app.partitions.parquet import read_parquet
 from fedmitr_app.partitions.parting import tests_wanted
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
-from fedmitr_app.text import harmless
+from fedmitr_app.utils.text import harmless
 
 FEW_CLASSES = 100
 """So many may have a single image each (choice): beyond, they are ids, patients or photos."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmitr_app.errors import DataError
-from fedmitr_app.files import reason_of
 from fedmitr_app.partitions.names import some_names
-from fedmitr_app.text import harmless
+from fedmitr_app.utils.files import reason_of
+from fedmitr_app.utils.text import harmless
 
 # What NAS boxes, macOS, Windows and Python leave in folders, beside all that starts with a dot.
 _NO_FOLDERS = frozenset(

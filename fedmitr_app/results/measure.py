@@ -18,11 +18,12 @@ from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.methods import Fused, Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
-from fedmitr_app.reporting import PoolSample, RunFolder
-from fedmitr_app.reporting.progress import Progress
-from fedmitr_app.reporting.table import RESULT_NAMES
+from fedmitr_app.report.data import PoolSample
+from fedmitr_app.report.tables import RESULT_NAMES
+from fedmitr_app.run_folder import RunFolder
 from fedmitr_app.teacher import Teacher, Trust
 from fedmitr_app.uploads import RoundOutcome, Weighed
+from fedmitr_app.utils.progress import Progress
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedmitr_app.methods import Fused
-from fedmitr_app.reporting import ClientRow
+from fedmitr_app.report.data import ClientRow
 from fedmitr_app.results.measure import Results
 from fedmitr_app.teacher import Trust
 from fedmitr_app.uploads import Upload

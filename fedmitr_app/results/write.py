@@ -6,12 +6,13 @@ from typing import Any
 from fedmitr_app.config import Config, default_run_config, flatten
 from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.models import architecture_of
-from fedmitr_app.reporting import ClientRow, Curves, ReportData, RunFolder
-from fedmitr_app.reporting.metrics_log import MetricsLog
-from fedmitr_app.reporting.report import write_report
-from fedmitr_app.reporting.table import write_clients_csv
+from fedmitr_app.report.data import ClientRow, Curves, ReportData
+from fedmitr_app.report.page import write_report
+from fedmitr_app.report.tables import write_clients_csv
 from fedmitr_app.results.measure import Results
 from fedmitr_app.results.tables import client_rows, metrics_of
+from fedmitr_app.run_folder import RunFolder
+from fedmitr_app.utils.metrics_log import MetricsLog
 
 
 def write_results(

@@ -21,7 +21,6 @@ from fedmitr_app.strategies.records import (
     status_of,
 )
 from fedmitr_app.strategies.streaming_grid import ReplyStream
-from fedmitr_app.text import LONGEST, harmless
 from fedmitr_app.uploads import (
     ArraySpec,
     Expected,
@@ -31,6 +30,7 @@ from fedmitr_app.uploads import (
 )
 from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.uploads.outcome import RoundOutcome
+from fedmitr_app.utils.text import LONGEST, harmless
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from fedmitr_app.strategies.collecting import failure_sentence
 from fedmitr_app.strategies.naming import called
 from fedmitr_app.strategies.records import RECEIVED, RecordKeys, metrics_of, status_of
 from fedmitr_app.strategies.streaming_grid import ReplyStream
-from fedmitr_app.text import harmless
 from fedmitr_app.uploads import check_num_examples, doubtful_counts, example_counts
 from fedmitr_app.uploads.metadata import finite_metrics
+from fedmitr_app.utils.text import harmless
 
 _log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from flwr.serverapp import Grid
 
-from fedmitr_app.text import harmless
+from fedmitr_app.utils.text import harmless
 
 _LONGEST = 60
 

@@ -31,10 +31,10 @@ from fedmitr_app.models import (
     require_compiler,
     take_model,
 )
-from fedmitr_app.reporting.environment import device_lines, resolve_device
 from fedmitr_app.strategies.records import to_array_record
 from fedmitr_app.strategies.upload_round import UploadRound
 from fedmitr_app.uploads import RoundOutcome, Upload
+from fedmitr_app.utils.device import device_lines, resolve_device
 
 _log = logging.getLogger(__name__)
 

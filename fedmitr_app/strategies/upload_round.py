@@ -15,9 +15,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import FederatedScore
-from fedmitr_app.files import local_path
 from fedmitr_app.models.spec import InputSpec
-from fedmitr_app.reporting.metrics_log import MetricsLog
 from fedmitr_app.strategies.collecting import Collector, require_enough
 from fedmitr_app.strategies.evaluating import collect_scores
 from fedmitr_app.strategies.logs import join_flower_log
@@ -40,6 +38,8 @@ from fedmitr_app.uploads import (
     doubtful_counts,
     require_fit,
 )
+from fedmitr_app.utils.files import local_path
+from fedmitr_app.utils.metrics_log import MetricsLog
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.config import NEED_LABEL_COUNTS, TeacherConfig
-from fedmitr_app.memory import Halving
 from fedmitr_app.models import OffloadedViT, PatchViT, StackedViT
 from fedmitr_app.teacher.combine import combine_logits, share_out, without_shares
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
 from fedmitr_app.uploads import other_heads
+from fedmitr_app.utils.memory import Halving
 
 logger = logging.getLogger(__name__)
 

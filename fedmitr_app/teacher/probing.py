@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedmitr_app.memory import Halving
 from fedmitr_app.models import PatchViT
+from fedmitr_app.utils.memory import Halving
 
 POWER = 8
 SHARING, SIZE_POWER = 0.75, 0.5

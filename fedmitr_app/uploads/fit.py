@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
-from fedmitr_app.files import reason_of
-from fedmitr_app.reading import open_tensors
 from fedmitr_app.uploads.metadata import Expected, Metadata, check_metadata
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import ArraySpec, check_names, check_shape
+from fedmitr_app.utils.files import reason_of
+from fedmitr_app.utils.reading import open_tensors
 
 
 def require_fit(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from fedmitr_app.errors import UploadError
-from fedmitr_app.files import arrays_digest, reason_of, sorted_digest
-from fedmitr_app.reading import MAX_INTEGER, open_tensors, read_table
 from fedmitr_app.uploads.class_means import HEAD
 from fedmitr_app.uploads.metadata import Metadata, check_metadata
 from fedmitr_app.uploads.moments import check_moments, moments_reference
 from fedmitr_app.uploads.upload import Upload, moments_file
 from fedmitr_app.uploads.validate import check_arrays
+from fedmitr_app.utils.files import arrays_digest, reason_of, sorted_digest
+from fedmitr_app.utils.reading import MAX_INTEGER, open_tensors, read_table
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 _DIGITS = 16  # of the weights digest, in file names

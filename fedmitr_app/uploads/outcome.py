@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmitr_app.errors import UploadError
-from fedmitr_app.text import harmless
 from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.uploads.shares import example_counts
 from fedmitr_app.uploads.spool import Rejection
 from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.utils.text import harmless
 
 _SHOWN_REASONS = 5
 _MOST = 1e12  # seconds, nodes: far above any

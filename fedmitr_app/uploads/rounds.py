@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedmitr_app.errors import ConfigError, RunFolderError
-from fedmitr_app.files import reason_of, unwritable, write_atomically, write_json
-from fedmitr_app.reading import open_ordinary, read_json, require_folder, require_ordinary
-from fedmitr_app.reporting.status import how_it_stands, settle_status
+from fedmitr_app.run_folder.status import how_it_stands, settle_status
 from fedmitr_app.uploads.fit import require_fit
 from fedmitr_app.uploads.metadata import Expected
 from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import ArraySpec
+from fedmitr_app.utils.files import reason_of, unwritable, write_atomically, write_json
+from fedmitr_app.utils.reading import open_ordinary, read_json, require_folder, require_ordinary
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedmitr_app.errors import RunFolderError, UploadError
-from fedmitr_app.files import arrays_digest, reason_of, unwritable, write_atomically, write_json
-from fedmitr_app.reading import read_table, require_folder
-from fedmitr_app.text import harmless
 from fedmitr_app.uploads.manifest import (
     UnreadableUpload,
     make_manifest,
@@ -31,6 +28,15 @@ from fedmitr_app.uploads.manifest import (
 from fedmitr_app.uploads.metadata import Metadata
 from fedmitr_app.uploads.moments import ClassMoments
 from fedmitr_app.uploads.upload import Upload, moments_file, save_state
+from fedmitr_app.utils.files import (
+    arrays_digest,
+    reason_of,
+    unwritable,
+    write_atomically,
+    write_json,
+)
+from fedmitr_app.utils.reading import read_table, require_folder
+from fedmitr_app.utils.text import harmless
 
 _log = logging.getLogger(__name__)
 

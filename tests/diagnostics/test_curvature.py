@@ -11,8 +11,8 @@ from fedmitr_app.diagnostics.curvature import (
     top_eigenvalue,
 )
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.randomness import generator
-from tests.inversion.tiny import random_images, random_targets, tiny_vit
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import random_images, random_targets, tiny_vit
 
 
 def full_hessian(parameters, loss):

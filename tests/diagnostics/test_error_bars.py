@@ -15,7 +15,7 @@ from fedmitr_app.diagnostics.error_bars import (
     together,
     without_each,
 )
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 VALUES = torch.randn(40, generator=generator(0), dtype=torch.float64) + 2
 

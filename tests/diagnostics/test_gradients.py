@@ -11,8 +11,8 @@ from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.inversion.shards import Assignment
 from fedmitr_app.inversion.total_variation import total_variation
 from fedmitr_app.inversion.views import apply_roll_flip, draw_roll_flip
-from fedmitr_app.randomness import generator
-from tests.inversion.tiny import inversion_config, random_images, random_targets, tiny_teacher
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import inversion_config, random_images, random_targets, tiny_teacher
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedmitr_app.diagnostics import likeness, target_share
-from tests.inversion.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
+from tests.helpers.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
 
 
 def test_the_figures_are_those_of_sums_over_features_by_hand():

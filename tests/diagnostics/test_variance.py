@@ -11,8 +11,8 @@ from fedmitr_app.diagnostics.variance import LABELS, gradient_variance, variance
 from fedmitr_app.distillation.batches import draw_batch
 from fedmitr_app.distillation.losses import class_loss, soft_label_loss
 from fedmitr_app.inversion import PoolData
-from fedmitr_app.randomness import generator
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     distillation_config,
     random_images,
     random_targets,

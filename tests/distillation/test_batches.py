@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fedmitr_app.distillation.batches import Batch, draw_batch, draw_recipe, view_mask
 from fedmitr_app.inversion.pool import PoolData
 from fedmitr_app.inversion.views import RollFlip, apply_roll_flip
-from tests.inversion.tiny import distillation_config, random_images, random_targets
+from tests.helpers.tiny import distillation_config, random_images, random_targets
 
 PATCH, GRID = 4, 4
 

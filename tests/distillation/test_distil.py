@@ -12,9 +12,9 @@ from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.distillation.losses import class_loss, token_loss
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion.pool import PoolData
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     distillation_config,
     random_images,
     random_targets,

@@ -14,9 +14,9 @@ import torch
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.distillation import Distiller
 from fedmitr_app.inversion import Pool, PoolRequest, make_pool
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import ClientModel, Teacher
-from tests.inversion.tiny import distillation_config, inversion_config, tiny_vit
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import distillation_config, inversion_config, tiny_vit
 
 GOLDEN = {
     "inversion loss": [2.06022, 1.92549, 2.16814, 1.6278, 1.93592, 1.94699, 2.07568, 1.84145],

@@ -8,7 +8,7 @@ import torch
 from fedmitr_app.distillation import initial_student
 from fedmitr_app.distillation.students import best_client, choose_trainable
 from fedmitr_app.teacher import ClientModel
-from tests.inversion.tiny import distillation_config, random_images, tiny_teacher, tiny_vit
+from tests.helpers.tiny import distillation_config, random_images, tiny_teacher, tiny_vit
 
 
 def clients() -> list[ClientModel]:

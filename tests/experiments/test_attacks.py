@@ -33,7 +33,7 @@ from fedmitr_app.uploads import (
     set_class_means,
 )
 from fedmitr_app.uploads.class_means import NORM, _read
-from tests.inversion.tiny import tiny_vit
+from tests.helpers.tiny import tiny_vit
 
 CLIENTS = 4
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fedmitr_app.experiments import figures
 from fedmitr_app.experiments.figures import draw_figures, spread_out
 from fedmitr_app.experiments.grid import Curve
-from fedmitr_app.reporting.canvas import canvas
+from fedmitr_app.report.canvas import canvas
 
 
 def frame(alphas=(0.1,), rows=(("ours", "fedmitr"), ("$odd_name%", "fedavg")), **extra):

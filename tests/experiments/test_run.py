@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+from fedmitr_app.commands.experiments import main
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.experiments import cell as cells
 from fedmitr_app.experiments import run
-from fedmitr_app.experiments.command import main
 from fedmitr_app.experiments.federate import train_federation
 from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid

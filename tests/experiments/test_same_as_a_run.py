@@ -8,7 +8,7 @@ from fedmitr_app.experiments.grid import Cell, Grid, Row
 from fedmitr_app.experiments.grid import Federation as Dealt
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.uploads import read_spool
-from tests.federation import Federation, without_processes
+from tests.helpers.federation import Federation, without_processes
 
 
 def test_a_cell_gives_what_a_run_gives_to_the_last_bit(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedmitr_app.inversion.losses import cross_entropy
-from tests.inversion.tiny import draw
+from tests.helpers.tiny import draw
 
 
 def probabilities(row: np.ndarray) -> np.ndarray:

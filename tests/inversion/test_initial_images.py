@@ -9,7 +9,7 @@ from fedmitr_app.inversion.initial_images import procedural_images
 from fedmitr_app.inversion.noise import multi_scale_noise
 from fedmitr_app.inversion.photographs import dead_leaves, photo_crops, photographs
 from fedmitr_app.models import InputSpec
-from fedmitr_app.randomness import generator
+from fedmitr_app.utils.randomness import generator
 
 GREY = InputSpec(size=12, channels=1, mean=(0.4,), std=(0.3,))
 COLOUR = InputSpec(size=9, channels=3, mean=(0.2, 0.5, 0.8), std=(0.1, 0.2, 0.3))

@@ -10,9 +10,9 @@ from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.inversion.patch_adam import PatchAdam
 from fedmitr_app.inversion.views import draw_roll_flip
 from fedmitr_app.models import InputSpec, packing
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     CLASSES,
     SPEC,
     inversion_config,

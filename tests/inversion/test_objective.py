@@ -12,7 +12,7 @@ from fedmitr_app.inversion.accel.microbatches import Microbatches
 from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.teacher import combine_logits
-from tests.inversion.tiny import (
+from tests.helpers.tiny import (
     CLASSES,
     inversion_config,
     random_images,

@@ -11,12 +11,10 @@ import ray
 import torch
 
 from fedmitr_app.errors import BackendError, TrainingError
-from fedmitr_app.inversion import Pool, PoolRequest, make_pool, shards
+from fedmitr_app.inversion import shards
 from fedmitr_app.inversion.accel import on_ray
-from tests.inversion.tiny import contents, inversion_config, tiny_teacher
-
-CPU = torch.device("cpu")
-IMAGES, ITERATIONS, DRAWS = 10, 25, 2
+from tests.helpers.ray_shards import CPU, DRAWS, ITERATIONS, fill
+from tests.helpers.tiny import contents, inversion_config, tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +23,6 @@ def cluster():
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-def fill(folder, on_step=lambda job, point: None, **changes):
-    settings = {"iterations": ITERATIONS, "stops": (0.5,), "candidates": DRAWS, "batch_size": 4}
-    config = inversion_config(**{**settings, **changes})
-    pool = Pool(folder, 16)
-    teacher = tiny_teacher("prior-probed", dtype=torch.float32)
-    made = make_pool(teacher, pool, config, PoolRequest(IMAGES, 0), device=CPU, on_step=on_step)
-    return pool, made
 
 
 def workers():

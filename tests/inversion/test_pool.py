@@ -10,7 +10,6 @@ from safetensors import safe_open
 
 from fedmitr_app.config import decisive
 from fedmitr_app.errors import RunFolderError
-from fedmitr_app.files import load_tensors, save_tensors
 from fedmitr_app.inversion import (
     Inverted,
     Place,
@@ -20,7 +19,8 @@ from fedmitr_app.inversion import (
     make_pool,
     steps_per_image,
 )
-from tests.inversion.tiny import (
+from fedmitr_app.utils.files import load_tensors, save_tensors
+from tests.helpers.tiny import (
     CLASSES,
     contents,
     inversion_config,
@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half a shard")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("fedmitr_app.files.save_file", disk_full)
+    monkeypatch.setattr("fedmitr_app.utils.files.save_file", disk_full)
     with pytest.raises(RunFolderError, match="cannot be written: no space left"):
         pool.add(batch(), {}, Place(1))
     assert [path.name for path in tmp_path.iterdir()] == ["pool-00000-00000.safetensors"]

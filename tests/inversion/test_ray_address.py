@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from fedmitr_app.inversion.accel import on_ray
-from tests.inversion.test_on_ray import fill
-from tests.inversion.tiny import contents
+from tests.helpers.ray_shards import fill
+from tests.helpers.tiny import contents
 
 
 @pytest.fixture

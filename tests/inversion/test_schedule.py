@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.schedule import Schedule, keep_count
-from tests.inversion.tiny import inversion_config, tiny_vit
+from tests.helpers.tiny import inversion_config, tiny_vit
 
 
 def build(**changes) -> Schedule:

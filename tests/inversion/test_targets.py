@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedmitr_app.inversion.targets import draw_members, draw_targets, pick_candidates
 from fedmitr_app.teacher import Teacher
-from tests.inversion.tiny import CLASSES, random_targets, tiny_teacher
+from tests.helpers.tiny import CLASSES, random_targets, tiny_teacher
 
 COUNTS, CLASS_COUNTS, SEEDS = st.integers(1, 30), st.integers(1, 7), st.integers(0, 1000)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmitr_app.inversion.total_variation import total_variation
-from tests.inversion.tiny import draw
+from tests.helpers.tiny import draw
 
 
 def test_total_variation_over_four_neighbours():

@@ -24,8 +24,8 @@ from fedmitr_app.inversion.views import (
     draw_view,
     view_patches,
 )
-from fedmitr_app.randomness import generator
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     SPEC,
     inversion_config,
     random_images,

@@ -8,7 +8,7 @@ from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging import Mergeable, merge
 from fedmitr_app.merging.additive import RIDGE, class_effects
 from fedmitr_app.training import set_class_means
-from tests.merging.test_merge import drawn, sent, unasked
+from tests.helpers.merges import drawn, sent, unasked
 
 ADDITIVE = MergeConfig(head="additive")
 COUNTS = torch.tensor([[20, 10, 0, 0, 0], [0, 5, 10, 4, 0], [3, 0, 0, 30, 0]])

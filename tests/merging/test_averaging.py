@@ -12,7 +12,7 @@ from safetensors import safe_open
 from fedmitr_app.errors import ConfigError, UploadError
 from fedmitr_app.uploads import Metadata, Spool, Upload, example_counts, read_spool
 from fedmitr_app.uploads.shares import client_shares
-from tests.merging.plain import average
+from tests.helpers.plain_merges import average
 
 
 def spooled(folder, count, size=5):

@@ -6,7 +6,7 @@ from torch import nn
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.merging import Mergeable, merge
 from fedmitr_app.training import set_class_means
-from tests.merging.test_merge import drawn, sent, unasked
+from tests.helpers.merges import drawn, sent, unasked
 
 COSINE = MergeConfig(head="cosine")
 

@@ -1,15 +1,12 @@
 """The merges of weights against slow oracles, and what each may never do."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fedmitr_app.config import MergeConfig
 from fedmitr_app.errors import UploadError
@@ -21,44 +18,15 @@ from fedmitr_app.merging import (
     own_length,
     ties,
 )
-from fedmitr_app.uploads import Upload, Weighed
-from tests.merging.plain import average
+from fedmitr_app.uploads import Weighed
+from tests.helpers.merges import SHAPES, State, drawn, sent, unasked
+from tests.helpers.plain_merges import average
 
-State = dict[str, Tensor]
-SHAPES = {
-    "patch.weight": (4, 3, 2, 2),
-    "blocks.0.fc.weight": (6, 4),
-    "blocks.0.fc.bias": (6,),
-    "blocks.1.fc.weight": (3, 6),
-    "head.weight": (5, 4),
-    "head.bias": (5,),
-}
 EVERY = [
     MergeConfig(trunk=trunk, head=head, knowledge="head-rows")
     for trunk in ("average", "ties")
     for head in ("average", "class-wise")
 ]
-
-
-def unasked() -> Tensor:
-    raise AssertionError("nobody needs to probe")
-
-
-def drawn(seed: int, scale: float = 1.0) -> State:
-    rng = torch.Generator().manual_seed(seed)
-    return {name: scale * torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
-
-
-def sent(folder: Path, states: list[State], sizes=None, counts=None) -> list[Upload]:
-    made = []
-    for number, state in enumerate(states):
-        path = folder / f"{number}.safetensors"
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-        size = sizes[number] if sizes else 10 * (number + 1)
-        made.append(
-            Upload(f"client-{number}", size, path, label_counts=counts[number] if counts else None)
-        )
-    return made
 
 
 def trained(start: State, clients: int, step: float = 0.1) -> list[State]:

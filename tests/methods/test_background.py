@@ -11,9 +11,7 @@ import torch
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.methods import METHODS, Task, run_in_background
-from tests.methods.test_fedmitr import CPU, settings, theta0, uploads
-
-__all__ = ["theta0", "uploads"]  # fixtures
+from tests.helpers.three_uploads import CPU, settings
 
 
 @pytest.fixture

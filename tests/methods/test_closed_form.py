@@ -11,15 +11,15 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
 from fedmitr_app.errors import MethodUnavailable
-from fedmitr_app.methods.afl import MOST, afl, ridge_head
-from fedmitr_app.methods.fedcgs import fedcgs, gaussian_head
+from fedmitr_app.methods.rivals.afl import MOST, afl, ridge_head
+from fedmitr_app.methods.rivals.fedcgs import fedcgs, gaussian_head
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.training import class_moments
 from fedmitr_app.uploads import Metadata, Spool, read_spool
 from fedmitr_app.uploads.upload import moments_file
-from tests.training.test_fit import shard_of, tiny_vit
-from tests.uploads.test_moments import CLASSES, draw, moments_of
+from tests.helpers.moments import CLASSES, draw, moments_of
+from tests.helpers.shards import shard_of, tiny_vit
 
 CPU = torch.device("cpu")
 HEADS = {fedcgs: gaussian_head, afl: ridge_head}

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
+from fedmitr_app.config import TeacherConfig
 from fedmitr_app.distillation import Distiller
 from fedmitr_app.errors import MethodUnavailable, ModelError, TrainingError
 from fedmitr_app.inversion import Pool
@@ -15,36 +14,9 @@ from fedmitr_app.methods import MethodSettings, Task, fedmitr, without_inversion
 from fedmitr_app.methods.random_patches import random_patches
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import FedMITR
-from fedmitr_app.uploads import Upload
-from tests.inversion.tiny import SPEC, contents, random_images, tiny_vit
-from tests.merging.plain import average
-
-CPU = torch.device("cpu")
-
-
-def settings(seed=0, distillation=None, **inversion):
-    small = {"images": 11, "batch_size": 4, "iterations": 4, "stops": (0.5,), "candidates": 2}
-    return MethodSettings(
-        TeacherConfig(probe_images=8),
-        InversionConfig(**{**small, **inversion}),
-        DistillationConfig(**{"steps": 7, "batch_size": 4, **(distillation or {})}),
-        seed,
-    )
-
-
-@pytest.fixture
-def uploads(tmp_path):
-    found = []
-    for number in range(3):
-        path = tmp_path / f"client-{number:03d}.safetensors"
-        save_file(tiny_vit(number, torch.float32).vit.state_dict(), path)
-        found.append(Upload(path.stem, 10 * (number + 1), path))
-    return found
-
-
-@pytest.fixture
-def theta0():
-    return tiny_vit(40, torch.float32)
+from tests.helpers.plain_merges import average
+from tests.helpers.three_uploads import CPU, settings
+from tests.helpers.tiny import SPEC, contents, random_images, tiny_vit
 
 
 def fuse(theta0, uploads, chosen, folder):

@@ -13,17 +13,17 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Pool
 from fedmitr_app.inversion.losses import cross_entropy
 from fedmitr_app.methods import METHODS, MethodSettings, Task
-from fedmitr_app.methods import generator as shared
-from fedmitr_app.methods.co_boosting import (
+from fedmitr_app.methods.rivals import generator as shared
+from fedmitr_app.methods.rivals.co_boosting import (
     WeightedEnsemble,
     co_boosting,
     difficulty,
     diversify,
 )
-from fedmitr_app.methods.co_boosting import objective as co_boosting_objective
-from fedmitr_app.methods.dense import dense, disagreement
-from fedmitr_app.methods.dense import objective as dense_objective
-from fedmitr_app.methods.generator import (
+from fedmitr_app.methods.rivals.co_boosting import objective as co_boosting_objective
+from fedmitr_app.methods.rivals.dense import dense, disagreement
+from fedmitr_app.methods.rivals.dense import objective as dense_objective
+from fedmitr_app.methods.rivals.generator import (
     Generator,
     class_token_only,
     ensemble_logits,
@@ -32,10 +32,10 @@ from fedmitr_app.methods.generator import (
 )
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import InputSpec
-from fedmitr_app.randomness import generator, seeded_init
 from fedmitr_app.teacher import Teacher
 from fedmitr_app.uploads import Upload
-from tests.inversion.tiny import CLASSES, SPEC, contents, random_images, tiny_teacher, tiny_vit
+from fedmitr_app.utils.randomness import generator, seeded_init
+from tests.helpers.tiny import CLASSES, SPEC, contents, random_images, tiny_teacher, tiny_vit
 
 CPU = torch.device("cpu")
 IMAGES, STEPS = 11, 7

@@ -20,7 +20,7 @@ from fedmitr_app.models import OffloadedViT
 from fedmitr_app.teacher import priors_of
 from fedmitr_app.uploads import Upload, read_class_means, set_class_means
 from fedmitr_app.uploads.upload import save_state
-from tests.inversion.tiny import CLASSES, random_images, tiny_vit
+from tests.helpers.tiny import CLASSES, random_images, tiny_vit
 
 CPU = torch.device("cpu")
 COUNTS = [(6, 4, 0, 0, 0), (0, 5, 15, 0, 0), (0, 0, 10, 20, 0)]

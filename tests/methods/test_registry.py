@@ -11,9 +11,8 @@ from fedmitr_app.config import parse_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods import METHODS, Task, check_method, find_method, register
 from fedmitr_app.methods.settings import MethodSettings
-from tests.methods.test_fedmitr import CPU, settings, theta0, uploads
+from tests.helpers.three_uploads import CPU, settings
 
-__all__ = ["theta0", "uploads"]  # fixtures
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom-method"
 SECTIONS = {field.name for field in fields(MethodSettings)} - {"seed"}
 # A change of each section that shows in whatever reads it.

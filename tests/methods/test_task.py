@@ -10,13 +10,13 @@ import torch
 
 from fedmitr_app.config import DistillationConfig, InversionConfig, ModelConfig, TeacherConfig
 from fedmitr_app.experiments.attacks import attack
-from fedmitr_app.memory import room_for
 from fedmitr_app.methods import METHODS, MethodSettings, Task, fedmitr
 from fedmitr_app.models import InputSpec, OffloadedViT, PatchViT, build_vit
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.upload import ALIGNMENT, save_state
-from tests.inversion.tiny import tiny_vit
-from tests.merging.plain import average
+from fedmitr_app.utils.memory import room_for
+from tests.helpers.plain_merges import average
+from tests.helpers.tiny import tiny_vit
 
 STATUS = Path("/proc/self/status")
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.models import OffloadedViT, require_compiler
-from tests.inversion.tiny import random_images, tiny_vit
+from tests.helpers.tiny import random_images, tiny_vit
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models import build_vit, decide, deciding, plain, settings_of, undecided
 from fedmitr_app.models.deciding import HALF, ONEDNN, PLAIN, seconds_of
-from tests.inversion.tiny import SPEC, tiny_vit
+from tests.helpers.tiny import SPEC, tiny_vit
 
 CPU = torch.device("cpu")
 AUTO = ModelConfig(precision="auto", matmul="auto")

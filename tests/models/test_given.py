@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models import InputSpec, PatchViT, take_model
-from tests.models.test_patch_vit import shake
+from tests.helpers.tiny import shake
 
 
 def vit(**changes: object) -> VisionTransformer:

@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 
 from fedmitr_app.inversion.objective import Objective
 from fedmitr_app.models import OffloadedViT, StackedViT
-from tests.inversion.tiny import (
+from tests.helpers.tiny import (
     inversion_config,
     random_images,
     random_targets,

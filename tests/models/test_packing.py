@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedmitr_app.models.packing import Packing
-from tests.inversion.tiny import random_images, tiny_vit
+from tests.helpers.tiny import random_images, tiny_vit
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 5), (3, 5), (4, 5), (9, 5), (5, 9), (7, 2)])

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of
-from tests.inversion.tiny import shake
+from tests.helpers.tiny import shake
 
 SMALL = {"num_classes": 5, "depth": 2, "embed_dim": 48, "num_heads": 3}
 

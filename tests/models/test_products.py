@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models import OffloadedViT, PatchViT, products
 from fedmitr_app.models.products import OneDNN, linear
-from tests.inversion.tiny import random_images, tiny_vit
+from tests.helpers.tiny import random_images, tiny_vit
 
 needs_onednn = pytest.mark.skipif(not products.available(), reason="this torch has no oneDNN")
 

@@ -12,9 +12,9 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.inversion.accel.ensemble_forward import EnsembleForward
 from fedmitr_app.models import InputSpec, PatchViT, StackedViT, stacked
-from fedmitr_app.randomness import generator
 from fedmitr_app.teacher import Teacher
-from tests.inversion.tiny import (
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.tiny import (
     inversion_config,
     random_images,
     random_targets,

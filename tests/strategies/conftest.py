@@ -4,7 +4,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmitr_app.strategies import nodes, streaming_grid
-from tests.strategies.fake_grid import Clock
+from tests.helpers.fake_grid import Clock
 
 
 @pytest.fixture(autouse=True)

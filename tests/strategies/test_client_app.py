@@ -10,15 +10,15 @@ import torch
 from flwr.app import ConfigRecord, Message
 from PIL import Image
 
-from fedmitr_app.client_app import align_labels, app
+from fedmitr_app.client_app import app
 from fedmitr_app.config import default_run_config, given_settings, parse_config
 from fedmitr_app.errors import ConfigError, DataError
 from fedmitr_app.models import InputSpec, architecture_of, build_vit
-from fedmitr_app.partitions import ImageSet, hold_out, load_shard
+from fedmitr_app.partitions import ImageSet, align_labels, hold_out, load_shard
 from fedmitr_app.strategies.records import to_array_record
 from fedmitr_app.training import class_moments, fit
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, context
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, context
 
 CLIENTS = 3
 QUICK = {"settle_seconds": 0.0, "poll_seconds": 0.0}

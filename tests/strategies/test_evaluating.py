@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, FederatedScore
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, failure, record, reply, theta0
-from tests.strategies.test_upload_round import QUICK, keyed
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, failure, record, reply, theta0
+from tests.helpers.rounds import QUICK, keyed
 
 OURS = {"evaluation_metrics": (HELD_OUT, TRAINED_ON), "federated_evaluation": True}
 

@@ -4,15 +4,13 @@ import shutil
 
 import pytest
 import torch
-from flwr.app import Array, Error, Message
-from flwr.common.constant import ErrorCode
-from flwr.serverapp.exception import AggregationError
+from flwr.app import Array, Message
 
 from fedmitr_app.strategies.records import key_digest
 from fedmitr_app.strategies.streaming_grid import StreamingGrid
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, good_content, record, reply, theta0
-from tests.strategies.test_upload_round import QUICK, keyed, run
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, good_content, record, reply, theta0
+from tests.helpers.rounds import QUICK, Outage, keyed, real, run, stopped
 
 
 def keys_of(strategy):
@@ -100,23 +98,6 @@ def test_copies_do_not_begin_the_patience():
     assert keys_of(strategy) == ["client-1", "client-3"]
 
 
-def stopped(folder, answer, nodes=(11, 12, 13)):
-    """A round that was stopped with too few uploads to end it."""
-    lacking = AveragingRound(run_dir=folder, min_clients=len(nodes) + 1, **QUICK)
-
-    def answer_or_not(message):
-        return answer(message) if message.metadata.dst_node_id in nodes else None
-
-    with pytest.raises(AggregationError, match="usable upload"):
-        run(lacking, answer_or_not, (*nodes, 77), timeout=0.2)
-
-
-def real(nodes, answer):
-    grid = FakeGrid(nodes, answer)
-    grid.task_type = "flwr-serverapp"
-    return grid
-
-
 def test_who_claimed_a_key_keeps_nobody_from_training(tmp_path):
     stopped(tmp_path, lambda message: reply(message, good_content(9.0, 10, "client-a")), (99,))
     told = {}
@@ -192,28 +173,6 @@ def test_messages_outlive_the_round():
     grid.push_messages = lambda messages: push(sent.extend(messages) or sent)
     AveragingRound(**QUICK).start(grid, record(theta0()), timeout=86_400.0)
     assert sent[0].metadata.ttl > 86_400
-
-
-class Outage(FakeGrid):
-    """Node 12 is out of reach for some looks; who asks for its reply then loses it."""
-
-    looks = 0
-
-    def out(self):
-        self.looks += 1
-        return 1 < self.looks <= 30
-
-    def get_node_ids(self):
-        return [11, 13] if self.out() else list(self.nodes)
-
-    def pull_messages(self, message_ids):
-        (key,) = message_ids
-        message = self.pushed[key]
-        if message.metadata.dst_node_id == 12 and self.out():
-            del self.pushed[key]
-            self.answered += 1
-            return [Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=message)]
-        return super().pull_messages(message_ids)
 
 
 @pytest.mark.parametrize(("absence", "accepted"), [(60.0, 3), (0.0, 2)])

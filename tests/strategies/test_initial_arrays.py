@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.errors import ConfigError, ModelError
 from fedmitr_app.strategies import FedMITR
-from tests.strategies.fake_grid import FakeGrid
-from tests.strategies.test_upload_round import QUICK
+from tests.helpers.fake_grid import FakeGrid
+from tests.helpers.rounds import QUICK
 
 
 def vit(**changes):

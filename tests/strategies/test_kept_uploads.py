@@ -11,9 +11,9 @@ from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.strategies.logs import join_flower_log
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, record, theta0
-from tests.strategies.test_upload_round import QUICK, keyed, run
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, record, theta0
+from tests.helpers.rounds import QUICK, keyed, run
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,9 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedmitr_app.strategies.naming import called, node_names
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, failure, record, theta0
-from tests.strategies.test_hostile import Outage
-from tests.strategies.test_upload_round import QUICK, keyed
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, failure, record, theta0
+from tests.helpers.rounds import QUICK, Outage, keyed
 
 NAMES = {11: "hospital-a", 12: "hospital-b", 13: "hospital-c", 14: ""}
 

@@ -8,9 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods import METHODS, MethodSettings
 from fedmitr_app.strategies import FedMITR, OneShotResult, OneShotStrategy, split_ensemble
-from tests.methods.test_fedmitr import settings
-from tests.strategies.fake_grid import FakeGrid, reply
-from tests.strategies.test_upload_round import QUICK
+from tests.helpers.fake_grid import FakeGrid, reply
+from tests.helpers.rounds import QUICK
+from tests.helpers.three_uploads import settings
 
 NODES = (11, 12, 13)
 

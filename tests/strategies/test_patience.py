@@ -9,9 +9,9 @@ from fedmitr_app.client_app import read_client
 from fedmitr_app.config import default_run_config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.partitions import load_shard
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, LateGrid, context, record, reply, theta0
-from tests.strategies.test_upload_round import QUICK, keyed
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, LateGrid, context, record, reply, theta0
+from tests.helpers.rounds import QUICK, keyed
 
 
 def draw_class(folder, count):

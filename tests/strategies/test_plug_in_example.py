@@ -14,7 +14,7 @@ from flwr.app import Message
 import fedmitr_app.strategies as strategies
 from fedmitr_app.config import DistillationConfig, InversionConfig, TeacherConfig
 from fedmitr_app.strategies import FedMITR
-from tests.strategies.fake_grid import FakeGrid, context
+from tests.helpers.fake_grid import FakeGrid, context
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plug-in"
 NODES = range(11, 15)

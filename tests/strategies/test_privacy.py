@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.clientapp.mod import LocalDpMod
 
-import tests.federation
+import tests.helpers.federation
 from benchmarks.client_privacy import DELTA, noise_deviation, privately
 from fedmitr_app.client_app import app
 from fedmitr_app.uploads import read_spool
@@ -21,8 +21,8 @@ def test_the_mod_works_and_the_benchmark_does_what_it_does(federation, tmp_path,
     federation.run()
     plain = states(federation.folder)
     mod = LocalDpMod(clipping_norm=norm, sensitivity=norm, epsilon=1e12, delta=DELTA)
-    monkeypatch.setattr(tests.federation, "client_app", lambda m, c: mod(m, c, app))
-    private = tests.federation.Federation(tmp_path / "private")
+    monkeypatch.setattr(tests.helpers.federation, "client_app", lambda m, c: mod(m, c, app))
+    private = tests.helpers.federation.Federation(tmp_path / "private")
     metrics = private.run()
     assert metrics["uploads"]["accepted"] == 3
     initial = private.grid.sent[0].content["arrays"].to_torch_state_dict()

@@ -10,9 +10,9 @@ from flwr.serverapp.strategy import (
 )
 
 from fedmitr_app.errors import ConfigError
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, context, failure, record, theta0
-from tests.strategies.test_upload_round import QUICK, keyed, run
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, context, failure, record, theta0
+from tests.helpers.rounds import QUICK, keyed, run
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,15 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.methods import Fused
-from fedmitr_app.reporting.table import client_table, write_clients_csv
+from fedmitr_app.report.tables import client_table, write_clients_csv
 from fedmitr_app.results import Results
 from fedmitr_app.results.tables import client_rows
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.teacher import Trust
 from fedmitr_app.uploads import Weighed
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
-from tests.strategies.test_hostile import real, stopped
-from tests.strategies.test_upload_round import QUICK, run
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
+from tests.helpers.rounds import QUICK, real, run, stopped
 
 EVIL = "=cmd|' /C calc'!A0\x1b[2J\x1b]0;owned\x07\u202egpj\u2066\u200b\x9b31m"
 EVIL += "\r\n\u2028ERROR all is lost\x7f"

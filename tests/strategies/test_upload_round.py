@@ -15,8 +15,8 @@ from flwr.serverapp.exception import AggregationError
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.models import InputSpec
 from fedmitr_app.strategies import UploadRound
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import (
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import (
     FakeGrid,
     LateGrid,
     failure,
@@ -25,19 +25,7 @@ from tests.strategies.fake_grid import (
     reply,
     theta0,
 )
-
-QUICK = {"settle_seconds": 0.0, "poll_seconds": 0.0, "wait_for_nodes": 0.05}
-
-
-def run(strategy, answer, nodes=(11, 12, 13), order=list, timeout=1.0, **start):
-    grid = FakeGrid(nodes, answer, order)
-    return strategy.start(grid, record(theta0()), timeout=timeout, **start)
-
-
-def keyed(message, examples=10):
-    """Node 11 is client-a with weights 1.0, 12 client-b with 2.0, ..."""
-    number = message.metadata.dst_node_id - 10
-    return reply(message, good_content(float(number), examples, f"client-{'zabcdef'[number]}"))
+from tests.helpers.rounds import QUICK, keyed, run
 
 
 def test_a_round_averages_and_keeps_theta0s_order(tmp_path):

@@ -15,8 +15,8 @@ from fedmitr_app.config import default_run_config, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError
 from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.strategies.records import to_array_record
-from tests.strategies.averaging import AveragingRound
-from tests.strategies.fake_grid import FakeGrid, context
+from tests.helpers.averaging import AveragingRound
+from tests.helpers.fake_grid import FakeGrid, context
 
 SECRET = "Mueller"
 RUN = {

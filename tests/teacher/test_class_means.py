@@ -9,7 +9,7 @@ from fedmitr_app.merging.averaging import cosine_head
 from fedmitr_app.models import InputSpec
 from fedmitr_app.teacher import ClientModel, Teacher
 from fedmitr_app.uploads import read_class_means, set_class_means
-from tests.training.test_fit import SPEC, tiny_vit
+from tests.helpers.shards import SPEC, tiny_vit
 
 CLASSES = 4
 COUNTS = torch.tensor([[30, 10, 0, 0], [0, 2, 17, 0], [5, 5, 5, 5]])

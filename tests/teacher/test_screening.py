@@ -14,7 +14,7 @@ from fedmitr_app.teacher.screening import (
     mutual_information,
     relative_sizes,
 )
-from tests.inversion.tiny import random_images, tiny_vit
+from tests.helpers.tiny import random_images, tiny_vit
 
 CLIENTS, IMAGES, CLASSES = 5, 400, 4
 

@@ -13,7 +13,7 @@ from fedmitr_app.config.schema import COMBINATIONS
 from fedmitr_app.models.patch_vit import ViTOutput
 from fedmitr_app.teacher import ClientModel, Teacher, combine_logits, priors_of, probe
 from fedmitr_app.teacher.probing import prior_shift
-from tests.inversion.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
+from tests.helpers.tiny import CLASSES, random_images, tiny_teacher, tiny_vit
 
 PRIORS = ((0.7, 0.2, 0.1), (0.1, 0.1, 0.8))
 SIZES = (10, 40)

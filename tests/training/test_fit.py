@@ -7,32 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from fedmitr_app.config import ClientConfig, ModelConfig
+from fedmitr_app.config import ClientConfig
 from fedmitr_app.errors import DataError, TrainingError
-from fedmitr_app.models import InputSpec, build_vit
-from fedmitr_app.partitions import ImageSet
-from fedmitr_app.randomness import generator
 from fedmitr_app.training import fit, parameter_groups
 from fedmitr_app.uploads.class_means import SCALE
+from fedmitr_app.utils.randomness import generator
+from tests.helpers.shards import SPEC, shard_of, tiny_vit
 
 fit_module = importlib.import_module("fedmitr_app.training.fit")  # not the function
-SPEC = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.5,))
 QUICK = {"epochs": 3, "batch_size": 8}
-
-
-def tiny_vit(classes: int = 3):
-    config = ModelConfig(patch_size=4, width=16, depth=1, heads=2)
-    return build_vit(config, SPEC, classes, seed=0)
-
-
-def shard_of(labels: list[int], classes: int = 3) -> ImageSet:
-    """Class c is a bright square whose place tells the class."""
-    targets = torch.tensor(labels, dtype=torch.int64)
-    draws = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 60, (len(labels), 1, 8, 8), generator=draws, dtype=torch.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[:, 4 * (label % 2) :, 4 * (label // 2) :] += 150
-    return ImageSet(images, targets, tuple(map(str, range(classes))))
 
 
 def run(model, shard, on_step=None, seed=0, **settings):

@@ -7,16 +7,7 @@ from torch import nn
 from fedmitr_app.config.schema import LOSSES
 from fedmitr_app.training.head import DECAY, fit_head, shard_features
 from fedmitr_app.training.losses import client_loss
-from tests.training.test_fit import shard_of, tiny_vit
-
-
-def problem(classes: int = 4, held: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    draws = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % held
-    features = torch.randn(60, 5, generator=draws)
-    features[:, 0] += 2.0 * labels
-    features[:, 1] -= 1.5 * (labels == 1)
-    return features, labels
+from tests.helpers.shards import problem, shard_of, tiny_vit
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fedmitr_app.training import class_moments
-from tests.training.test_fit import shard_of, tiny_vit
+from tests.helpers.shards import shard_of, tiny_vit
 
 
 def test_moments_are_sums_over_images_whatever_the_batches():

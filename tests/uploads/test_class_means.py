@@ -8,7 +8,7 @@ from torch import nn
 
 from fedmitr_app.uploads import other_heads, read_class_means, set_class_means
 from fedmitr_app.uploads.class_means import LEAST_SHARE, ClassMeans
-from tests.training.test_head import problem
+from tests.helpers.shards import problem
 
 CLASSES, SIZE = 4, 16
 COUNTS = torch.tensor([30, 10, 0, 1])

@@ -18,7 +18,7 @@ from fedmitr_app.uploads import Upload, comparing, set_class_means
 from fedmitr_app.uploads import parts as parts_room
 from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
 from fedmitr_app.uploads.upload import save_state
-from tests.merging.plain import average
+from tests.helpers.plain_merges import average
 
 RUINOUS = sorted({*SAME_FUNCTION, "spike", "mild-spike", "scale", "random-weights"})
 RUINOUS.remove("long-moments")  # its weights are honest

@@ -16,26 +16,10 @@ from fedmitr_app.uploads import (
     read_spool,
     too_long,
 )
+from tests.helpers.moments import CLASSES, SIZE, draw, moments_of
 
-CLASSES, SIZE = 3, 4
 WEIGHTS = {"a": np.zeros(2, np.float32)}
 OTHER = {"a": np.ones(2, np.float32)}
-
-
-def moments_of(features, labels):
-    """By definition, one image at a time."""
-    counts, sums = np.zeros(CLASSES), np.zeros((CLASSES, SIZE))
-    scatter = np.zeros((SIZE, SIZE))
-    for feature, label in zip(features, labels):
-        counts[label] += 1
-        sums[label] += feature
-        scatter += np.outer(feature, feature)
-    return ClassMoments(counts, sums, scatter)
-
-
-def draw(count, seed=0, classes=(0, 2)):
-    rng = np.random.default_rng(seed)
-    return rng.normal(3.0, 1.0, (count, SIZE)), rng.choice(classes, count)
 
 
 def test_the_clients_moments_are_those_of_all_their_images():

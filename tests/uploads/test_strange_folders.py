@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
-from fedmitr_app.files import arrays_digest
 from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import (
     ArraySpec,
@@ -29,6 +28,7 @@ from fedmitr_app.uploads import (
 )
 from fedmitr_app.uploads.manifest import manifest_name
 from fedmitr_app.uploads.metadata import check_client_key
+from fedmitr_app.utils.files import arrays_digest
 
 WEIGHTS = {"head.weight": np.ones((2, 3), np.float32), "n": np.array([3], np.int64)}
 REFERENCE = {name: ArraySpec(value.shape, value.dtype) for name, value in WEIGHTS.items()}

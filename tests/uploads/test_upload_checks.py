@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmitr_app.errors import UploadError
-from fedmitr_app.files import arrays_digest
 from fedmitr_app.models import InputSpec
 from fedmitr_app.uploads import (
     ArrayHeader,
@@ -24,6 +23,7 @@ from fedmitr_app.uploads import (
     check_num_examples,
     decode_npy,
 )
+from fedmitr_app.utils.files import arrays_digest
 
 REFERENCE = {
     "w": ArraySpec((2, 3), np.dtype(np.float32)),

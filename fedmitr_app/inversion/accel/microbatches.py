@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.inversion.objective import Gradient, Objective
-from fedmitr_app.memory import Halving
+from fedmitr_app.utils.memory import Halving
 
 
 class Microbatches:

@@ -1,0 +1,1 @@
+"""The commands of ``fedmitr``, each of which is imported only when it is asked for."""

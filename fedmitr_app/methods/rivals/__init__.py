@@ -1,0 +1,1 @@
+"""Other papers' one-shot methods, to compare with."""
