@@ -164,16 +164,18 @@ class Teacher:
         def there(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        moved = {
-            name: there(getattr(self, name))
-            for name in ("class_weights", "logit_shift", "logit_scale")
-        }
-        moved["class_means"] = tuple(map(there, self.class_means))
         models = tuple(
             model if isinstance(model, OffloadedViT) else copy.deepcopy(model).to(device)
             for model in self.models
         )
-        return replace(self, models=models, **moved)
+        return replace(
+            self,
+            models=models,
+            class_weights=self.class_weights.to(device),
+            logit_shift=there(self.logit_shift),
+            logit_scale=there(self.logit_scale),
+            class_means=tuple(map(there, self.class_means)),
+        )
 
     @property
     def normalised_weights(self) -> Tensor:

@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -291,7 +291,7 @@ def _generate(
         return generate_batch(task, teacher, objective, student, turn, count, on_step)
 
 
-def _provenance(settings: MethodSettings, teacher: Teacher, turn: int) -> dict:
+def _provenance(settings: MethodSettings, teacher: Teacher, turn: int) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "turn": turn,
