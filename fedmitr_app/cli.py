@@ -45,4 +45,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fedmitr_app").setLevel(logging.INFO)
     command = importlib.import_module(COMMANDS[asked.command].module)
-    return command.main(asked.arguments)
+    code: int = command.main(asked.arguments)
+    return code

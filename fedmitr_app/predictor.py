@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -45,6 +45,12 @@ class Predictor:
     """What it expects of an image."""
     class_names: tuple[str, ...]
     device: torch.device
+
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: Any) -> Prediction | list[Prediction]: ...
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
         """Classify one image, or a list of them.

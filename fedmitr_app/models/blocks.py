@@ -1,7 +1,5 @@
 """How timm's transformer blocks are run: for every token, or the last one for the class alone."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

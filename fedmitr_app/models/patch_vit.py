@@ -249,7 +249,7 @@ def _require_plain(vit: nn.Module) -> None:
         problem = "it has no blocks"
     elif any(not hasattr(block.mlp, "fc1") for block in vit.blocks):
         problem = "its blocks' MLPs aren't timm's plain ones"
-    elif any(type(block.attn.qkv) is not nn.Linear for block in vit.blocks):
+    elif any(type(block.attn.qkv) is not nn.Linear for block in cast(PlainViT, vit).blocks):
         problem = "its queries, keys and values aren't one linear map"
     if problem:
         raise ModelError(

@@ -257,14 +257,16 @@ class Teacher:
             combined = self.combine_logits(torch.stack([output.logits for output in outputs]))
             if not patch_logits:
                 return TeacherOutput(combined, None)
-            tokens = torch.stack([output.patch_logits for output in outputs])
-            return TeacherOutput(combined, self.combine_logits(tokens))
+            tokens = [each.patch_logits for each in outputs if each.patch_logits is not None]
+            return TeacherOutput(combined, self.combine_logits(torch.stack(tokens)))
 
         found = self.halving.over(len(images), answer)
         if len(found) == 1:
             return found[0]
-        tokens = torch.cat([part.patch_logits for part in found]) if patch_logits else None
-        return TeacherOutput(torch.cat([part.logits for part in found]), tokens)
+        tokens = [part.patch_logits for part in found if part.patch_logits is not None]
+        return TeacherOutput(
+            torch.cat([part.logits for part in found]), torch.cat(tokens) if tokens else None
+        )
 
 
 def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | None:
