@@ -50,7 +50,9 @@ def _believed(task: Task) -> list[ClassMoments]:
     parts = [upload.load_moments() for upload, _ in sharing]
     norm = task.model.vit.norm
     if not isinstance(norm, nn.LayerNorm):
-        raise MethodUnavailable("the initial model's features leave no LayerNorm")
+        raise MethodUnavailable(
+            "the initial model doesn't end in a LayerNorm, which says how long its features can be"
+        )
     scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
     # Normed values have a mean square of 1 at most, so that all of them are √D long.
     longest = float(scale.abs().max() * len(scale) ** 0.5 + shift.norm())
