@@ -21,7 +21,7 @@ from fedmitr_app.methods import Fused, Task, find_method, screen, settings_for
 from fedmitr_app.methods.registry import MOMENTS
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, take_model
 from fedmitr_app.run_folder.global_model import save_global_model
-from fedmitr_app.teacher import Teacher
+from fedmitr_app.teacher import Teacher, save_ensemble
 from fedmitr_app.uploads import (
     ArraySpec,
     ClassMoments,
@@ -178,6 +178,8 @@ def fuse(
         if run_dir is not None and fused.model is not None:
             state, spec = fused.model.vit.state_dict(), taken.spec.to_dict()
             save_global_model(folder, state, architecture_of(taken), spec, names)
+        if run_dir is not None and fused.teacher is not None:
+            save_ensemble(folder, fused.teacher, spooled, names)
     left_out = screened.left_out | copies
     return FusedModel(fused, taken.spec, names, used, left_out, device)
 

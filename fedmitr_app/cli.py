@@ -1,4 +1,4 @@
-"""The command line: ``fedmitr predict``, ``fedmitr experiments``, ``fedmitr diagnose``."""
+"""The command line, ``fedmitr``: one word chooses the command."""
 
 import argparse
 import importlib
@@ -16,6 +16,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "check": Command("fedmitr_app.commands.check", "say what a run would do and take"),
     "predict": Command("fedmitr_app.commands.predict", "classify images with a run's global model"),
     "experiments": Command(
         "fedmitr_app.commands.experiments", "run an experiment file: tables and figures"

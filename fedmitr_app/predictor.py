@@ -1,5 +1,6 @@
-"""The global model that a run left behind, with its preprocessing and its classes' names."""
+"""What a run left to classify with, its preprocessing and its classes' names with it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from fedmitr_app.errors import ConfigError, DataError, RunFolderError
 from fedmitr_app.models import InputSpec, take_model
 from fedmitr_app.partitions.images import decode_all
 from fedmitr_app.run_folder.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
+from fedmitr_app.teacher import ENSEMBLE_NAME, Ensemble, build_ensemble
 from fedmitr_app.utils.device import resolve_device
-from fedmitr_app.utils.files import local_path, reason_of
+from fedmitr_app.utils.files import load_tensors, local_path, reason_of
 from fedmitr_app.utils.reading import open_tensors, read_table, require_ordinary
 from fedmitr_app.utils.text import harmless
 
 BATCH = 64
 """Images that the model reads at once."""
+MODEL, ENSEMBLE = "model", "ensemble"
+"""What a run leaves to classify with."""
+Read = tuple[VisionTransformer | Ensemble, tuple[str, ...], InputSpec]
 
 
 class Prediction(NamedTuple):
@@ -39,8 +44,8 @@ class Prediction(NamedTuple):
 class Predictor:
     """A model that takes images as they are."""
 
-    model: VisionTransformer
-    """timm's own, in evaluation mode."""
+    model: VisionTransformer | Ensemble
+    """timm's own, or the ensemble, in evaluation mode."""
     spec: InputSpec
     """What it expects of an image."""
     class_names: tuple[str, ...]
@@ -122,39 +127,78 @@ class Predictor:
         return image if whole else image.float()
 
 
-def load(run_dir: str | Path, device: str | torch.device = "auto") -> Predictor:
-    """Load the global model of a run folder, or of :func:`~fedmitr_app.api.fuse`'s ``run_dir``.
+def load(run_dir: str | Path, part: str = MODEL, device: str | torch.device = "auto") -> Predictor:
+    """Load what a run, or :func:`~fedmitr_app.api.fuse` with a ``run_dir``, left to classify with.
+
+    Parameters
+    ----------
+    run_dir : str | Path
+        The run's folder.
+    part : str
+        ``model``: the one global model. ``ensemble``: all that taught it, combined as they were,
+        each asked for every image; of a method that has a teacher.
+    device : str | torch.device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises
     ------
+    ConfigError
+        If there is no such part or device.
     RunFolderError
-        If the folder holds no global model, or one that can't be read.
+        If the folder doesn't hold it, or it can't be read.
     """
+    if part not in (MODEL, ENSEMBLE):
+        raise ConfigError.bad_value("part", part, f"{MODEL!r} or {ENSEMBLE!r}")
     folder = local_path("run_dir", run_dir, ConfigError)
     where = f"run_dir = {str(folder)!r}"
     if isinstance(device, str):
         device = resolve_device(device, "device")
+    read = _read_model if part == MODEL else _read_ensemble
     try:
-        described = read_table(folder / DESCRIPTION_NAME)
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{where} holds no global model ({DESCRIPTION_NAME} and {WEIGHTS_NAME}): name the "
-            "folder of a run that has ended and made one (an ensemble is none)."
-        ) from error
-    try:
-        names, spec = _names_and_spec(described)
-        with open_tensors(folder / WEIGHTS_NAME, "pt") as stored:
-            state = {name: stored.get_tensor(name) for name in stored.keys()}
-        model = build_described(described["architecture"], state)
-        take_model(model, spec)  # finite float32 numbers, which answer images of that kind
+        model, names, spec = read(folder, device)
+    except RunFolderError:
+        raise
     except Exception as error:  # a folder may be anybody's: timm and safetensors raise anything
-        told = f"{where} holds a global model that can't be read ({reason_of(error)})."
-        raise RunFolderError(told) from error
+        kind = "a global model" if part == MODEL else "an ensemble"
+        raise RunFolderError(
+            f"{where} holds {kind} that can't be read ({reason_of(error)})."
+        ) from error
     if len(names) != model.num_classes:
         raise RunFolderError(
             f"{where} names {len(names)} classes for a model of {model.num_classes}."
         )
     return Predictor(model.to(device).eval().requires_grad_(False), spec, names, device)
+
+
+def _read_model(folder: Path, device: torch.device) -> Read:
+    try:
+        described = read_table(folder / DESCRIPTION_NAME)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"run_dir = {str(folder)!r} holds no global model ({DESCRIPTION_NAME} and "
+            f"{WEIGHTS_NAME}): name the folder of a run that has ended and made one, or load its "
+            "'ensemble'."
+        ) from error
+    names, spec = _names_and_spec(described)
+    with open_tensors(folder / WEIGHTS_NAME, "pt") as stored:
+        state = {name: stored.get_tensor(name) for name in stored.keys()}
+    model = build_described(described["architecture"], state)
+    take_model(model, spec)  # finite float32 numbers, which answer images of that kind
+    return model, names, spec
+
+
+def _read_ensemble(folder: Path, device: torch.device) -> Read:
+    if not os.path.lexists(folder / ENSEMBLE_NAME):
+        raise RunFolderError(
+            f"run_dir = {str(folder)!r} holds no ensemble ({ENSEMBLE_NAME}): name the folder of a "
+            "run that has ended, of a method that has a teacher."
+        )
+    stored = load_tensors(folder / ENSEMBLE_NAME)
+    names, spec = _names_and_spec(stored.facts)
+    model = build_ensemble(folder, stored, spec, device)
+    for member in model.members:
+        take_model(member)
+    return model, names, spec
 
 
 def _names_and_spec(described: Mapping[str, Any]) -> tuple[tuple[str, ...], InputSpec]:

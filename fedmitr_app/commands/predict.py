@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmitr_app.errors import ConfigError, FedmitrError
-from fedmitr_app.predictor import Prediction, load
+from fedmitr_app.predictor import ENSEMBLE, MODEL, Prediction, load
 from fedmitr_app.utils.text import harmless
 
 
@@ -21,12 +21,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     parser.add_argument("--top", type=int, default=1, help="classes shown of each (default 1)")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each image")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="ask the ensemble instead of the global model"
+    )
     parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:N'")
     asked = parser.parse_args(arguments)
     try:
         if asked.top < 1:
             raise ConfigError.bad_value("--top", asked.top, "a whole number of at least 1")
-        found = load(asked.run_dir, asked.device).predict(asked.images)
+        found = load(asked.run_dir, ENSEMBLE if asked.ensemble else MODEL, asked.device).predict(
+            asked.images
+        )
     except FedmitrError as error:
         print(error, file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from fedmitr_app.config.parse import (
 )
 from fedmitr_app.config.resume import decisive, harmless_keys, require_same
 from fedmitr_app.config.schema import (
+    COMBINATIONS,
     NEED_LABEL_COUNTS,
     ClientConfig,
     Config,
@@ -27,6 +28,7 @@ from fedmitr_app.config.schema import (
 from fedmitr_app.config.validation import check_source
 
 __all__ = [
+    "COMBINATIONS",
     "NEED_LABEL_COUNTS",
     "ClientConfig",
     "Config",

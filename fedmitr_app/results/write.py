@@ -12,6 +12,7 @@ from fedmitr_app.report.tables import write_clients_csv
 from fedmitr_app.results.measure import Results
 from fedmitr_app.results.tables import client_rows, metrics_of
 from fedmitr_app.run_folder import RunFolder
+from fedmitr_app.teacher import save_ensemble
 from fedmitr_app.utils.metrics_log import MetricsLog
 
 
@@ -36,6 +37,8 @@ def write_results(
         spec = results.model.spec.to_dict()
         architecture = architecture_of(results.model)
         folder.save_model(results.global_state, architecture, spec, results.class_names)
+    if (teacher := results.fused.teacher) is not None:
+        save_ensemble(folder.path, teacher, results.outcome.accepted, results.class_names)
     write_report(folder, report_data(results, rows, metrics, config, environment))
     return rows, metrics
 

@@ -60,7 +60,7 @@ def save_global_model(
         key: value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True).contiguous()
         for key, value in state.items()
     }
-    architecture = _complete(architecture, tensors)
+    architecture = complete(architecture, tensors)
     weights = folder / WEIGHTS_NAME
     write_atomically(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     description = {
@@ -75,7 +75,7 @@ def save_global_model(
     return weights
 
 
-def _complete(architecture: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+def complete(architecture: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Add the width of a small model's MLP, which only its weights know."""
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if architecture["name"] != "small" or "mlp_ratio" in architecture or hidden is None:

@@ -2,10 +2,15 @@
 
 from fedmitr_app.teacher.combine import combine_logits
 from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput, head_shares
+from fedmitr_app.teacher.kept import ENSEMBLE_NAME, Ensemble, build_ensemble, save_ensemble
 from fedmitr_app.teacher.probing import priors_of, probe
 from fedmitr_app.teacher.screening import Trust, same_answers, screen
 
 __all__ = [
+    "ENSEMBLE_NAME",
+    "Ensemble",
+    "build_ensemble",
+    "save_ensemble",
     "ClientModel",
     "Teacher",
     "TeacherOutput",

@@ -63,6 +63,8 @@ class Teacher:
     logit_scale: Tensor | None = None
     class_means: tuple[Tensor | None, ...] = ()
     """Each client's mean features ``[C, D]``; None for one whose head says nothing of them."""
+    keys: tuple[str, ...] = ()
+    """What its members are called."""
     halving: Halving = field(default_factory=lambda: Halving("asking the teacher"), compare=False)
 
     @classmethod
@@ -141,7 +143,8 @@ class Teacher:
             models = tuple(model.rounded() for model in models)
         means = [client.class_means for client in clients]
         told = tuple(None if each is None else each.float().to(device) for each in means)
-        return cls(models, combine, weights, shift, scale, told)
+        keys = tuple(client.key for client in clients)
+        return cls(models, combine, weights, shift, scale, told, keys)
 
     @property
     def offloaded(self) -> bool:
