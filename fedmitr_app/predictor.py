@@ -196,7 +196,7 @@ def _read_ensemble(folder: Path, device: torch.device) -> Read:
     stored = load_tensors(folder / ENSEMBLE_NAME)
     names, spec = _names_and_spec(stored.facts)
     model = build_ensemble(folder, stored, spec, device)
-    for member in model.members:
+    for member in model.teacher.models:
         take_model(member)
     return model, names, spec
 
