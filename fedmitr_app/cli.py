@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fedmitr_app.errors import FedmitrError
+
 
 class Command(NamedTuple):
     """A command, whose module is imported only when it is asked for."""
@@ -16,6 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "compare": Command("fedmitr_app.commands.compare", "compare completed runs on one page"),
     "check": Command("fedmitr_app.commands.check", "say what a run would do and take"),
     "predict": Command("fedmitr_app.commands.predict", "classify images with a run's global model"),
     "experiments": Command(
@@ -28,7 +31,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names, and return its exit code."""
+    """Run the command that the first argument names, and return its exit code.
+
+    A user's mistake is one sentence and 1, argparse's own exit is 2.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
@@ -46,5 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fedmitr_app").setLevel(logging.INFO)
     command = importlib.import_module(COMMANDS[asked.command].module)
-    code: int = command.main(asked.arguments)
+    try:
+        code: int = command.main(asked.arguments)
+    except FedmitrError as error:
+        print(error, file=sys.stderr)
+        return 1
     return code

@@ -1,7 +1,6 @@
 """``fedmitr check``: what a run would do, and take; nothing is trained."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedmitr_app.config import (
     parse_config,
 )
 from fedmitr_app.config.describe import described
-from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.estimate import Estimate, estimate, measure_passes
 from fedmitr_app.methods import check_method
 from fedmitr_app.models import decide
@@ -33,7 +32,7 @@ MIB = 2**20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if such a run could begin, else 1 after one sentence."""
+    """Run the command; raises ``FedmitrError`` if such a run couldn't begin."""
     parser = argparse.ArgumentParser(
         prog="fedmitr check",
         description="Say what a run would do with data, model and settings, and roughly what it "
@@ -54,15 +53,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--all", action="store_true", help="show every setting")
     asked = parser.parse_args(arguments)
-    try:
-        if asked.clients < 1:
-            raise ConfigError.bad_value("--clients", asked.clients, "a whole number of at least 1")
-        run_config, given = read_run_config(asked.run_config, asked.project)
-        for line in _lines(run_config, given, asked.clients, asked.all):
-            print(line, flush=True)
-    except FedmitrError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if asked.clients < 1:
+        raise ConfigError.bad_value("--clients", asked.clients, "a whole number of at least 1")
+    run_config, given = read_run_config(asked.run_config, asked.project)
+    for line in _lines(run_config, given, asked.clients, asked.all):
+        print(line, flush=True)
     return 0
 
 

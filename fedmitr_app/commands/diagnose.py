@@ -1,7 +1,6 @@
 """``fedmitr diagnose RUN_DIR``: the theory's claims on a finished run."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from fedmitr_app.diagnostics.claims import verdicts
 from fedmitr_app.diagnostics.diagnose import Sizes, diagnose, distil_dense
 from fedmitr_app.diagnostics.finished import read_run
-from fedmitr_app.errors import ConfigError, FedmitrError, RunFolderError
+from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.report.diagnosis import add_to_report, diagnosis_tables
 from fedmitr_app.report.tables import aligned
 from fedmitr_app.utils.files import plain, reason_of, write_json
@@ -19,16 +18,12 @@ MAX_METRICS_BYTES = 2**24
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code: 1, with one sentence, for a user's mistake."""
+    """Run the command; raises ``FedmitrError`` for a user's mistake."""
     asked = _parser().parse_args(arguments)
-    try:
-        found = diagnosis_of(asked.run_dir, asked.device, asked.dense, _sizes(asked))
-        for words in _told(found):
-            print(words)
-        _keep(asked.run_dir, found)
-    except FedmitrError as error:
-        print(error, file=sys.stderr)
-        return 1
+    found = diagnosis_of(asked.run_dir, asked.device, asked.dense, _sizes(asked))
+    for words in _told(found):
+        print(words)
+    _keep(asked.run_dir, found)
     print(f"\ndiagnosis: {asked.run_dir / 'diagnosis.json'}, and in report.html")
     return 0
 

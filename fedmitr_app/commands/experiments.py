@@ -2,15 +2,15 @@
 
 import argparse
 import shlex
-import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.experiments import differences
 from fedmitr_app.experiments.figures import draw_figures
-from fedmitr_app.experiments.grid import read_grid
+from fedmitr_app.experiments.grid import Grid, read_grid
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.experiments.tables import latex, markdown, tidy
 from fedmitr_app.utils.device import resolve_device
@@ -23,7 +23,7 @@ DIFFERENCES = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command: 0 if every cell has its result, else 1 after one sentence."""
+    """Run the command: 0 if every cell has its result, else 1."""
     parser = argparse.ArgumentParser(
         prog="fedmitr experiments",
         description="Run an experiment file and write its tables and figures.",
@@ -42,48 +42,44 @@ def main(arguments: Sequence[str]) -> int:
         help="run-config settings for all rows, such as client.epochs=10",
     )
     given = parser.parse_args(arguments)
+    if given.workers < 1:
+        raise ConfigError.bad_value("--workers", given.workers, "at least 1")
+    grid = read_grid(given.experiment, _settings(given.set))
+    device = resolve_device(given.device, "--device")
+    if device.type == "cuda" and given.workers > 1:
+        raise ConfigError.bad_value("--workers", given.workers, "1 on a GPU, which one cell fills")
+    folder = given.results / given.experiment.stem
     try:
-        if given.workers < 1:
-            raise ConfigError.bad_value("--workers", given.workers, "at least 1")
-        grid = read_grid(given.experiment, _settings(given.set))
-        device = resolve_device(given.device, "--device")
-        if device.type == "cuda" and given.workers > 1:
-            raise ConfigError.bad_value(
-                "--workers", given.workers, "1 on a GPU, which one cell fills"
-            )
-        name = given.experiment.stem
-        given.results.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         results = run_grid(
             grid, given.results, device=device, workers=given.workers, train=not given.no_training
         )
-        folder = given.results / name
-        folder.mkdir(exist_ok=True)
-        frame = tidy(results)
-        write_text(folder / "results.csv", frame.to_csv(index=False))
-        tex, tables = latex(frame), markdown(frame)
-        if grid.against:
-            between = differences.paired(frame, grid.against)
-            write_text(folder / "differences.csv", between.to_csv(index=False))
-            tex += "\n" + differences.latex(frame, grid.against)
-            tables += f"\n{differences.markdown(frame, grid.against)}\n{DIFFERENCES}\n"
-        write_text(folder / "table.tex", tex)
-        page = f"# {grid.title}\n\n{tables}\n{_provenance(results, arguments)}\n"
-        write_text(folder / "table.md", page)
-        draw_figures(frame, folder, grid.curve)
-    except FedmitrError as error:
-        print(error, file=sys.stderr)
-        return 1
+        page = _write(folder, grid, results, _provenance(results, arguments))
     except OSError as error:
-        print(unwritable(given.results, error), file=sys.stderr)
-        return 1
+        raise unwritable(given.results, error) from error
     print(f"\n{page}\ntables and figures: {folder.resolve()}")
     return int(any(result["status"].startswith("failed") for result in results))
 
 
+def _write(folder: Path, grid: Grid, results: list[dict[str, Any]], provenance: str) -> str:
+    """Write tables and figures; return ``table.md``."""
+    frame = tidy(results)
+    write_text(folder / "results.csv", frame.to_csv(index=False))
+    tex, tables = latex(frame), markdown(frame)
+    if grid.against:
+        between = differences.paired(frame, grid.against)
+        write_text(folder / "differences.csv", between.to_csv(index=False))
+        tex += "\n" + differences.latex(frame, grid.against)
+        tables += f"\n{differences.markdown(frame, grid.against)}\n{DIFFERENCES}\n"
+    write_text(folder / "table.tex", tex)
+    page = f"# {grid.title}\n\n{tables}\n{provenance}\n"
+    write_text(folder / "table.md", page)
+    draw_figures(frame, folder, grid.curve)
+    return page
+
+
 def _settings(words: list[str]) -> dict[str, Any]:
     """``key=value`` with the value as in TOML; a bare word is a string."""
-    import tomllib
-
     found: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")

@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.errors import ConfigError
 from fedmitr_app.predictor import ENSEMBLE, MODEL, Prediction, load
 from fedmitr_app.utils.text import harmless
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code: 1, with one sentence, for a user's mistake."""
+    """Run the command; raises ``FedmitrError`` for a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="fedmitr predict",
         description="Classify images with the global model of a run folder.",
@@ -26,15 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:N'")
     asked = parser.parse_args(arguments)
-    try:
-        if asked.top < 1:
-            raise ConfigError.bad_value("--top", asked.top, "a whole number of at least 1")
-        found = load(asked.run_dir, ENSEMBLE if asked.ensemble else MODEL, asked.device).predict(
-            asked.images
-        )
-    except FedmitrError as error:
-        print(error, file=sys.stderr)
-        return 1
+    if asked.top < 1:
+        raise ConfigError.bad_value("--top", asked.top, "a whole number of at least 1")
+    predictor = load(asked.run_dir, ENSEMBLE if asked.ensemble else MODEL, asked.device)
+    found = predictor.predict(asked.images)
     for image, prediction in zip(asked.images, found, strict=True):
         print(_as_json(image, prediction) if asked.json else _told(image, prediction, asked.top))
     return 0

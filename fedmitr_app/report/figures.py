@@ -21,11 +21,11 @@ from fedmitr_app.report.canvas import (
     label,
 )
 from fedmitr_app.report.data import Curves
-from fedmitr_app.report.tables import natural_key
+from fedmitr_app.report.tables import RESULT_NAMES, natural_key
 
 _BAR_NAMES = {
     "fedavg": "one-round FedAvg",
-    "control": "starts, not inverted",
+    "control": "initial images, not inverted",
     "teacher": "teacher (ensemble)",
     "student": "student",
 }
@@ -97,6 +97,46 @@ def _bars(axes: Axes, bars: list[tuple[str, float, str]]) -> None:
             fontweight=strong,
             fontsize=8.5,
         )
+
+
+def accuracy_dots(
+    groups: Sequence[tuple[str, Mapping[str, Sequence[float]]]], path: Path
+) -> Path | None:
+    """Draw the accuracies of several groups of runs, a dot for each run.
+
+    Parameters
+    ----------
+    groups : Sequence[tuple[str, Mapping[str, Sequence[float]]]]
+        A group's name, and the accuracies in [0, 1] of each kind of model: a key of
+        ``RESULT_NAMES``.
+    path : Path
+        The PNG to write.
+    """
+    kinds = [kind for kind in RESULT_NAMES if any(found.get(kind) for _, found in groups)]
+    if not kinds:
+        return None
+    with canvas(path, 6.4, 1.1 + 0.45 * len(groups)) as figure:
+        axes = figure.subplots()
+        for place, (_, found) in enumerate(groups):
+            for kind in kinds:
+                shares = found.get(kind) or ()
+                colour = COLOURS.get(kind, COLOURS["client"])
+                size = 42 if kind == "student" else 24
+                axes.scatter(shares, [place] * len(shares), s=size, color=colour, zorder=3)
+                if len(shares) > 1:
+                    mean = float(np.mean(shares))
+                    axes.vlines(mean, place - 0.28, place + 0.28, color=colour, linewidth=2)
+        for kind in kinds:
+            colour = COLOURS.get(kind, COLOURS["client"])
+            axes.scatter([], [], color=colour, label=RESULT_NAMES[kind])
+        axes.set_yticks(range(len(groups)), [label(name, 40) for name, _ in groups])
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("accuracy on the held-out test set")
+        faint_grid(axes, "x")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    return path
 
 
 def inversion_curves(curves: Curves | None, path: Path) -> Path | None:

@@ -18,7 +18,7 @@ RESULT_NAMES = {
     "student": "student (global model)",
     "teacher": "teacher (ensemble)",
     "fedavg": "one-round FedAvg",
-    "control": "starts, not inverted (control)",
+    "control": "initial images, not inverted (control)",
     "best client": "best single client",
 }
 FEDERATED_NAMES = {

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fedmitr_app.commands.diagnose import main
+from fedmitr_app.cli import main
 
 FEW = ["--images", "4", "--batches", "2", "--device", "cpu"]
 
@@ -19,7 +19,7 @@ def run(federation):
 def test_a_finished_run_is_diagnosed_alone_and_against_dense(run, capsys):
     before = {path.name for path in run.rglob("*")}
     pool = {path: path.read_bytes() for path in (run / "pool").iterdir()}
-    assert main([str(run), *FEW]) == 0
+    assert main(["diagnose", str(run), *FEW]) == 0
     alone = json.loads((run / "diagnosis.json").read_text())
     assert list(alone["students"]) == ["run"] and len(alone["claims"]) == 9
     assert alone["students"]["run"]["gap"]["test_accuracy"] == pytest.approx(
@@ -27,7 +27,7 @@ def test_a_finished_run_is_diagnosed_alone_and_against_dense(run, capsys):
     )
     told = capsys.readouterr().out
     assert all(claim["sentence"] in told for claim in alone["claims"])
-    assert main([str(run), *FEW, "--dense"]) == 0
+    assert main(["diagnose", str(run), *FEW, "--dense"]) == 0
     both = json.loads((run / "diagnosis.json").read_text())
     # What needs no second student is the same once more.
     assert all(both[part] == alone[part] for part in ("gradients", "variance"))
@@ -42,7 +42,7 @@ def test_a_finished_run_is_diagnosed_alone_and_against_dense(run, capsys):
 
 def failing(capsys, *arguments):
     """Fail with one sentence and return it."""
-    assert main([*map(str, arguments), *FEW[4:]]) == 1
+    assert main(["diagnose", *map(str, arguments), *FEW[4:]]) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1 and error.endswith((".\n", "?\n"))
     return error

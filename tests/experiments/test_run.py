@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fedmitr_app.commands.experiments import main
+from fedmitr_app.cli import main
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.experiments import cell as cells
 from fedmitr_app.experiments import run
@@ -64,7 +64,7 @@ def quietly(grid, results, **options):
 
 def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys, caplog):
     results = tmp_path / "results"
-    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert "4 federation(s) to train, 20 of 20 cells to run" in shown and "20/20 " in shown
     frame = pd.read_csv(results / "tiny" / "results.csv")
@@ -106,7 +106,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys, cap
 
     # Again: nothing is trained or fused a second time.
     before = stamps(results / "uploads") | stamps(results / "cells")
-    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 0
     assert "0 federation(s) to train, 0 of 20 cells to run" in capsys.readouterr().out
     assert stamps(results / "uploads") | stamps(results / "cells") == before
     assert (results / "tiny" / "results.csv").read_text() == frame.to_csv(index=False)
@@ -117,7 +117,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys, cap
     kept[0].write_bytes(kept[0].read_bytes()[:-9])
     for path in (results / "cells").glob("ensemble-seed*.json"):
         path.unlink()
-    assert main([str(experiment), str(results), "--device", "cpu"]) == 0
+    assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 0
     assert "The clients are asked again" in caplog.text
     capsys.readouterr()
     again = pd.read_csv(results / "tiny" / "results.csv")
@@ -131,7 +131,7 @@ def test_attacks_are_lines_of_one_table(experiment, tmp_path):
         text = text.replace(old, new)
     experiment.write_text(text.replace("clients = [2]", axes))
     results = tmp_path / "results"
-    assert main([str(experiment), str(results), "--device", "cpu"]) == 1
+    assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 1
     frame = pd.read_csv(results / "tiny" / "results.csv")
     known = frame.set_index(["row", "attack", "attackers"])["accuracy"]
     assert known["ensemble", "constant-class", 1] != known["ensemble", "none", 0]
@@ -196,11 +196,11 @@ def test_a_worker_that_is_killed_is_said_and_the_rest_can_go_on(
     monkeypatch.setattr(run, "run_cell", deadly)
     experiment.write_text(EXPERIMENT.replace("[0, 1]", "[0]").replace("[0.5, 2.0]", "[0.5]"))
     arguments = [str(experiment), str(tmp_path / "results"), "--device", "cpu"]
-    assert main([*arguments, "--workers", "2", "--set", "data.max-train=60"]) == 1
+    assert main(["experiments", *arguments, "--workers", "2", "--set", "data.max-train=60"]) == 1
     page = (tmp_path / "results" / "tiny" / "table.md").read_text()
     assert "| best-client | failed: a worker process was ended from outside" in page
     monkeypatch.undo()
-    assert main([*arguments, "--set", "data.max-train=60"]) == 0
+    assert main(["experiments", *arguments, "--set", "data.max-train=60"]) == 0
     assert "failed" not in (tmp_path / "results" / "tiny" / "table.md").read_text()
 
 
@@ -269,7 +269,7 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
     text = EXPERIMENT.replace(", client.share-label-counts = true", "")
     experiment.write_text(text.replace("client.share-moments = true", ""))
     results = tmp_path / "results"
-    assert main([str(experiment), str(results), "--device", "cpu"]) == 1
+    assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 1
     page = (results / "tiny" / "table.md").read_text()
     assert "| real-images | not run: it needs the training images" in page
     assert "| best-client | failed: distillation.learning-rate = 9" in page
@@ -296,6 +296,6 @@ def test_what_cannot_run_says_why_in_the_table(experiment, tmp_path, monkeypatch
 def test_a_mistake_on_the_command_line_is_one_sentence(
     experiment, tmp_path, capsys, arguments, words
 ):
-    assert main([str(experiment), str(tmp_path / "results"), *arguments]) == 1
+    assert main(["experiments", str(experiment), str(tmp_path / "results"), *arguments]) == 1
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
