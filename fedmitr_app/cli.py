@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("fedmitr_app").setLevel(logging.INFO)
     command = importlib.import_module(COMMANDS[asked.command].module)
     try:
-        return command.main(asked.arguments)
+        code: int = command.main(asked.arguments)
     except FedmitrError as error:
         print(error, file=sys.stderr)
         return 1
+    return code

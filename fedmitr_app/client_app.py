@@ -120,7 +120,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
             **shared,
             KEYS.arrays: to_array_record(model.vit.state_dict()),
             METRICS_KEY: MetricRecord({**metrics, KEYS.weighted_by: len(shard)}),
-            UPLOAD_KEY: ConfigRecord(upload),
+            UPLOAD_KEY: ConfigRecord({**upload}),
         }
     )
 
@@ -151,9 +151,9 @@ def _evaluate(client: Client, content: RecordDict) -> RecordDict:
         batch_size=client.config.server.eval_batch_size,
     )
     _log.info("client %s: %s of %d images is %.3f.", client.key, name, len(shard), share)
-    metrics = {name: share, KEYS.weighted_by: len(shard)}
-    upload = {"client-key": client.key, "status": "ok", "reason": problem}
-    return RecordDict({METRICS_KEY: MetricRecord(metrics), UPLOAD_KEY: ConfigRecord(upload)})
+    metrics = MetricRecord({name: share, KEYS.weighted_by: len(shard)})
+    upload = ConfigRecord({"client-key": client.key, "status": "ok", "reason": problem})
+    return RecordDict({METRICS_KEY: metrics, UPLOAD_KEY: upload})
 
 
 def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet]:
@@ -184,6 +184,6 @@ def _no_upload(key: str, status: str, reason: str) -> RecordDict:
     return RecordDict(
         {
             METRICS_KEY: MetricRecord({KEYS.weighted_by: 0}),
-            UPLOAD_KEY: ConfigRecord(upload),
+            UPLOAD_KEY: ConfigRecord({**upload}),
         }
     )

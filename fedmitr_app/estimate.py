@@ -86,10 +86,11 @@ def measure_passes(config: Config, model: PatchViT, device: torch.device) -> Pas
         optimiser.zero_grad()
 
     weights = {value.untyped_storage().data_ptr() for value in vit.state_dict().values()}
-    seconds, kept = [_seconds(forward, batch), _seconds(invert, batch)], [_kept(invert, weights)]
+    looked, inverted = _seconds(forward, batch), _seconds(invert, batch)
+    kept = _kept(invert, weights)
     optimiser = torch.optim.AdamW(vit.requires_grad_(True).parameters(), lr=0.0, fused=True)
-    seconds += [_seconds(train, small), _seconds(train, large)]
-    return Passes(*seconds, *kept, _kept(train, weights))
+    trained, distilled = _seconds(train, small), _seconds(train, large)
+    return Passes(looked, inverted, trained, distilled, kept, _kept(train, weights))
 
 
 def estimate(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -50,6 +50,12 @@ class Predictor:
     """What it expects of an image."""
     class_names: tuple[str, ...]
     device: torch.device
+
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: Any) -> Prediction | list[Prediction]: ...
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
         """Classify one image, or a list of them.
@@ -190,7 +196,7 @@ def _read_ensemble(folder: Path, device: torch.device) -> Read:
     stored = load_tensors(folder / ENSEMBLE_NAME)
     names, spec = _names_and_spec(stored.facts)
     model = build_ensemble(folder, stored, spec, device)
-    for member in model.members:
+    for member in model.teacher.models:
         take_model(member)
     return model, names, spec
 

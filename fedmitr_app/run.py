@@ -170,6 +170,7 @@ def fuse_and_measure(
     # Elsewhere a node may hold other data, or another share of them, than the server would deal.
     deal = setting.test_set is not None and flower.simulated
     result, labels = flower.fuse(config, setting.model, setting.class_names, folder, device, deal)
+    assert result.fused is not None and result.task is not None  # fuse raises, or fills them in
     return measure(
         outcome=result.outcome,
         global_state=result.arrays.to_torch_state_dict(),

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _lines(
-    run_config: dict[str, object], given: Sequence[str], clients: int, every: bool
+    run_config: dict[str, Any], given: Sequence[str], clients: int, every: bool
 ) -> Iterator[str]:
     config = parse_config(given_settings(run_config, given))
     check_method(config)

@@ -34,7 +34,8 @@ def diagnosis_of(folder: Path, device: str, dense: bool, sizes: Sizes) -> dict[s
     other = distil_dense(run.task) if dense else None
     diagnosis = diagnose(run.task, run.student, other, run.test, sizes)
     judged = [verdict._asdict() for verdict in verdicts(diagnosis)]
-    return plain({**diagnosis.to_dict(), "claims": judged})
+    found: dict[str, Any] = plain({**diagnosis.to_dict(), "claims": judged})
+    return found
 
 
 def _keep(folder: Path, found: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def parse_config(given: Mapping[str, Any]) -> Config:
     if not isinstance(preset, str) or preset not in PRESETS:
         known = ", ".join(repr(name) for name in PRESETS)
         raise ConfigError.bad_value("preset", preset, f"one of {known}")
-    config = _build(Config, {**defaults, **PRESETS[preset], **given}, prefix="")
+    config: Config = _build(Config, {**defaults, **PRESETS[preset], **given}, prefix="")
     validate(config)
     return config
 
@@ -111,7 +111,7 @@ def _settings(cls: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field[A
 def _build(cls: type, flat: Mapping[str, Any], prefix: str) -> Any:
     values = {}
     for key, spec in _settings(cls, prefix):
-        if dataclasses.is_dataclass(spec.type):
+        if isinstance(spec.type, type) and dataclasses.is_dataclass(spec.type):
             values[spec.name] = _build(spec.type, flat, f"{key}.")
             continue
         try:

@@ -4,7 +4,8 @@
 """
 
 from fedmitr_app.diagnostics.claims import Verdict, verdicts
-from fedmitr_app.diagnostics.diagnose import Diagnosis, Distilled, Sizes, diagnose, distil_dense
+from fedmitr_app.diagnostics.diagnose import Distilled, Sizes, diagnose, distil_dense
+from fedmitr_app.diagnostics.figures import Diagnosis
 from fedmitr_app.diagnostics.likeness import Likeness, likeness, target_share
 
 __all__ = [

@@ -109,6 +109,7 @@ def distil_dense(task: Task) -> Distilled:
         folder = Path(name)
         fused = dense_inversion(task.alter(lambda ours: ours, folder=folder, label="dense: "))
         pool = Pool(folder / "pool", task.model.num_patches).load(task.device)
+    assert fused.model is not None  # of a method that distils
     return Distilled(fused.model, pool)
 
 

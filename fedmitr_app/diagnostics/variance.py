@@ -64,10 +64,10 @@ def gradient_variance(gradients: Iterable[Tensor]) -> Variance:
     if size.sum() < 2:
         raise ValueError(f"a variance needs at least 2 gradients, not {sum(counts)}")
     filled = zip(counts[:parts], means[:parts], strict=True)
-    whole = sum(count * mean for count, mean in filled) / sum(counts)
-    away = [mean - whole for mean in means[:parts]]
-    products = torch.tensor([[float(one @ other) for other in away] for one in away]).double()
-    along = torch.tensor([float(whole @ one) for one in away]).double()
+    whole = sum((count * mean for count, mean in filled), torch.zeros(())) / sum(counts)
+    ways = [mean - whole for mean in means[:parts]]
+    products = torch.tensor([[float(one @ other) for other in ways] for one in ways]).double()
+    along = torch.tensor([float(whole @ one) for one in ways]).double()
 
     def of(kept: Tensor) -> tuple[float, float]:
         """Return both figures of some of the parts, ``[parts]`` bool."""

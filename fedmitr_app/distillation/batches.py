@@ -31,7 +31,7 @@ class Recipe(NamedTuple):
     Tensors on the CPU.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # in the place of a tuple's own, which nobody calls
     """Which of the pool's images, ``[B]``."""
     roll_flip: RollFlip
 

@@ -6,7 +6,7 @@ relabelled by the ensemble (stated); the student sees all patches (stated).
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,8 @@ class Distiller:
         """Return what gives some images' losses; what can't change is worked out once."""
         if not self.still:
             batch = kept_batch.recipe.make(pool)
-            kept_batch.labels = kept_batch.labels or self.ask(batch).compact()
-            labels = kept_batch.labels
+            labels = kept_batch.labels or self.ask(batch).compact()
+            kept_batch.labels = labels
             return lambda rows: self.loss(batch.part(rows), labels.part(rows))
         if kept_batch.features is None:
             batch = kept_batch.recipe.make(pool)
@@ -146,8 +146,9 @@ class Distiller:
                         len(batch.images), lambda rows: self.student(batch.images[rows]).features
                     )
                 )
-        features, targets = kept_batch.features, kept_batch.targets
-        logits = kept_batch.labels.logits
+        features, targets, answers = kept_batch.features, kept_batch.targets, kept_batch.labels
+        assert targets is not None and answers is not None  # kept together with the features
+        logits = answers.logits
         return lambda rows: self._class_loss(
             self.student.vit.head(features[rows]), logits[rows], targets[rows]
         )
@@ -165,7 +166,7 @@ class Distiller:
 
         return torch.stack(self._halving.over(count, differentiate)).sum()
 
-    def _finite(self, losses: Sequence[Tensor]) -> bool:
+    def _finite(self, losses: list[Tensor]) -> bool:
         parts = [torch.stack(losses), *self.parameters]
         return bool(torch.stack([part.detach().isfinite().all() for part in parts]).all())
 
@@ -244,6 +245,7 @@ class Distiller:
         # With no dropped patch there is nothing to relabel, and with no survivor that is
         # all there is: both happen (dense schedule; the control).
         patch_logits = self.student.vit.head(self.student.vit.fc_norm(seen.patch_tokens))
+        assert labels.relabels is not None  # asked for, as the tokens are
         relabels = labels.relabels.to(patch_logits.dtype)
         term = token_loss(
             patch_logits, batch.targets, batch.mask, relabels, config.gamma, config.tau

@@ -155,7 +155,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         if client.key in known:
             bench.know(client.model, known[client.key])
     teacher = None if fused.teacher is None else bench.teacher_accuracy(fused.teacher)
-    found = {
+    found: dict[str, Any] = {
         "accuracy": teacher if fused.model is None else bench.model_accuracy(fused.model),
         "teacher": teacher,
         "seconds": seconds,

@@ -6,6 +6,7 @@ known far better than either accuracy, whose spread over seeds is mostly the par
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -110,7 +111,7 @@ def _printed(lines: pd.DataFrame) -> list[tuple[str, list[list[str]]]]:
     return tables
 
 
-def _line(line: tuple) -> list[str]:
+def _line(line: Any) -> list[str]:
     if not line.seeds:
         return [line.row, "", "", line.told, "0"]
     mean = f"{100 * line.difference:+.1f}"

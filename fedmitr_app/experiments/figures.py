@@ -118,8 +118,8 @@ def accuracy_against_alpha(part: pd.DataFrame, path: Path) -> Path:
             by_alpha = row.groupby("alpha")["accuracy"]
             mean, spread = by_alpha.mean(), by_alpha.std().fillna(0.0)
             places = [alphas.index(alpha) for alpha in mean.index]
-            drawn = {"color": colours[name], "label": label(name, 46)}
-            axes.errorbar(places, mean, spread, marker="o", capsize=2, **drawn)
+            colour, named = colours[name], label(name, 46)
+            axes.errorbar(places, mean, spread, marker="o", capsize=2, color=colour, label=named)
         names = ["IID" if alpha == math.inf else f"{alpha:g}" for alpha in alphas]
         axes.set_xticks(range(len(alphas)), names)
         axes.set_xlabel("Dirichlet α (left: more skewed)")
@@ -245,7 +245,8 @@ def _colours(part: pd.DataFrame) -> dict[str, str]:
     names = list(dict.fromkeys(part["row"]))
     ours = set(part.loc[part["method"] == HIGHLIGHT, "row"])
     ours = ours if len(ours) == 1 else set()
-    palette = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"].colors]
+    tab20 = matplotlib.colormaps["tab20"]
+    palette = [matplotlib.colors.to_hex(tab20(place)) for place in range(tab20.N)]
     others = [name for name in names if name not in ours]
     colours = {name: palette[index % len(palette)] for index, name in enumerate(others)}
     return {name: COLOURS["student"] if name in ours else colours[name] for name in names}

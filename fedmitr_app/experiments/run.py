@@ -63,7 +63,7 @@ def run_grid(
     names = [cell_name(cell) for cell in grid.cells]
     # Two rows may say the same: it is computed once.
     cells = dict(zip(names, grid.cells, strict=True))
-    there = {name: read_cell(cell, results, device) for name, cell in cells.items()}
+    there: dict[str, Any] = {name: read_cell(cell, results, device) for name, cell in cells.items()}
     missing = {name: cell for name, cell in cells.items() if there[name] is None}
     # Rows that train their clients alike share the uploads.
     needed = {uploads_name(cell.federation, cell.config): cell for cell in missing.values()}
@@ -143,10 +143,10 @@ def _finished(jobs: Collection[Job], workers: int) -> Iterable[tuple[int, Any]]:
         try:
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    error = future.exception()
-                    if isinstance(error, BrokenProcessPool):
-                        error = FedmitrError(ENDED)
-                    yield waiting.pop(future), error or future.result()
+                    ended = future.exception()
+                    if isinstance(ended, BrokenProcessPool):
+                        ended = FedmitrError(ENDED)
+                    yield waiting.pop(future), ended or future.result()
         except BaseException:  # also Ctrl-C: nothing new may begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -19,9 +19,9 @@ def step_flops(model: PatchViT, alive: int, patch_tokens: bool = False) -> int:
     position_idx = torch.arange(alive, device=device).unsqueeze(0)
     with FlopCounterMode(display=False) as counter:
         seen = model.forward_patches(patches, position_idx, patch_tokens=patch_tokens)
-        read = [seen.logits, seen.patch_tokens] if patch_tokens else [seen.logits]
-        torch.autograd.grad(sum(part.sum() for part in read), patches)
-    return counter.get_total_flops()
+        read = [part for part in (seen.logits, seen.patch_tokens) if part is not None]
+        torch.autograd.grad([part.sum() for part in read], patches)
+    return int(counter.get_total_flops())
 
 
 def flop_ratio(model: PatchViT, counts: Sequence[int]) -> float:

@@ -100,7 +100,7 @@ def invert_batch(
 
         confidence = (targets * found.logits.softmax(-1)).sum(-1)
         highest = torch.maximum(highest, confidence)
-        point = {
+        point: dict[str, Tensor | float] = {
             "loss": found.loss.mean(),
             "confidence": confidence.mean(),
             "alive": float(state.alive.shape[1]),
@@ -114,7 +114,7 @@ def invert_batch(
 
         if share is not None:
             density = torch.zeros(state.alive.shape, device=initial.device)
-            if attention:
+            if found.cls_attn is not None:  # as it was asked for
                 density = teacher.density(found.cls_attn, targets, members)
             state.stop(schedule.keep(share, density, generator))
 
@@ -164,13 +164,14 @@ def pixel_gradient(
         grads.append(read_patches(seen.pull_back(steps[-1].grad, state.images), state.own))
     smooth, slope = total_variation(state.images)
     weight = objective.config.tv
+    maps = [step.cls_attn for step in steps if step.cls_attn is not None]
     return PixelGradient(
         _mean([step.loss for step in steps]) + weight * smooth,
         _mean(grads).add_(read_patches(slope, state.own), alpha=weight),
         _mean([step.logits for step in steps]),
-        _mean([step.cls_attn for step in steps]) if attention else None,
+        _mean(maps) if attention else None,
     )
 
 
-def _mean(parts: Sequence[Tensor]) -> Tensor:
+def _mean(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)

@@ -104,7 +104,7 @@ class Objective:
             loss = loss + self._prior(k, output)
             grad += torch.autograd.grad(loss.sum(), patches)[0]
             total += loss.detach()
-            outputs.append(ViTOutput(*(None if p is None else p.detach() for p in output)))
+            outputs.append(output.each(Tensor.detach))
         logits = torch.stack([output.logits for output in outputs])
         combined = self.teacher.combine_logits(logits, self.members)
         return Gradient(total, grad, combined, _attention(outputs))
@@ -144,5 +144,5 @@ class Objective:
 
 
 def _attention(outputs: Sequence[ViTOutput]) -> Tensor | None:
-    maps = [output.cls_attn for output in outputs]
-    return None if maps[0] is None else torch.stack(maps).detach()
+    maps = [output.cls_attn for output in outputs if output.cls_attn is not None]
+    return torch.stack(maps).detach() if maps else None

@@ -52,7 +52,8 @@ class PatchAdam:
 
     def step(self, grad: Tensor) -> Tensor:
         """Move the pixels by one step and return them; the caller may clip them in place."""
-        before = None if self._shares is None else self.pixels.clone()
+        shares = self._shares
+        before = None if shares is None else self.pixels.clone()
         beta1, beta2 = self.betas
         adam(
             [self.pixels],
@@ -70,6 +71,6 @@ class PatchAdam:
             eps=EPS,
             maximize=False,
         )
-        if before is not None:
-            torch.lerp(before, self.pixels, self._shares, out=self.pixels)
+        if before is not None and shares is not None:
+            torch.lerp(before, self.pixels, shares, out=self.pixels)
         return self.pixels

@@ -38,4 +38,5 @@ def gather_pixels(images: Tensor, index: Tensor) -> Tensor:
     """Gather flat pixel indices ``[B, ...]`` from every channel: ``[B, C, ...]``."""
     channels = images.shape[1]
     flat = index.flatten(1).unsqueeze(1).expand(-1, channels, -1)
-    return images.flatten(2).gather(2, flat).unflatten(2, index.shape[1:])
+    gathered: Tensor = images.flatten(2).gather(2, flat).unflatten(2, index.shape[1:])
+    return gathered

@@ -30,7 +30,7 @@ class Job(NamedTuple):
 
     batch: int
     """Its place in the pool."""
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a tuple's own, which nobody calls
     """Images."""
 
 
@@ -175,7 +175,7 @@ def _replace_unusable(batch: Inverted, again: Callable[[int, int], Inverted]) ->
         parts = zip(batch[:3], other[:3], strict=True)
         images, targets, keep_idx = (old.index_copy(0, failed, new) for old, new in parts)
         confidence = batch.confidence
-        if confidence is not None:
+        if confidence is not None and other.confidence is not None:  # both have it, or neither
             confidence = confidence.index_copy(0, failed, other.confidence)
         batch = Inverted(images, targets, keep_idx, batch.curves, confidence)
     kept = usable(batch)

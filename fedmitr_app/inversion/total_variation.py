@@ -7,6 +7,7 @@ small client's whole pass once few patches are alive.
 """
 
 from collections.abc import Iterator
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 EPS = 1e-12
 DIRECTIONS = ((1, 0), (0, 1), (1, -1), (1, 1))
 """Rows and columns from a pixel to the neighbour that it is compared with."""
+Pixels = tuple[EllipsisType, slice, slice]
+"""Some rows and columns of all images."""
 
 
 def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +39,7 @@ def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
     return value, grad
 
 
-def _neighbours(images: Tensor) -> Iterator[tuple[tuple, tuple]]:
+def _neighbours(images: Tensor) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield, for each direction, where the later and the earlier pixels of all pairs are."""
     height, width = images.shape[-2:]
     for down, right in DIRECTIONS:

@@ -152,7 +152,11 @@ class View(NamedTuple):
         def moved(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=True)
 
-        return View(*(part and type(part)(*map(moved, part)) for part in self))
+        return View(
+            self.roll_flip.to(device),
+            self.zoom and Zoom(*map(moved, self.zoom)),
+            self.colour and Colour(*map(moved, self.colour)),
+        )
 
 
 def draw_view(

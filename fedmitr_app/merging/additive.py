@@ -70,6 +70,6 @@ def class_effects(means: Tensor, counts: Tensor) -> Tensor:
     pooled = (weights.unsqueeze(2) * means).sum(0) / by_class.unsqueeze(1)
     left = torch.diag(by_client + RIDGE * by_client.mean()) - weights / by_class @ weights.T
     right = (weights.unsqueeze(2) * (means - pooled)).sum(1)
-    shifts = torch.linalg.solve(left, right)
+    shifts: Tensor = torch.linalg.solve(left, right)
     shifts = shifts - counts.sum(1) / counts.sum() @ shifts
     return pooled - weights.T @ shifts / by_class.unsqueeze(1)

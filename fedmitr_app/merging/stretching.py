@@ -48,4 +48,4 @@ def own_length(taken: Mergeable, merged: Mapping[str, Tensor]) -> float:
     if not length:
         return 1.0
     apart = sum(parts) / sum(part**2 for part in parts) ** 0.5
-    return min(max(sum(parts) / length**0.5, 1.0), apart)
+    return float(min(max(sum(parts) / length**0.5, 1.0), apart))

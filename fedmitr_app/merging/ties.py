@@ -30,7 +30,9 @@ def ties(taken: Mergeable, density: float) -> dict[str, Tensor]:
     for client, name, step, _ in _trimmed(taken, limits):
         elected[name] = elected.get(name, 0) + taken.shares[client] * step
     elected = {name: value.sign().to(torch.int8) for name, value in elected.items()}
-    sums, counted, dtypes = {}, {}, {}
+    sums: dict[str, Tensor] = {}
+    counted: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for client, name, step, dtype in _trimmed(taken, limits):
         share, agrees = taken.shares[client], (step.sign() == elected[name]) & (step != 0)
         sums[name] = sums.get(name, 0) + share * step * agrees

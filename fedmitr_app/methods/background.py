@@ -179,6 +179,7 @@ def _work(pipe: Connection, order: _Order) -> None:
     task.remember(probed=probed, weighed=order.weighed)
     try:
         fused = METHODS[order.method](task)
+        assert fused.model is not None  # of a method that makes one
         save_tensors(order.folder / FUSED, fused.model.vit.state_dict(), {})
     except FedmitrError as error:
         pipe.send(("failed", str(error)))

@@ -54,4 +54,5 @@ class Fused:
         """Class logits ``[B, classes]`` of model input ``[B, C, H, W]``."""
         if self.model is not None:
             return self.model(images).logits
+        assert self.teacher is not None  # which answers where there is no model
         return self.teacher(images).logits

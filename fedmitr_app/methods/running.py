@@ -48,7 +48,7 @@ def screen(method: Method, task: Task) -> Screened:
         }
     pairs = zip(task.clients, task.weighed, strict=True)
     unused = {each.key for each, weighed in pairs if weighed.unfit and method.averages}
-    return Screened(rest, reasons, unused.union(reasons))
+    return Screened(rest, reasons, frozenset(unused.union(reasons)))
 
 
 def run_with_control(method: Method, task: Task, folder: Path) -> tuple[Fused, Fused | None]:

@@ -138,7 +138,7 @@ class StudentTraining:
         self.losses = [math.nan if loss is None else loss for loss in left.facts["losses"]]
         self.seconds = left.facts["seconds"]
         self._distiller.restore(tensors, len(self.losses), left.facts["falls"])
-        done = left.facts["done"]
+        done: int = left.facts["done"]
         label = f"{self._task.label}{self._stage}"
         headline(f"{label}: goes on after {len(self.losses)} steps")
         return done
@@ -249,6 +249,8 @@ def _wrong_with(facts: dict[str, Any], steps: int) -> bool:
 
 
 def _is_state(draws: Tensor | None) -> bool:
+    if draws is None:
+        return False
     try:
         torch.Generator().set_state(draws)
     except (RuntimeError, TypeError):

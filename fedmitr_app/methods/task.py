@@ -193,10 +193,11 @@ class Task:
         models that have hardly been trained the answers alone are the same too. Of each group
         one stays, if possible one whose weights can be averaged.
         """
-        keys, weighed, groups = [each.key for each in self.clients], self.weighed, {}
+        keys, weighed = [each.key for each in self.clients], self.weighed
+        groups: dict[int, list[int]] = {}
         for number, first in enumerate(same_answers(self.probed)):
             groups.setdefault(first, []).append(number)
-        found = {}
+        found: dict[int, str] = {}
         for group in groups.values():
             kept = min(group, key=lambda number: (bool(weighed[number].unfit), number))
             copies = [number for number in group if number != kept and weighed[number].reasons]
@@ -238,8 +239,8 @@ class Task:
             uploads=tuple(self.uploads[number] for number in kept),
             clients=tuple(self.clients[number] for number in kept),
         )
-        weighed = tuple(self.weighed[number] for number in kept)
-        return rest.remember(probed=self.probed[kept], weighed=weighed)
+        judged = tuple(self.weighed[number] for number in kept)
+        return rest.remember(probed=self.probed[kept], weighed=judged)
 
     @cached_property
     def _shares(self) -> Tensor | None:

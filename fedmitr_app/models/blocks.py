@@ -2,15 +2,18 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from fedmitr_app.models.plain import PlainBlock
 
 
-def run_block(block: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+def run_block(block: PlainBlock, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Run one timm block on tokens ``[B, T, D]``; ``mask`` is added to attention's scores."""
-    return block(tokens, attn_mask=mask)
+    passed: Tensor = block(tokens, attn_mask=mask)
+    return passed
 
 
-def run_class_token(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def run_class_token(block: PlainBlock, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Run one timm block on tokens ``[B, T, D]`` as far as its class token needs it.
 
     In the last block nobody reads what becomes of the other tokens, unless it is asked for:

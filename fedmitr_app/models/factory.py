@@ -90,6 +90,7 @@ def _small(config: ModelConfig, spec: InputSpec, num_classes: int) -> VisionTran
         num_heads=config.heads,
         mlp_ratio=MLP_RATIO,
     )
+    assert vit.pos_embed is not None  # learnt, by timm's default
     nn.init.trunc_normal_(vit.pos_embed, std=POSITION_STD)
     return vit
 
@@ -105,7 +106,7 @@ def _from_timm(config: ModelConfig, spec: InputSpec, num_classes: int) -> Any:
             # timm keeps the checkpoint's head only if told that it has as many classes.
             head = stored.get("head.weight", ())
             overlay = {"file": str(path), "num_classes": len(head)}
-        vit = timm.create_model(
+        vit: Any = timm.create_model(
             config.name,
             pretrained=bool(config.weights),
             pretrained_cfg_overlay=overlay or None,

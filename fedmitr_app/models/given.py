@@ -1,6 +1,7 @@
 """A model that somebody else made: taken, or refused before any client trains it."""
 
 import copy
+from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
@@ -80,7 +81,7 @@ def spec_of(vit: VisionTransformer) -> InputSpec:
     return InputSpec(size, channels, mean, std)
 
 
-def _of_another_kind(model: object) -> str:
+def _of_another_kind(model: Any) -> str:
     """Say what was passed in place of a timm ViT, and what to do about it."""
     kind, origin = type(model).__name__, type(model).__module__.partition(".")[0]
     for inside in ("_orig_mod", "module"):  # torch.compile, DataParallel and their like

@@ -38,7 +38,8 @@ class OffloadedViT(PatchViT):
                 f"model.{name}": value.to(patches.device, non_blocking=True)
                 for name, value in self.state_dict().items()
             }
-        return functional_call(_AtHome(self), visiting, (patches, position_idx), wanted)
+        seen: ViTOutput = functional_call(_AtHome(self), visiting, (patches, position_idx), wanted)
+        return seen
 
 
 class _AtHome(nn.Module):

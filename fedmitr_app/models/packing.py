@@ -17,7 +17,7 @@ class Packing(NamedTuple):
 
     images: int
     """In a row; 1: nothing is packed."""
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a tuple's own, which nobody calls
     """Images in all."""
     mask: Tensor | None
     """Added to the attention's scores, ``[row, row]``: 0 within an image, -inf between two."""

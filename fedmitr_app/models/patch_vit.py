@@ -7,8 +7,9 @@ where nobody asks for the patches' (``models/blocks.py``).
 """
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from fedmitr_app.errors import ModelError
 from fedmitr_app.models.blocks import run_block, run_class_token
 from fedmitr_app.models.compiled import compile_once
 from fedmitr_app.models.packing import Packing
+from fedmitr_app.models.plain import PlainViT
 from fedmitr_app.models.products import OneDNN
 from fedmitr_app.models.spec import InputSpec
 
@@ -38,6 +40,11 @@ class ViTOutput(NamedTuple):
     """The classifier head applied to each patch token, ``[B, n, classes]``, if asked for."""
     cls_attn: Tensor | None
     """Last block's attention from class token to patches, mean over heads, ``[B, n]``, likewise."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ViTOutput":
+        """Return the same parts, all of them changed alike."""
+        optional = (None if part is None else change(part) for part in self[2:])
+        return ViTOutput(change(self.logits), change(self.features), *optional)
 
 
 class PatchViT(nn.Module):
@@ -67,6 +74,8 @@ class PatchViT(nn.Module):
         takes other images than ``spec`` describes, or there is no such ``precision`` or ``matmul``.
     """
 
+    __call__: Callable[..., ViTOutput]  # as forward, which torch doesn't know
+
     def __init__(
         self,
         vit: VisionTransformer,
@@ -78,7 +87,7 @@ class PatchViT(nn.Module):
         super().__init__()
         _require_plain(vit)
         _require_fit(vit, spec)
-        self.vit = vit
+        self.vit = cast(PlainViT, vit)
         self.spec = spec
         for name, value, known in (
             ("precision", precision, PRECISIONS),
@@ -89,7 +98,7 @@ class PatchViT(nn.Module):
                 raise ModelError(f"{name} = {value!r} is not allowed: it must be {allowed}.")
         self.precision, self.matmul = precision, matmul
         self.compiled = compiled
-        self._fused = [block.attn.fused_attn for block in vit.blocks]
+        self._fused = [block.attn.fused_attn for block in self.vit.blocks]
 
     @property
     def patch_size(self) -> int:
@@ -194,7 +203,8 @@ class PatchViT(nn.Module):
             return OneDNN() if by_onednn else nullcontext()
         for block, fused in zip(self.vit.blocks, self._fused, strict=True):
             # A CPU's fused attention takes six times as long backwards in bfloat16 (torch 2.15).
-            block.attn.fused_attn = fused and device != "cpu"
+            # Final for TorchScript alone, to timm.
+            block.attn.fused_attn = fused and device != "cpu"  # type: ignore[misc]
         return torch.autocast(device, torch.bfloat16)
 
     def _embed(self, patches: Tensor, position_idx: Tensor | None) -> Tensor:
@@ -202,14 +212,16 @@ class PatchViT(nn.Module):
         vit = self.vit
         proj = vit.patch_embed.proj
         tokens = vit.patch_embed.norm(F.linear(patches, proj.weight.flatten(1), proj.bias))
-        prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+        prefix: list[Tensor] = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
         prefix_tokens = torch.cat(prefix, dim=1)
         positions = vit.pos_embed[0]
         if not vit.no_embed_class:
             prefix_tokens = prefix_tokens + positions[: vit.num_prefix_tokens]
             positions = positions[vit.num_prefix_tokens :]
         tokens = tokens + (positions if position_idx is None else positions[position_idx])
-        return vit.pos_drop(torch.cat([prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1))
+        tokens = torch.cat([prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
+        dropped: Tensor = vit.pos_drop(tokens)
+        return dropped
 
 
 def _require_plain(vit: nn.Module) -> None:
@@ -217,7 +229,11 @@ def _require_plain(vit: nn.Module) -> None:
     problem = None
     if type(vit) is not VisionTransformer:
         problem = f"it is a {type(vit).__name__}, not timm's VisionTransformer"
-    elif vit.cls_token is None or vit.global_pool != "token" or vit.attn_pool is not None:
+    elif (
+        vit.cls_token is None
+        or vit.global_pool != "token"
+        or getattr(vit, "attn_pool", None) is not None  # which its type denies may be None
+    ):
         problem = "it doesn't classify by a class token"
     elif vit.pos_embed is None:
         problem = "it has no absolute position embeddings"
@@ -233,7 +249,7 @@ def _require_plain(vit: nn.Module) -> None:
         problem = "it has no blocks"
     elif any(not hasattr(block.mlp, "fc1") for block in vit.blocks):
         problem = "its blocks' MLPs aren't timm's plain ones"
-    elif any(type(block.attn.qkv) is not nn.Linear for block in vit.blocks):
+    elif any(type(block.attn.qkv) is not nn.Linear for block in cast(PlainViT, vit).blocks):
         problem = "its queries, keys and values aren't one linear map"
     if problem:
         raise ModelError(

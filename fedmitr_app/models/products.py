@@ -40,7 +40,8 @@ def linear(seen: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     plain = all(part.dtype == torch.float32 and part.device.type == "cpu" for part in parts)
     if not plain or not seen.numel() or torch.is_autocast_enabled("cpu") or not available():
         return F.linear(seen, weight, bias)
-    return _Linear.apply(seen, weight, bias)
+    product: Tensor = _Linear.apply(seen, weight, bias)
+    return product
 
 
 def available() -> bool:
@@ -55,7 +56,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         trained = ctx.needs_input_grad[1]
         ctx.save_for_backward(weight, seen if trained else None)
-        return torch.ops.mkldnn._linear_pointwise(seen, weight, bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(seen, weight, bias, "none", [], "")
+        return product
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

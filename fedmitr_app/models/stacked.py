@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedmitr_app.models.blocks import class_attention
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
+from fedmitr_app.models.plain import PlainBlock
 
 _PLAIN = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|head|"
@@ -122,6 +123,7 @@ class StackedViT:
             if attention or not patch_tokens:
                 class_token, cls_attn = self._class_block(tokens, name, last)
             tokens = self._block(tokens, name, last, packing) if patch_tokens else class_token
+        assert isinstance(vit.norm, nn.LayerNorm)  # see fits
         tokens = _normed(tokens, vit.norm)
         tokens = torch.addcmul(
             self.weights["norm.bias"].reshape(len(tokens), 1, 1, -1),
@@ -148,7 +150,7 @@ class StackedViT:
         prefix = weights["cls_token"] + first.unsqueeze(1)  # [K, 1, 1, D]
         return torch.cat([prefix.expand(-1, tokens.shape[1], -1, -1), tokens], dim=2)
 
-    def _block(self, tokens: Tensor, name: str, block: nn.Module, packing: Packing) -> Tensor:
+    def _block(self, tokens: Tensor, name: str, block: PlainBlock, packing: Packing) -> Tensor:
         """All of a block, on tokens ``[K, B, T, D]``."""
         attn = block.attn
         parts = self._linear(_normed(tokens, block.norm1), f"{name}.attn.qkv").flatten(0, 1)
@@ -158,7 +160,7 @@ class StackedViT:
         mixed = packing.unpack(mixed.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
         return self._mlp(tokens + self._linear(mixed, f"{name}.attn.proj"), name, block)
 
-    def _class_block(self, tokens: Tensor, name: str, block: nn.Module) -> tuple[Tensor, Tensor]:
+    def _class_block(self, tokens: Tensor, name: str, block: PlainBlock) -> tuple[Tensor, Tensor]:
         """As :func:`run_class_token`: ``[K, B, 1, D]``, and attention ``[K, B, T]``."""
         attn, normed = block.attn, _normed(tokens, block.norm1)
         sizes, qkv = (attn.attn_dim, 2 * attn.attn_dim), f"{name}.attn.qkv"
@@ -179,7 +181,7 @@ class StackedViT:
         token = self._mlp(tokens[:, :, :1] + mixed, name, block)
         return token, shares.mean(2).unflatten(0, tokens.shape[:2])
 
-    def _mlp(self, tokens: Tensor, name: str, block: nn.Module) -> Tensor:
+    def _mlp(self, tokens: Tensor, name: str, block: PlainBlock) -> Tensor:
         hidden = self._linear(_normed(tokens, block.norm2), f"{name}.mlp.fc1")
         return tokens + self._linear(block.mlp.act(hidden), f"{name}.mlp.fc2")
 
@@ -196,7 +198,8 @@ def _product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``[K, ..., in], [K, out, in], [K, out] -> [K, ..., out]``."""
     flat, turned = tokens.flatten(1, -2), weight.transpose(1, 2)
     found = flat @ turned if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, turned)
-    return found.unflatten(1, tokens.shape[1:-1])
+    product: Tensor = found.unflatten(1, tokens.shape[1:-1])
+    return product
 
 
 def _architecture(model: PatchViT) -> tuple[object, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.images import FORMATS, SUFFIXES
+from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import some_names
 from fedmitr_app.partitions.parting import Named, Part, part
-from fedmitr_app.partitions.rows import Indices, Reading, Rows, make_rows
+from fedmitr_app.partitions.rows import Reading, Rows, make_rows
 from fedmitr_app.partitions.splits import TRAIN, called_like_a_split, require_no_splits, split_of
 from fedmitr_app.partitions.tree import Tree
 

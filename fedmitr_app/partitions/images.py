@@ -159,7 +159,7 @@ def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose, which writes all of EXIF anew: good pixels often stand beside
     # tags that can't be read.
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 0))
     except Exception:  # any tag may be broken in any way: then nobody knows of a turn
         return image
     return image if turn is None else image.transpose(turn)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.names import require_name
 
 Indices = NDArray[np.int64]
-Column = Sequence[Any] | NDArray[Any] | pa.Array | pa.ChunkedArray
+Column: TypeAlias = Sequence[Any] | NDArray[Any] | pa.Array | pa.ChunkedArray
 
 
 @dataclass(frozen=True)

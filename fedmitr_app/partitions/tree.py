@@ -81,7 +81,9 @@ def walk(root: Path, suffixes: frozenset[str], where: str) -> Tree:
     return tree
 
 
-def _enter(tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple) -> None:
+def _enter(
+    tree: Tree, folder: Path, suffixes: frozenset[str], above: tuple[tuple[int, int], ...]
+) -> None:
     at = _identity(folder)
     if at in above:
         raise DataError(

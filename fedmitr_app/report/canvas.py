@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ COLOURS = {
     "client": "#b9c4d6",
 }
 DPI = 150
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # the one that comes with matplotlib
     "font.size": 9,
@@ -60,8 +61,11 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         yield figure
         # Without its metadata the same figure is the same file under the same fonts.
-        save = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
-        write_atomically(path, lambda temporary: figure.savefig(temporary, **save))
+        plain = {"Software": None}
+        write_atomically(
+            path,
+            lambda file: figure.savefig(file, format="png", dpi=DPI, metadata=plain),
+        )
 
 
 def label(text: object, longest: int = 18) -> str:
@@ -76,7 +80,7 @@ def some_ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
     return places, [label(names[place], 14) for place in places]
 
 
-def faint_grid(axes: Axes, axis: str) -> None:
+def faint_grid(axes: Axes, axis: Literal["x", "y", "both"]) -> None:
     """Draw grid lines behind the data along one axis."""
     axes.grid(True, axis=axis)
     axes.spines[["left", "bottom"]].set_visible(False)

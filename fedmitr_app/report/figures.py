@@ -63,7 +63,7 @@ def accuracy_bars(accuracy: Mapping[str, Any], path: Path) -> Path | None:
             spread = 0.24 * np.sin(2.4 * np.arange(len(clients)))
             axes.texts[0].set_bbox({"facecolor": COLOURS["client"], "edgecolor": "none", "pad": 1})
             axes.texts[0].set_zorder(5)
-            axes.scatter(clients.values(), spread, s=9, color=MUTED, alpha=0.6, linewidths=0)
+            axes.scatter(list(clients.values()), spread, s=9, color=MUTED, alpha=0.6, linewidths=0)
         if "teacher" in results:
             axes.axvline(results["teacher"], color=COLOURS["teacher"], linewidth=1, ls=(0, (4, 3)))
     return path
@@ -89,7 +89,7 @@ def _bars(axes: Axes, bars: list[tuple[str, float, str]]) -> None:
         where = (share - 0.008, "right") if inside else (share + 0.008, "left")
         axes.text(
             where[0],
-            place,
+            float(place),
             f"{100 * share:.1f}",
             ha=where[1],
             va="center",
@@ -202,4 +202,6 @@ def _smooth(points: np.ndarray) -> np.ndarray:
     kernel = np.ones(2 * half + 1)
     total = np.convolve(np.where(known, points, 0.0), kernel, mode="same")
     count = np.convolve(known.astype(float), kernel, mode="same")
-    return np.divide(total, count, out=np.full(len(points), np.nan), where=count > 0)
+    mean = np.full(len(points), np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean

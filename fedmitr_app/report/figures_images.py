@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from fedmitr_app.report.canvas import COLOURS, INK, canvas, label
@@ -44,9 +45,9 @@ def synthetic_images(sample: PoolSample | None, path: Path) -> Path | None:
         kept = sample.kept
 
         def companion(axes: Axes, index: int, picture: np.ndarray, left: float) -> None:
-            alive = np.zeros(grid * grid, dtype=bool)
-            alive[np.asarray(torch.as_tensor(kept[index]).cpu()).astype(int)] = True
-            alive = alive.reshape(grid, grid)
+            flat = np.zeros(grid * grid, dtype=bool)
+            flat[np.asarray(torch.as_tensor(kept[index]).cpu()).astype(int)] = True
+            alive = flat.reshape(grid, grid)
             fade = np.kron(~alive, np.ones((sample.patch_size,) * 2))[..., None] * _FADE
             _show(axes, picture * (1 - fade) + _PAPER * fade, left)
             axes.add_collection(
@@ -103,7 +104,9 @@ def _pairs(sample: PoolSample, path: Path, companion: _Companion | None) -> Path
     titled = bool(len(sample.titles))
     height = rows * (side * 1.08 + (0.22 if titled else 0.04))
     with canvas(path, columns * side * (2.2 if companion else 1.12), height) as figure:
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, hspace=0.02, wspace=0.02)
+        layout = figure.get_layout_engine()
+        assert isinstance(layout, ConstrainedLayoutEngine)  # every canvas has it
+        layout.set(w_pad=0.03, h_pad=0.02, hspace=0.02, wspace=0.02)
         places = _places(figure, rows, columns)
         for axes, index, picture in zip(places, chosen, pictures, strict=False):
             _show(axes, picture, 0.0)

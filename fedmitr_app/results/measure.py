@@ -113,9 +113,9 @@ def measure(
     if fused.inversion is not None:
         curves = fused.inversion_curves
         alive = [round(count) for count in curves.get("alive", ())]
-        ratio = flop_ratio(teacher.models[0], alive)
+        ratio = None if teacher is None else flop_ratio(teacher.models[0], alive)
         results = replace(results, schedule=Schedule.build(fused.inversion), flop_ratio=ratio)
-    if fused.images:
+    if fused.images and teacher is not None:
         pool = Pool(folder.pool, model.num_patches).load(device)
         sample = _sample(pool, teacher, model, names, results.schedule)
         results = replace(results, diversity=_diversity(teacher, pool), pool=sample)
@@ -183,7 +183,7 @@ def _title(target: Tensor, names: Sequence[str]) -> str:
     likely = [
         names[label] for share, label in zip(shares, labels.tolist(), strict=True) if share >= 0.25
     ]
-    return " + ".join(likely) or names[labels[0]]
+    return " + ".join(likely) or names[int(labels[0])]
 
 
 def _diversity(teacher: Teacher, pool: PoolData) -> float:
@@ -202,7 +202,8 @@ def _sample(
     images, targets, mask = (part[:SHOWN_IMAGES] for part in (pool.images, pool.targets, pool.mask))
     stopped = schedule is not None and bool(schedule.stops)
     # [K, n, N] -> [n, grid, grid]
-    maps = torch.stack([member(images, attention=True).cls_attn for member in teacher.models])
+    seen = (member(images, attention=True).cls_attn for member in teacher.models)
+    maps = torch.stack([each for each in seen if each is not None])
     attention = teacher.density(maps, targets).unflatten(1, (model.grid, model.grid))
     return PoolSample(
         images=model.spec.denormalise(images).cpu(),

@@ -1,7 +1,7 @@
 """A run's results as a row for each client and as ``metrics.json``."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -105,7 +105,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
 
 
 def _of_fused(fused: Fused, flop_ratio: float | None, diversity: float) -> dict[str, Any]:
-    confidence = fused.inversion_curves.get("confidence") or [None]
+    confidence: Sequence[float | None] = fused.inversion_curves.get("confidence") or [None]
     return {
         "inversion": {
             "flop_ratio": flop_ratio,

@@ -120,7 +120,9 @@ def build_described(
         raise ModelError("its architecture is none that a run writes")
     module, builder, arguments, keywords = _call(architecture)
     with torch.device("meta"):  # shapes only
-        model = getattr(importlib.import_module(module), builder)(*arguments, **keywords)
+        model: VisionTransformer = getattr(importlib.import_module(module), builder)(
+            *arguments, **keywords
+        )
     model.load_state_dict(state, assign=True)
     return model
 

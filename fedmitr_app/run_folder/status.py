@@ -74,7 +74,7 @@ def settle_status(folder: Path) -> dict[str, Any]:
         return status
 
 
-def note_interrupted(folder: Path) -> Mapping[str, Any]:
+def note_interrupted(folder: Path) -> dict[str, Any]:
     """Note that a run that says it is running is not; whoever calls this holds the lock."""
     status = read_status(folder)
     if status.get("state") != RUNNING:

@@ -129,7 +129,7 @@ def _require_source(config: Config, own: bool) -> None:
         ) from error
 
 
-def _count(node: dict[str, object], key: str, default: int | None) -> int:
+def _count(node: Mapping[str, object], key: str, default: int | None) -> int:
     value = node.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(

@@ -179,8 +179,8 @@ class Collector:
         if self._shortened:
             why = f"no reply {self._patience:g} s after {self._enough} upload(s) (server.patience)."
         missing = [Rejection(self._name(node), why, node) for node in stream.pending.values()]
-        for node in missing:
-            _log.warning("%s: %s", node.client, node.reason)
+        for each in missing:
+            _log.warning("%s: %s", each.client, each.reason)
         return missing
 
     def _reject(self, who: str, reason: str, node: int) -> None:
@@ -197,7 +197,8 @@ def note_shared_keys(
     """
     rejected, no_data = tuple(rejected), tuple(no_data)
     givers: dict[str, set[int]] = {}
-    for each in (*accepted, *rejected, *no_data):
+    replies: Iterable[Upload | Rejection] = (*accepted, *rejected, *no_data)
+    for each in replies:
         givers.setdefault(each.client.partition("#")[0], set()).add(each.node)
     for client, nodes in givers.items():
         nodes.discard(0)  # nobody knows whose it is

@@ -53,7 +53,7 @@ class FedMITR(OneShotStrategy):
     ) -> None:
         super().__init__(model, "fedmitr", input_spec=input_spec, **others)
         name, settings = settings_for(self.model, preset, seed, changes)
-        sections = {
+        sections: dict[str, Any] = {
             "teacher": teacher,
             "merge": merge,
             "inversion": inversion,

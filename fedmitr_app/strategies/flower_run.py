@@ -45,7 +45,7 @@ class FlowerRun:
         self.simulated = is_simulation(grid)
         self.run_id: int = getattr(grid.run, "run_id", 0)
 
-    def on_exit(self, stop: Callable[[], object]) -> None:
+    def on_exit(self, stop: Callable[[], None]) -> None:
         """Have something called when Flower ends its process.
 
         A simulation's ServerApp, which runs in a thread, hears of no signal.
@@ -84,15 +84,15 @@ class FlowerRun:
         labels = self._deal_labels(config, strategy) if deal else None
         if config.inversion.backend == "ray" and self.simulated:
             await_ray()
-        told = {"class-names": list(class_names), GIVEN_KEY: self.given}
-        told |= settings_of(config.model)
+        told: dict[str, str | list[str]] = {"class-names": list(class_names)}
+        told |= {GIVEN_KEY: self.given, **settings_of(config.model)}
         result = strategy.start(
             self.grid,
             ArrayRecord(model.vit.state_dict()),
             num_rounds=1,
             timeout=config.server.timeout,
-            train_config=ConfigRecord(told),
-            evaluate_config=ConfigRecord(told),
+            train_config=ConfigRecord({**told}),
+            evaluate_config=ConfigRecord({**told}),
         )
         return result, labels
 

@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.strategies.records import HAVE_KEY, key_digest
+from fedmitr_app.strategies.records import HAVE_KEY, key_digest, records_of
 
 MARGIN = 3600.0
 """Seconds that a message lives beyond what its reply is waited for: Flower's own 12 hours would
@@ -26,7 +26,9 @@ def given_keys(grid: Grid) -> list[str]:
     return sorted(getattr(grid.run, "override_config", None) or {})
 
 
-def uploads_here(grid: Grid, nodes: Sequence[int], here: Mapping[str, set[int]]) -> dict[int, list]:
+def uploads_here(
+    grid: Grid, nodes: Sequence[int], here: Mapping[str, set[int]]
+) -> dict[int, list[str]]:
     """Say for each node which uploads it needn't send again, by the digests of their keys.
 
     Parameters
@@ -58,7 +60,7 @@ def messages(
     for node in nodes:
         own = content
         if told := (have or {}).get(node):
-            config = ConfigRecord({**content[config_key], HAVE_KEY: told})
+            config = ConfigRecord({**records_of(content, ConfigRecord)[config_key], HAVE_KEY: told})
             own = RecordDict({**content, config_key: config})
         made.append(Message(own, node, message_type, ttl=timeout + MARGIN))
     return made

@@ -76,7 +76,7 @@ def records_of(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
 
 def status_of(content: RecordDict) -> tuple[str, str, str]:
     """Return a reply's status ("ok" if it gives none), client key and reason, if any."""
-    upload = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
+    upload: Mapping[str, Any] = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
     words = (upload.get(key, "") for key in ("status", "client-key", "reason"))
     status, client, reason = (word[:1000] if isinstance(word, str) else "" for word in words)
     return status or "ok", client, reason
@@ -195,7 +195,7 @@ def _to_numpy(value: Tensor) -> np.ndarray:
 
 def _metadata(content: RecordDict, keys: RecordKeys) -> Metadata:
     metrics = metrics_of(content, keys)
-    upload = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
+    upload: Mapping[str, Any] = records_of(content, ConfigRecord).get(UPLOAD_KEY, {})
     return Metadata(
         num_examples=metrics.pop(keys.weighted_by, None),
         client=upload.get("client-key"),

@@ -6,7 +6,7 @@ them in memory. Each reply here is pulled when the one before has been dealt wit
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -197,7 +197,7 @@ class StreamingGrid(Grid):
         return self._inner.pull_messages(message_ids)
 
 
-def _nodes_by_id(messages: list[Message], ids: list[str | None]) -> dict[str, int]:
+def _nodes_by_id(messages: list[Message], ids: Sequence[str | None]) -> dict[str, int]:
     # Some grids leave a failed message's id out, others put None in its place; both
     # write the id into the message itself.
     if len(ids) == len(messages):

@@ -167,16 +167,18 @@ class Teacher:
         def there(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
-        moved = {
-            name: there(getattr(self, name))
-            for name in ("class_weights", "logit_shift", "logit_scale")
-        }
-        moved["class_means"] = tuple(map(there, self.class_means))
         models = tuple(
             model if isinstance(model, OffloadedViT) else copy.deepcopy(model).to(device)
             for model in self.models
         )
-        return replace(self, models=models, **moved)
+        return replace(
+            self,
+            models=models,
+            class_weights=self.class_weights.to(device),
+            logit_shift=there(self.logit_shift),
+            logit_scale=there(self.logit_scale),
+            class_means=tuple(map(there, self.class_means)),
+        )
 
     @property
     def normalised_weights(self) -> Tensor:
@@ -258,14 +260,16 @@ class Teacher:
             combined = self.combine_logits(torch.stack([output.logits for output in outputs]))
             if not patch_logits:
                 return TeacherOutput(combined, None)
-            tokens = torch.stack([output.patch_logits for output in outputs])
-            return TeacherOutput(combined, self.combine_logits(tokens))
+            tokens = [each.patch_logits for each in outputs if each.patch_logits is not None]
+            return TeacherOutput(combined, self.combine_logits(torch.stack(tokens)))
 
         found = self.halving.over(len(images), answer)
         if len(found) == 1:
             return found[0]
-        tokens = torch.cat([part.patch_logits for part in found]) if patch_logits else None
-        return TeacherOutput(torch.cat([part.logits for part in found]), tokens)
+        tokens = [part.patch_logits for part in found if part.patch_logits is not None]
+        return TeacherOutput(
+            torch.cat([part.logits for part in found]), torch.cat(tokens) if tokens else None
+        )
 
 
 def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ def build_ensemble(folder: Path, stored: Stored, spec: InputSpec, device: torch.
         vit = build_described(facts["architecture"], state)
         models.append(PatchViT(vit, spec).to(device))
         keys.append(key)
-    found = {name: tensors[name].to(device) for name in _COMBINED_BY if name in tensors}
+    found: dict[str, Any] = {
+        name: tensors[name].to(device) for name in _COMBINED_BY if name in tensors
+    }
     _check(facts["combine"], found, len(models), models[0].num_classes)
     return Ensemble(Teacher(tuple(models), facts["combine"], keys=tuple(keys), **found))
 

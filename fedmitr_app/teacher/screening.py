@@ -178,7 +178,8 @@ def agreements(logits: Tensor, priors: Tensor) -> Tensor:
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, over the first dimension."""
     one, other = one - one.mean(0), other - other.mean(0)
-    return (one * other).sum(0) / (one.norm(dim=0) * other.norm(dim=0)).clamp_min(_TINY)
+    lengths: Tensor = one.norm(dim=0) * other.norm(dim=0)
+    return (one * other).sum(0) / lengths.clamp_min(_TINY)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

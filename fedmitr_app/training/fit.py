@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -162,7 +163,7 @@ def fit(  # noqa: C901
 
 def parameter_groups(
     model: PatchViT, weight_decay: float, head_rate: float = 0.0
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Split the trainable parameters into those that decay and those that don't.
 
     Biases, norms, and what the ViT itself lists (position embedding, class token) don't:

@@ -104,7 +104,8 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     parts = list(parts_of(states, initial))
     if not parts:
         return [Weighed()] * len(uploads)
-    squares = sum(part.products.diagonal() for part in parts)
+    nothing = torch.zeros((), dtype=torch.float64)
+    squares = sum((part.products.diagonal() for part in parts), nothing)
     floor = FLOOR * median((squares / sum(part.count for part in parts)).sqrt())
     unfit, scaled = [""] * len(uploads), [""] * len(uploads)
     factors: list[dict[str, float]] = [{} for _ in uploads]

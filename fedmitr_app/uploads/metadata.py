@@ -101,7 +101,7 @@ def check_client_key(value: Any) -> str:
             f"client-key = {_short(value)}: it must be 1 to {MAX_KEY_LENGTH} "
             "printable characters without ',' or '#', nor spaces around them."
         )
-    return value
+    return str(value)
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

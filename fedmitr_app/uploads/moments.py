@@ -59,7 +59,8 @@ class ClassMoments:
         """Return ``[D, D]``: the scatter about each class's own mean, summed over classes."""
         present = self.counts > 0
         roots = self.sums[present] / np.sqrt(self.counts[present])[:, None]
-        return self.scatter - roots.T @ roots
+        within: np.ndarray = self.scatter - roots.T @ roots
+        return within
 
 
 def moments_reference(num_classes: int, features: int) -> dict[str, ArraySpec]:
@@ -119,7 +120,7 @@ def too_long(parts: Sequence[ClassMoments], usual: float, longest: float) -> lis
         Length that no feature can have, by θ₀'s norm.
     """
     squares = [float(np.trace(part.scatter) / part.counts.sum()) for part in parts]
-    median = max(statistics.median_low([*squares, usual]), np.finfo(np.float32).tiny)
+    median = max(statistics.median_low([*squares, usual]), float(np.finfo(np.float32).tiny))
     most = min(MOST_LENGTH * math.sqrt(median), (1 + ROUNDING) * longest)
     reasons = []
     for part, square in zip(parts, squares, strict=True):

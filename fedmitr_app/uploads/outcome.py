@@ -113,7 +113,7 @@ def round_of(facts: Any) -> tuple[RoundOutcome, dict[str, str]]:
             raise ValueError(str(error)) from error
     counts = {name: _number(facts[name], int) for name in ("asked", "repeated")}
     seconds = {name: _number(facts[name], float) for name in ("collect_seconds", "fuse_seconds")}
-    replies = {name: _replies(facts[name]) for name in ("rejected", "no_data", "missing")}
+    replies: dict[str, Any] = {n: _replies(facts[n]) for n in ("rejected", "no_data", "missing")}
     return RoundOutcome(**counts, **seconds, **replies), accepted
 
 

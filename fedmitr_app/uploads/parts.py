@@ -19,7 +19,7 @@ class Part(NamedTuple):
     """One array, or a third of one, of all voters: the K uploads, then θ₀."""
 
     name: str
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of a tuple's own, which nobody calls
     products: Tensor
     """``[V, V]``, float64: scalar products of their values."""
     peaks: Tensor
@@ -96,4 +96,4 @@ def _part(name: str, values: Sequence[Tensor]) -> Part:
 
 def median(values: Tensor) -> float:
     """Return the higher median: half of the voters may be too small, or lie."""
-    return statistics.median_high(values.tolist())
+    return float(statistics.median_high(values.tolist()))

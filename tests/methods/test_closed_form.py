@@ -148,6 +148,14 @@ def test_features_that_theta0_does_not_give_are_left_out(tmp_path, caplog, metho
 
 
 @both
+def test_a_model_whose_features_no_norm_measures_is_refused_in_a_sentence(tmp_path, method):
+    task, _ = task_of(tmp_path, (True, True))
+    task.model.vit.norm = torch.nn.Identity()  # as timm builds it with final_norm=False
+    with pytest.raises(MethodUnavailable, match="^the initial model doesn't end in a LayerNorm"):
+        method(task)
+
+
+@both
 def test_a_claim_that_is_not_believed_counts_for_no_more_here(tmp_path, method):
     """Moments add up by their numbers of images: a thousand times as many are no louder."""
     task, _ = task_of(tmp_path, (True, True))

@@ -37,11 +37,11 @@ class EnsembleForward:
     members: Tensor | None = None
 
     @cached_property
-    def served(self) -> Sequence[Tensor] | None:
+    def served(self) -> list[Tensor] | None:
         """Which images each client serves, looked up once: on a GPU the search waits for it."""
         if self.members is None:
             return None
-        return tuple(who.nonzero().flatten() for who in self.members)
+        return [who.nonzero().flatten() for who in self.members]
 
     def run(self, k: int, patches: Tensor, position_idx: Tensor, attention: bool) -> ViTOutput:
         """Run model ``k`` on patches ``[B, n, C*p*p]`` at ``position_idx`` ``[B, n]``."""
@@ -58,16 +58,16 @@ class EnsembleForward:
         """Run all models at once; each output is as :meth:`run` gives it."""
         clients, inputs = len(self.models), (patches, position_idx)
         if self.served is None:
-            inputs = (p.expand(clients, *p.shape) for p in inputs)
-            seen = stack.forward_patches(*inputs, attention=attention)
+            every, place = (p.expand(clients, *p.shape) for p in inputs)
+            seen = stack.forward_patches(every, place, attention=attention)
         else:
             # Selected, not indexed: on a CPU the way back from an index goes number by number.
             shown, counted, places = self._in_stack
-            inputs = (p.index_select(0, shown).unflatten(0, (clients, -1)) for p in inputs)
-            seen = stack.forward_patches(*inputs, attention=attention)
-            picked = (None if p is None else p.flatten(0, 1).index_select(0, counted) for p in seen)
-            spread = _spread(ViTOutput(*picked), places, clients * len(patches))
-            seen = (None if p is None else p.unflatten(0, (clients, -1)) for p in spread)
+            some, place = (p.index_select(0, shown).unflatten(0, (clients, -1)) for p in inputs)
+            seen = stack.forward_patches(some, place, attention=attention)
+            picked = seen.each(lambda part: part.flatten(0, 1).index_select(0, counted))
+            spread = _spread(picked, places, clients * len(patches))
+            seen = spread.each(lambda part: part.unflatten(0, (clients, -1)))
         parts = ([None] * clients if part is None else part.unbind(0) for part in seen)
         return [ViTOutput(*output) for output in zip(*parts, strict=True)]
 
@@ -92,6 +92,7 @@ class EnsembleForward:
             The images, model after model; which of the answers to them count; and where among
             ``K * B`` those belong.
         """
+        assert self.members is not None and self.served is not None  # else all are shown
         rows, batch = self.served, self.members.shape[1]
         shown = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         shown = F.pad(shown, (0, -shown.shape[1] % EVEN))
@@ -103,11 +104,6 @@ class EnsembleForward:
 
 def _spread(output: ViTOutput, rows: Tensor, batch: int) -> ViTOutput:
     """Put some images' outputs in their places among ``batch`` images; zeros elsewhere."""
-    return ViTOutput(
-        *(
-            None
-            if value is None
-            else value.new_zeros(batch, *value.shape[1:]).index_copy(0, rows, value)
-            for value in output
-        )
+    return output.each(
+        lambda part: part.new_zeros(batch, *part.shape[1:]).index_copy(0, rows, part)
     )

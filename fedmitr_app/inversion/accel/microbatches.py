@@ -39,5 +39,5 @@ class Microbatches:
         if len(found) == 1:
             return found[0]
         loss, grad, logits = (torch.cat(field) for field in list(zip(*found, strict=True))[:3])
-        maps = torch.cat([one.cls_attn for one in found], dim=1) if attention else None
-        return Gradient(loss, grad, logits, maps)
+        maps = [one.cls_attn for one in found if one.cls_attn is not None]
+        return Gradient(loss, grad, logits, torch.cat(maps, dim=1) if attention else None)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -47,10 +47,11 @@ def make_on_ray(maker: ShardMaker, jobs: Sequence[Job], on_step: OnStep) -> Iter
     with cluster(maker.config.ray_address) as (environment, flowers), _sentences():
         again = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
         options = {"runtime_env": _seeing_gpus(environment) if flowers else environment, **again}
-        queue = _StepQueue.options(num_cpus=0, **options).remote()
+        # Ray's types don't say what its decorator makes of a class.
+        queue = cast(Any, _StepQueue).options(num_cpus=0, **options).remote()
         shared = ray.put(maker.to(torch.device("cpu")))
         devices, takes = _share(maker.device, maker.config.workers, len(jobs), flowers)
-        worker = _Worker.options(**options, **takes)
+        worker = cast(Any, _Worker).options(**options, **takes)
         workers = [worker.remote(shared, device, queue) for device in devices]
         _log.info("%d shard(s) are made by %d Ray worker(s).", len(jobs), len(workers))
         try:
@@ -191,7 +192,7 @@ class _Worker:
         shard = self._maker.make(job, on_step)
         with contextlib.suppress(RayError):  # a lost line of progress is no lost shard
             ray.get(report(), timeout=FETCH_SECONDS)
-        here = {
+        here: dict[str, Any] = {
             name: value.cpu() if isinstance(value, torch.Tensor) else value
             for name, value in shard.inverted._asdict().items()
         }

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.fused import Fused
@@ -48,6 +49,10 @@ def _believed(task: Task) -> list[ClassMoments]:
     sharing = [(upload, client) for upload, client in pairs if upload.moments]
     parts = [upload.load_moments() for upload, _ in sharing]
     norm = task.model.vit.norm
+    if not isinstance(norm, nn.LayerNorm):
+        raise MethodUnavailable(
+            "the initial model doesn't end in a LayerNorm, which says how long its features can be"
+        )
     scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
     # Normed values have a mean square of 1 at most, so that all of them are √D long.
     longest = float(scale.abs().max() * len(scale) ** 0.5 + shift.norm())
@@ -84,7 +89,7 @@ def mean_variance(covariance: np.ndarray, moments: ClassMoments) -> float:
     """
     size = len(covariance)
     least = RELATIVE_FLOOR * np.trace(moments.scatter) / moments.counts.sum() / size
-    return max(np.trace(covariance) / size, least + np.finfo(np.float32).tiny)
+    return float(max(np.trace(covariance) / size, least + np.finfo(np.float32).tiny))
 
 
 def with_head(task: Task, weight: np.ndarray, bias: np.ndarray) -> Fused:

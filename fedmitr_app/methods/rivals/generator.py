@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,7 +178,9 @@ def generate_batch(
     targets = draw_targets("balanced", count, task.model.num_classes, rng).to(task.device)
     parameters = list(maker.parameters())
     optimiser = torch.optim.Adam(parameters, config.learning_rate, betas=(0.5, 0.999))
-    lowest, best, points = torch.tensor(math.inf, device=task.device), None, []
+    lowest = torch.tensor(math.inf, device=task.device)
+    best: Tensor | None = None
+    points: list[dict[str, Tensor]] = []
     for _ in range(config.steps):
         images = maker(noise)
         views = draw_roll_flip(count, spec.size, inversion.roll, inversion.flip, rng)
@@ -198,6 +200,7 @@ def generate_batch(
     curves = {name: torch.stack([point[name] for point in points]) for name in points[0]}
     if not curves["loss"].isfinite().all():
         raise TrainingError.diverged("generator", config.learning_rate)
+    assert best is not None  # a generator takes one step at least
     keep_idx = torch.arange(task.model.num_patches).expand(count, -1)
     return Generated(Inverted(best, targets, keep_idx, {}), curves)
 
@@ -291,7 +294,7 @@ def _generate(
         return generate_batch(task, teacher, objective, student, turn, count, on_step)
 
 
-def _provenance(settings: MethodSettings, teacher: Teacher, turn: int) -> dict:
+def _provenance(settings: MethodSettings, teacher: Teacher, turn: int) -> dict[str, Any]:
     return {
         "seed": settings.seed,
         "turn": turn,
