@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.evaluation import answers, share_right
-from fedmitr_app.methods import Fused, Task, find_method, screen, settings_for
+from fedmitr_app.methods import MethodResult, Task, find_method, screen, settings_for
 from fedmitr_app.methods.registry import MOMENTS
-from fedmitr_app.models import InputSpec, PatchViT, architecture_of, take_model
+from fedmitr_app.models import InputSpec, PatchViT, architecture_of, wrap_model
 from fedmitr_app.run_folder.global_model import save_global_model
 from fedmitr_app.teacher import Teacher, save_ensemble
 from fedmitr_app.uploads import (
@@ -49,7 +49,7 @@ State = Mapping[str, Tensor] | str | Path
 class FusedModel:
     """What :func:`fuse` made of the uploads."""
 
-    fused: Fused = field(repr=False)
+    fused: MethodResult = field(repr=False)
     """The global model and how it came about: images, curves, seconds."""
     spec: InputSpec
     """What the model expects of an image."""
@@ -158,7 +158,7 @@ def fuse(
     RunFolderError
         If ``run_dir`` can't be used.
     """
-    taken, chosen = take_model(model, input_spec), find_method(method, "method")
+    taken, chosen = wrap_model(model, input_spec), find_method(method, "method")
     if MOMENTS in chosen.needs and (moments is None or all(each is None for each in moments)):
         raise ConfigError.bad_value(
             "moments", None, f"each client's ClassMoments, which method = {method!r} needs"

@@ -11,7 +11,13 @@ from flwr.clientapp import ClientApp
 
 from fedmitr_app.errors import FedmitrError
 from fedmitr_app.evaluation import HELD_OUT, TRAINED_ON, accuracy
-from fedmitr_app.models import DECIDED_KEYS, InputSpec, PatchViT, architecture_of, model_with
+from fedmitr_app.models import (
+    DECIDED_KEYS,
+    InputSpec,
+    PatchViT,
+    architecture_of,
+    model_from_weights,
+)
 from fedmitr_app.partitions import ImageSet, align_labels, clean_name, hold_out, load_shard
 from fedmitr_app.strategies.client import Client, client_key, read_client
 from fedmitr_app.strategies.keeping import keep_model
@@ -28,8 +34,8 @@ from fedmitr_app.strategies.records import (
     key_digest,
     moments_record,
     records_of,
+    server_config,
     to_array_record,
-    told_config,
 )
 from fedmitr_app.training import class_moments, fit
 from fedmitr_app.utils.device import device_lines
@@ -61,7 +67,7 @@ def _reply(
 ) -> Message:
     join_flower_log()
     try:
-        told = told_config(message.content, KEYS)
+        told = server_config(message.content, KEYS)
         decided = {key: told[key] for key in DECIDED_KEYS if key in told}
         client = read_client(context, told.get(GIVEN_KEY, []), decided)
         for line in device_lines(f"client {client.key}", client.device, torch.get_num_threads()):
@@ -80,7 +86,7 @@ def _reply(
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
-    if key_digest(client.key) in told_config(content, KEYS).get(HAVE_KEY, []):
+    if key_digest(client.key) in server_config(content, KEYS).get(HAVE_KEY, []):
         _log.info("client %s has sent its upload before.", client.key)
         return _no_upload(client.key, "kept", "the server has its upload.")
     shard, _ = _load_shard(client, content)
@@ -126,7 +132,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
 
 
 def _evaluate(client: Client, content: RecordDict) -> RecordDict:
-    told = told_config(content, KEYS)
+    told = server_config(content, KEYS)
     model, problem = _load_model(client, content), ""
     if client.model_dir is not None:
         try:
@@ -162,7 +168,7 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
-    told = told_config(content, KEYS).get("class-names")
+    told = server_config(content, KEYS).get("class-names")
     _log.info("client %s: %s", client.key, shard.read)
     shard = align_labels(shard, tuple(map(clean_name, told))) if told else shard
     trained_on, held = hold_out(shard, config.client.holdout, config.seed, client.key)
@@ -174,7 +180,7 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
 def _load_model(client: Client, content: RecordDict) -> PatchViT:
     state = records_of(content, ArrayRecord)[KEYS.arrays].to_torch_state_dict()
     config = client.config
-    return model_with(state, config.model, InputSpec.of(config.data), config.seed)
+    return model_from_weights(state, config.model, InputSpec.of(config.data), config.seed)
 
 
 def _no_upload(key: str, status: str, reason: str) -> RecordDict:

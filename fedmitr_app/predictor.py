@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, DataError, RunFolderError
-from fedmitr_app.models import InputSpec, take_model
+from fedmitr_app.models import InputSpec, wrap_model
 from fedmitr_app.partitions.images import decode_all
 from fedmitr_app.run_folder.global_model import DESCRIPTION_NAME, WEIGHTS_NAME, build_described
 from fedmitr_app.teacher import ENSEMBLE_NAME, Ensemble, build_ensemble
@@ -183,7 +183,7 @@ def _read_model(folder: Path, device: torch.device) -> Read:
     with open_tensors(folder / WEIGHTS_NAME, "pt") as stored:
         state = {name: stored.get_tensor(name) for name in stored.keys()}
     model = build_described(described["architecture"], state)
-    take_model(model, spec)  # finite float32 numbers, which answer images of that kind
+    wrap_model(model, spec)  # finite float32 numbers, which answer images of that kind
     return model, names, spec
 
 
@@ -197,7 +197,7 @@ def _read_ensemble(folder: Path, device: torch.device) -> Read:
     names, spec = _names_and_spec(stored.facts)
     model = build_ensemble(folder, stored, spec, device)
     for member in model.teacher.models:
-        take_model(member)
+        wrap_model(member)
     return model, names, spec
 
 

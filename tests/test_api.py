@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 import fedmitr_app as fedmitr
 from fedmitr_app.errors import ConfigError, DataError, RunFolderError, UploadError
 from fedmitr_app.methods import METHODS, settings_for
-from fedmitr_app.models import InputSpec, spec_of, take_model
+from fedmitr_app.models import InputSpec, spec_of, wrap_model
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.strategies import OneShotStrategy, split_ensemble
 from fedmitr_app.strategies.records import MOMENTS_KEY
@@ -38,7 +38,7 @@ SMALL = {
     "inversion.candidates": 2,
     "distillation.steps": 5,
     "distillation.batch-size": 4,
-    "distillation.held-out": 0.0,
+    "distillation.holdout": 0.0,
     "generator.turns": 3,
     "generator.steps": 2,
     "generator.latent": 8,
@@ -49,7 +49,7 @@ NAMES = sorted(name for name, method in METHODS.items() if "real-images" not in 
 
 def shared_moments():
     """Each client's, of images of its own under θ₀."""
-    model, found = take_model(vit()).eval(), []
+    model, found = wrap_model(vit()).eval(), []
     for number, count in enumerate(EXAMPLES):
         rng = torch.Generator().manual_seed(number)
         images = torch.randint(0, 256, (count, 1, 16, 16), generator=rng, dtype=torch.uint8)
@@ -75,7 +75,7 @@ def by_strategy(method):
         return reply(message, RecordDict(content))
 
     model = vit()
-    _, settings = settings_for(take_model(model), changes=SMALL)
+    _, settings = settings_for(wrap_model(model), changes=SMALL)
     strategy = OneShotStrategy(model, method, settings, device="cpu", **QUICK)
     grid = FakeGrid([11, 12, 13], answer)
     return strategy.start(grid, ArrayRecord(model.state_dict()), timeout=5.0)
@@ -127,13 +127,13 @@ def test_settings_and_normalisation_suit_what_the_model_is():
     model = trained(img_size=32)
     imagenet = model.pretrained_cfg
     assert spec_of(model) == InputSpec(32, 3, tuple(imagenet["mean"]), tuple(imagenet["std"]))
-    name, settings = settings_for(take_model(model))
+    name, settings = settings_for(wrap_model(model))
     assert name == "pretrained" and settings.merge.head == "additive"
     assert settings.distillation.train == "head" and settings.teacher.combine == "class-means"
     fresh = timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES, img_size=32)
     assert spec_of(fresh) == InputSpec(32, 3, (0.5,), (0.5,))
-    assert settings_for(take_model(fresh))[0] == "default"
-    assert settings_for(take_model(vit()), "pretrained")[0] == "pretrained"
+    assert settings_for(wrap_model(fresh))[0] == "default"
+    assert settings_for(wrap_model(vit()), "pretrained")[0] == "pretrained"
     lines = fedmitr.FedMITR(model, device="cpu").summary_lines()
     assert "Settings: 'pretrained'" in lines
     assert any(line.startswith("Images: 32 px, mean (0.485") for line in lines)

@@ -13,8 +13,8 @@ from fedmitr_app.experiments.cell import read_cell
 from fedmitr_app.experiments.decided import decided
 from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid
-from fedmitr_app.models import PatchViT, deciding
-from fedmitr_app.models.deciding import HALF, ONEDNN, PLAIN
+from fedmitr_app.models import PatchViT, auto_precision
+from fedmitr_app.models.auto_precision import HALF, ONEDNN, PLAIN
 from tests.helpers.fake_grid import context
 from tests.helpers.resuming import RESUME, Stopped, fedmitr_module, stop_at
 
@@ -32,7 +32,7 @@ def let_it_be(monkeypatch, fast, calls=None):
             calls.append(fast)
         return {way: 0.1 if way == FAST[fast] else 1.0 for way in FAST.values()}
 
-    monkeypatch.setattr(deciding, "seconds_of", seconds_of)
+    monkeypatch.setattr(auto_precision, "seconds_of", seconds_of)
 
 
 def note_passes(monkeypatch):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fedmitr_app import run
 from fedmitr_app.config import flatten, parse_config
 from fedmitr_app.errors import ConfigError, DataError, FedmitrError, RunFolderError
-from fedmitr_app.methods import Fused
+from fedmitr_app.methods import MethodResult
 from fedmitr_app.partitions import label_matrix
 from fedmitr_app.report.verdict import reproduce_command
 from fedmitr_app.results.write import report_data
@@ -372,7 +372,7 @@ def test_the_command_to_reproduce_names_the_preset_and_what_was_changed(federati
 class _NoResults:
     """As much of Results as the command needs."""
 
-    fused, schedule, pool = Fused(None), None, None
+    fused, schedule, pool = MethodResult(None), None, None
     labels: dict[str, list[int]] = {}
     simulated = True
     class_names: tuple[str, ...] = ()

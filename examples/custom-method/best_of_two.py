@@ -3,12 +3,12 @@
 import torch
 
 from fedmitr_app.inversion import draw_initial_images
-from fedmitr_app.methods import METHODS, Fused, Task, register
+from fedmitr_app.methods import METHODS, MethodResult, Task, register
 from fedmitr_app.utils.randomness import generator
 
 
 @register("best-of-two", reads=["merge", "teacher"])
-def best_of_two(task: Task) -> Fused:
+def best_of_two(task: Task) -> MethodResult:
     """Ask both and the ensemble about generic images: no image of the clients is needed."""
     rng = generator(task.settings.seed, "best-of-two")
     images = draw_initial_images("procedural", 256, task.model.spec, rng).to(task.device)
@@ -16,7 +16,7 @@ def best_of_two(task: Task) -> Fused:
         wanted = task.teacher(images).logits.softmax(-1)
 
     @torch.no_grad()
-    def distance(fused: Fused) -> float:
+    def distance(fused: MethodResult) -> float:
         return float((fused.predict(images).softmax(-1) - wanted).abs().sum(-1).mean())
 
     return min((METHODS[name](task) for name in ("merged", "fedavg")), key=distance)

@@ -574,7 +574,7 @@ class DistillationConfig:
     last_blocks: int = whole(1, low=1, doc="how many, for 'last-blocks'")
     roll: float = number(0.125, low=0.0, high=0.5, doc="as inversion.roll")
     flip: float = number(0.0, low=0.0, high=1.0, doc="as inversion.flip")
-    held_out: float = number(
+    holdout: float = number(
         0.1,
         low=0.0,
         high=0.5,

@@ -106,7 +106,7 @@ def top_eigenvalue(
     most_iterations : int
         Where to stop in any case.
     """
-    # Fused attention has no second derivative.
+    # MethodResult attention has no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         grads = torch.autograd.grad(loss(), parameters, create_graph=True)
         slope = torch.cat([grad.flatten() for grad in grads])

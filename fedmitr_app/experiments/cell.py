@@ -18,7 +18,7 @@ from fedmitr_app.errors import FedmitrError, MethodUnavailable, RunFolderError
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Cell
-from fedmitr_app.methods import METHODS, Fused, MethodSettings, Task
+from fedmitr_app.methods import METHODS, MethodResult, MethodSettings, Task
 from fedmitr_app.methods.registry import MOMENTS, REAL_IMAGES
 from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
@@ -227,7 +227,7 @@ def code_name() -> str:
     return f"{commit['id'][:12]}{changed}, torch {facts['packages'].get('torch')}, {facts['cpu']}"
 
 
-def _last(fused: Fused) -> dict[str, float | None]:
+def _last(fused: MethodResult) -> dict[str, float | None]:
     loss = fused.distillation_loss[-1] if fused.distillation_loss else None
     return {"loss": loss, **{f"{name}_seconds": took for name, took in fused.seconds.items()}}
 

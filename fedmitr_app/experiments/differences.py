@@ -28,9 +28,9 @@ COLUMNS = (
     "standard_error",
     "low",
     "high",
-    "told",
+    "verdict",
 )
-HEADINGS = ("method", "difference, points", "95 % interval", "told", "seeds")
+HEADINGS = ("method", "difference, points", "95 % interval", "verdict", "seeds")
 _FEDERATION = list(COLUMNS[:5])
 
 
@@ -40,7 +40,7 @@ def paired(frame: pd.DataFrame, against: Sequence[str]) -> pd.DataFrame:
     ``difference`` is the mean over the seeds that both have of row minus reference, as shares of
     1; ``standard_error`` the deviation of those differences over the root of their number;
     ``low`` to ``high`` the interval that Student's t gives at 95 %. Of one seed there is no
-    error. ``told`` says which is higher: nothing if the interval holds 0, and nothing of fewer
+    error. ``verdict`` says which is higher: nothing if the interval holds 0, and nothing of fewer
     than five seeds.
 
     Parameters
@@ -74,10 +74,10 @@ def _summed_up(differences: pd.Series) -> tuple[int, float, float, float, float,
     half = Error(error, count).half_width
     low, high = mean - half, mean + half
     if count < FEWEST_SEEDS:
-        told = _too_few(count)
+        verdict = _too_few(count)
     else:
-        told = "higher" if low > 0 else "lower" if high < 0 else "can't be told"
-    return count, mean, error, low, high, told
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "can't be told"
+    return count, mean, error, low, high, verdict
 
 
 def _too_few(count: int) -> str:
@@ -113,14 +113,14 @@ def _printed(lines: pd.DataFrame) -> list[tuple[str, list[list[str]]]]:
 
 def _line(line: Any) -> list[str]:
     if not line.seeds:
-        return [line.row, "", "", line.told, "0"]
+        return [line.row, "", "", line.verdict, "0"]
     mean = f"{100 * line.difference:+.1f}"
     if math.isnan(line.standard_error):
-        return [line.row, mean, "", line.told, str(line.seeds)]
+        return [line.row, mean, "", line.verdict, str(line.seeds)]
     return [
         line.row,
         f"{mean} ± {100 * line.standard_error:.1f}",
         f"{100 * line.low:+.1f} to {100 * line.high:+.1f}",
-        line.told,
+        line.verdict,
         str(line.seeds),
     ]

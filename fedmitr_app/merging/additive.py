@@ -15,7 +15,7 @@ from fedmitr_app.uploads.class_means import (
     HEAD,
     READ,
     SCALE,
-    other_heads,
+    most_lack_class_means,
     read_class_means,
 )
 
@@ -35,7 +35,7 @@ def additive_head(taken: Mergeable) -> dict[str, Tensor]:
         heads[client][key], dtypes[key] = value, dtype
     read = read_class_means(heads, taken.initial)
     keys = [upload.client for upload in taken.uploads]
-    if other_heads(read, keys, "merge.head = 'additive'", "average"):
+    if most_lack_class_means(read, keys, "merge.head = 'additive'", "average"):
         return {}
     kept = [(size, each) for size, each in zip(taken.shares, read, strict=True) if each]
     known = torch.stack([size * each.shares for size, each in kept])

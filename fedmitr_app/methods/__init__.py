@@ -1,7 +1,7 @@
 """One-shot methods on one seam: each turns the same uploads into a global model.
 
-A method is a function from a :class:`Task` to a :class:`Fused`, registered with what there is to
-know of it (:mod:`fedmitr_app.methods.registry`).
+A method is a function from a :class:`Task` to a :class:`MethodResult`, registered with what there
+is to know of it (:mod:`fedmitr_app.methods.registry`).
 """
 
 import importlib
@@ -9,7 +9,6 @@ import pkgutil
 
 from fedmitr_app.methods.background import run_in_background
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import (
     METHODS,
     Method,
@@ -18,6 +17,7 @@ from fedmitr_app.methods.registry import (
     known_methods,
     register,
 )
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.running import run_with_control, screen
 from fedmitr_app.methods.settings import MethodSettings, settings_for
 from fedmitr_app.methods.task import Task
@@ -28,7 +28,7 @@ for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
 
 __all__ = [
     "METHODS",
-    "Fused",
+    "MethodResult",
     "Method",
     "MethodSettings",
     "Task",

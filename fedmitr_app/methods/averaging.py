@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
 
@@ -18,21 +18,21 @@ from fedmitr_app.models import PatchViT
     screens=False,
     paper="McMahan et al., AISTATS 2017",
 )
-def fedavg(task: Task) -> Fused:
+def fedavg(task: Task) -> MethodResult:
     """Average the uploads by their numbers of examples."""
-    return Fused(_loaded(task, task.average))
+    return MethodResult(_loaded(task, task.average))
 
 
 @register("fedavg-uniform", reads=["teacher"], averages=True, screens=False)
-def fedavg_uniform(task: Task) -> Fused:
+def fedavg_uniform(task: Task) -> MethodResult:
     """Average the uploads, each counting for the same."""
-    return Fused(_loaded(task, task.averaged("uniform")))
+    return MethodResult(_loaded(task, task.averaged("uniform")))
 
 
 @register("merged", reads=["merge", "teacher"], averages=True)
-def merged(task: Task) -> Fused:
+def merged(task: Task) -> MethodResult:
     """Merge the uploads as ``merge.*`` says: what a student starts from, and must beat."""
-    return Fused(_loaded(task, task.merged))
+    return MethodResult(_loaded(task, task.merged))
 
 
 def _loaded(task: Task, state: Mapping[str, Tensor]) -> PatchViT:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedmitr_app.errors import FedmitrError, RunFolderError
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import METHODS
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
@@ -30,7 +30,7 @@ _PROBED = "probed"
 _LAST_WORDS = 60.0
 """Seconds that are waited for who hears a process out that is over: a disk may hang."""
 
-Result = Callable[[], Fused | None]
+Result = Callable[[], MethodResult | None]
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def run_in_background(method: str, task: Task) -> Iterator[Result]:
 
     Yields
     ------
-    Callable[[], Fused | None]
+    Callable[[], MethodResult | None]
         Waits for the result, whose teacher is left out. None, after a warning that says why,
         if the method failed or its process died: what goes on beside it isn't lost with it.
     """
@@ -93,7 +93,7 @@ def run_in_background(method: str, task: Task) -> Iterator[Result]:
         listener.join(_LAST_WORDS)  # what it still writes is the task's: not after its folder's end
 
 
-def _here(method: str, task: Task) -> Fused | None:
+def _here(method: str, task: Task) -> MethodResult | None:
     try:
         return METHODS[method](task)
     except Exception as error:  # such as a GPU out of memory: the global model is there already
@@ -126,7 +126,7 @@ class _Listener(threading.Thread):
     def __init__(self, pipe: Connection, method: str, task: Task) -> None:
         super().__init__(name="background", daemon=True)
         self._pipe, self._method, self._task = pipe, method, task
-        self._fused: Fused | None = None
+        self._fused: MethodResult | None = None
         self.wanted = True
 
     def run(self) -> None:
@@ -150,12 +150,12 @@ class _Listener(threading.Thread):
         if self._fused is None and self.wanted:
             _warn(self._method, failure)
 
-    def _with_model(self, fused: Fused) -> Fused:
+    def _with_model(self, fused: MethodResult) -> MethodResult:
         model = copy.deepcopy(self._task.model)
         model.vit.load_state_dict(load_tensors(self._task.folder / FUSED).tensors)
         return replace(fused, model=model.eval())
 
-    def result(self) -> Fused | None:
+    def result(self) -> MethodResult | None:
         self.join()
         return self._fused
 

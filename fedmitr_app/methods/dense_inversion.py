@@ -8,8 +8,8 @@ which a ViT has not.
 from dataclasses import replace
 
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 
@@ -23,6 +23,6 @@ def settings(ours: MethodSettings) -> MethodSettings:
 
 
 @register("dense-inversion", makes_images=True, paper="after DeepInversion, Yin et al., CVPR 2020")
-def dense_inversion(task: Task) -> Fused:
+def dense_inversion(task: Task) -> MethodResult:
     """Invert every patch to the end, distil the class token's answer only."""
     return fedmitr(task.alter(settings))

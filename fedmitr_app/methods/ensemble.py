@@ -1,11 +1,11 @@
 """The bare ensemble: keep every upload; the ceiling that distillation aims at."""
 
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.task import Task
 
 
 @register("ensemble", reads=["merge", "teacher"])
-def ensemble(task: Task) -> Fused:
+def ensemble(task: Task) -> MethodResult:
     """Answer with all clients, combined as ``teacher.combine`` says."""
-    return Fused(model=None, teacher=task.teacher)
+    return MethodResult(model=None, teacher=task.teacher)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Made, Pool, PoolRequest, make_pool, steps_per_image
 from fedmitr_app.inversion.shards import Job, Point
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining
 from fedmitr_app.methods.task import Task
 from fedmitr_app.utils.progress import Progress
 
 
 @register("fedmitr", makes_images=True, paper="arXiv 2605.10748")
-def fedmitr(task: Task) -> Fused:
+def fedmitr(task: Task) -> MethodResult:
     """Invert the teacher into a pool, distil a student on it.
 
     The same settings and uploads give the same model on a CPU, also where an earlier run was
@@ -35,7 +35,7 @@ def fedmitr(task: Task) -> Fused:
     student = StudentTraining(task, data.images, task.folder / CHECKPOINT, shards)
     student.go_on(data, task.settings.distillation.steps)
     model, held_out = student.finish(data)
-    return Fused(
+    return MethodResult(
         model=model,
         teacher=teacher,
         images=len(data),

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 
@@ -19,7 +19,7 @@ def settings(ours: MethodSettings) -> MethodSettings:
 
 
 @register("random-patches", makes_images=True, paper="control of Hu et al., ICML 2024")
-def random_patches(task: Task) -> Fused:
+def random_patches(task: Task) -> MethodResult:
     """Invert as FedMITR does, but keep patches by chance.
 
     Raises

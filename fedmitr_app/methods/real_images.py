@@ -6,15 +6,15 @@ import torch
 
 from fedmitr_app.errors import MethodUnavailable
 from fedmitr_app.inversion import PoolData
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import REAL_IMAGES, register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.methods.task import Task
 from fedmitr_app.utils.randomness import generator
 
 
 @register("real-images", needs=[REAL_IMAGES])
-def real_images(task: Task) -> Fused:
+def real_images(task: Task) -> MethodResult:
     """Distil on ``inversion.images`` training images, with the ensemble's answers as labels.
 
     Raises
@@ -37,7 +37,7 @@ def real_images(task: Task) -> Fused:
     student = StudentTraining(task, pool.images)
     student.go_on(pool, task.settings.distillation.steps)
     model, held_out = student.finish(pool)
-    return Fused(
+    return MethodResult(
         model=model,
         teacher=task.teacher,
         distillation_loss=student.losses,

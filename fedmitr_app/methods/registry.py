@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 from fedmitr_app.config import Config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.task import Task
 
 MOMENTS, REAL_IMAGES = "moments", "real-images"
@@ -21,7 +21,7 @@ DISTILS = ("merge", "teacher", "inversion", "distillation")
 """The sections of settings that a method reads which makes images and distils on them."""
 ENTRY_POINTS = "fedmitr_app.methods"
 
-Run = Callable[[Task], Fused]
+Run = Callable[[Task], MethodResult]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Method:
     ----------
     name : str
         As ``server.method`` and an experiment's rows call it.
-    run : Callable[[Task], Fused]
+    run : Callable[[Task], MethodResult]
         Raises ``MethodUnavailable`` where the uploads lack what it needs.
     reads : tuple[str, ...]
         The sections of a :class:`MethodSettings` that its result depends on.
@@ -60,7 +60,7 @@ class Method:
     screens: bool = True
     paper: str = ""
 
-    def __call__(self, task: Task) -> Fused:
+    def __call__(self, task: Task) -> MethodResult:
         """Run it."""
         return self.run(task)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmitr_app.methods.background import run_in_background
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import Method
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
 
@@ -51,7 +51,9 @@ def screen(method: Method, task: Task) -> Screened:
     return Screened(rest, reasons, frozenset(unused.union(reasons)))
 
 
-def run_with_control(method: Method, task: Task, folder: Path) -> tuple[Fused, Fused | None]:
+def run_with_control(
+    method: Method, task: Task, folder: Path
+) -> tuple[MethodResult, MethodResult | None]:
     """Run a method, and in the background the control: images neither chosen nor inverted.
 
     Parameters
@@ -61,7 +63,7 @@ def run_with_control(method: Method, task: Task, folder: Path) -> tuple[Fused, F
 
     Returns
     -------
-    tuple[Fused, Fused | None]
+    tuple[MethodResult, MethodResult | None]
         The method's result; the control's, None if it failed.
     """
 

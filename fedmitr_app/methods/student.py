@@ -17,7 +17,7 @@ from fedmitr_app.distillation.distil import MAX_FALLS
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.inversion import PoolData
-from fedmitr_app.methods.fused import HeldOut
+from fedmitr_app.methods.result import HeldOut
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
@@ -202,8 +202,8 @@ class StudentTraining:
 
     def _split(self, pool: PoolData) -> tuple[PoolData, PoolData]:
         """Return what is learnt from, and what is held out: the last ones, of all classes alike."""
-        held_out = self._task.settings.distillation.held_out
-        first = len(pool) - int(len(pool) * held_out)
+        share = self._task.settings.distillation.holdout
+        first = len(pool) - int(len(pool) * share)
         return pool.part(slice(first)), pool.part(slice(first, None))
 
 
@@ -226,7 +226,7 @@ def adversary(task: Task, images: Tensor, turns: int) -> StudentTraining:
     steps = sum(share(task.settings.distillation.steps, turn, turns) for turn in range(turns - 1))
 
     def shortened(ours: MethodSettings) -> MethodSettings:
-        return replace(ours, distillation=replace(ours.distillation, steps=steps, held_out=0.0))
+        return replace(ours, distillation=replace(ours.distillation, steps=steps, holdout=0.0))
 
     return StudentTraining(task.alter(shortened), images, stage="adversary")
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from fedmitr_app.methods.fedmitr import fedmitr
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 
@@ -20,13 +20,13 @@ def without_inversion(ours: MethodSettings) -> MethodSettings:
 
 
 @register("uninverted")
-def uninverted(task: Task) -> Fused:
+def uninverted(task: Task) -> MethodResult:
     """Distil on the images that an inversion would start from: the control it must beat."""
     return fedmitr(task.alter(without_inversion))
 
 
 @register("noise")
-def noise(task: Task) -> Fused:
+def noise(task: Task) -> MethodResult:
     """Distil on white noise: the floor."""
 
     def white(ours: MethodSettings) -> MethodSettings:

@@ -1,20 +1,20 @@
 """Plain timm Vision Transformers that can run on a subset of their patches."""
 
-from fedmitr_app.models.compiled import require_compiler
-from fedmitr_app.models.deciding import (
+from fedmitr_app.models.auto_precision import (
     DECIDED_KEYS,
     decide,
     plain,
     settings_of,
     undecided,
 )
+from fedmitr_app.models.compiled import require_compiler
 from fedmitr_app.models.factory import architecture_of, build_vit
-from fedmitr_app.models.given import is_trained, spec_of, take_model
+from fedmitr_app.models.from_weights import model_from_weights
 from fedmitr_app.models.offloading import OffloadedViT
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
-from fedmitr_app.models.received import model_with
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.stacked import StackedViT
+from fedmitr_app.models.wrap import is_trained, spec_of, wrap_model
 
 __all__ = [
     "DECIDED_KEYS",
@@ -27,11 +27,11 @@ __all__ = [
     "build_vit",
     "decide",
     "is_trained",
-    "model_with",
+    "model_from_weights",
     "plain",
     "require_compiler",
     "settings_of",
     "spec_of",
-    "take_model",
+    "wrap_model",
     "undecided",
 ]

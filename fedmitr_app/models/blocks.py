@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedmitr_app.models.plain import PlainBlock
+from fedmitr_app.models.typed import PlainBlock
 
 
 def run_block(block: PlainBlock, tokens: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models.deciding import require_decided
+from fedmitr_app.models.auto_precision import require_decided
 from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.utils.files import existing_path, local_path

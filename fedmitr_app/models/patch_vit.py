@@ -22,9 +22,9 @@ from fedmitr_app.errors import ModelError
 from fedmitr_app.models.blocks import run_block, run_class_token
 from fedmitr_app.models.compiled import compile_once
 from fedmitr_app.models.packing import Packing
-from fedmitr_app.models.plain import PlainViT
 from fedmitr_app.models.products import OneDNN
 from fedmitr_app.models.spec import InputSpec
+from fedmitr_app.models.typed import PlainViT
 
 
 class ViTOutput(NamedTuple):

@@ -2,7 +2,7 @@
 
 On a CPU torch multiplies float32 matrices by MKL, which leaves half of what some AMD processors
 can do undone; only bfloat16 goes through oneDNN. An operator of torch's own compiler lets float32
-follow (torch 2.15). Where it pays, :mod:`fedmitr_app.models.deciding` measures.
+follow (torch 2.15). Where it pays, :mod:`fedmitr_app.models.auto_precision` measures.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedmitr_app.models.blocks import class_attention
 from fedmitr_app.models.packing import Packing
 from fedmitr_app.models.patch_vit import PatchViT, ViTOutput
-from fedmitr_app.models.plain import PlainBlock
+from fedmitr_app.models.typed import PlainBlock
 
 _PLAIN = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm|head|"

@@ -15,7 +15,7 @@ from fedmitr_app.errors import UploadError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.inversion import Pool, PoolData, Schedule, diversity
 from fedmitr_app.inversion.flops import flop_ratio
-from fedmitr_app.methods import Fused, Task
+from fedmitr_app.methods import MethodResult, Task
 from fedmitr_app.models import PatchViT
 from fedmitr_app.partitions import ImageSet
 from fedmitr_app.report.data import PoolSample
@@ -51,13 +51,13 @@ class Results:
     """By name, the clients' own evaluation, if ``server.federated-evaluation`` asked for it."""
     left_out: Set[str]
     """Keys of the accepted clients that the method did without."""
-    fused: Fused
+    fused: MethodResult
     """The global model and how it came about."""
     trust: Sequence[Trust] = ()
     """Of each accepted upload's answers."""
     weighed: Sequence[Weighed] = ()
     """Of its weights."""
-    control: Fused | None = None
+    control: MethodResult | None = None
     schedule: Schedule | None = None
     flop_ratio: float | None = None
     diversity: float = 0.0
@@ -74,8 +74,8 @@ def measure(
     *,
     outcome: RoundOutcome,
     global_state: Mapping[str, Tensor],
-    fused: Fused,
-    control: Fused | None,
+    fused: MethodResult,
+    control: MethodResult | None,
     task: Task,
     model: PatchViT,
     names: tuple[str, ...],

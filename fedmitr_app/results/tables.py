@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fedmitr_app.methods import Fused
+from fedmitr_app.methods import MethodResult
 from fedmitr_app.report.data import ClientRow
 from fedmitr_app.results.measure import Results
 from fedmitr_app.teacher import Trust
@@ -104,7 +104,7 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
     return {**metrics, "seconds": seconds, "throughput": throughput}
 
 
-def _of_fused(fused: Fused, flop_ratio: float | None, diversity: float) -> dict[str, Any]:
+def _of_fused(fused: MethodResult, flop_ratio: float | None, diversity: float) -> dict[str, Any]:
     confidence: Sequence[float | None] = fused.inversion_curves.get("confidence") or [None]
     return {
         "inversion": {

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.evaluation import FederatedScore
 from fedmitr_app.methods import (
-    Fused,
+    MethodResult,
     MethodSettings,
     Task,
     find_method,
@@ -29,7 +29,7 @@ from fedmitr_app.models import (
     PatchViT,
     architecture_of,
     require_compiler,
-    take_model,
+    wrap_model,
 )
 from fedmitr_app.strategies.records import to_array_record
 from fedmitr_app.strategies.upload_round import UploadRound
@@ -46,9 +46,9 @@ CONTROL = "control"
 class OneShotResult(Result):
     """Flower's result of a run, and all that the server knows of the round."""
 
-    fused: Fused | None = None
+    fused: MethodResult | None = None
     """The global model and how it came about."""
-    control: Fused | None = None
+    control: MethodResult | None = None
     """The same of the student on images not inverted, if asked for."""
     task: Task | None = None
     """The uploads as models, and the teacher that they are."""
@@ -91,9 +91,9 @@ class OneShotStrategy(UploadRound):
     ----------
     task : Task | None
         The uploads as models, and the teacher that they are, once they came.
-    fused : Fused | None
+    fused : MethodResult | None
         The global model and how it came about, once there is one.
-    control : Fused | None
+    control : MethodResult | None
         The same of the student on those, if asked for.
     left_out : frozenset[str]
         Keys of the clients whose uploads were accepted, and of no use or distrusted; of a method
@@ -102,7 +102,7 @@ class OneShotStrategy(UploadRound):
     Raises
     ------
     ModelError
-        If ``model`` is of no use, see :func:`~fedmitr_app.models.take_model`.
+        If ``model`` is of no use, see :func:`~fedmitr_app.models.wrap_model`.
     ConfigError
         If there is no such method, ``device`` isn't there, or the model is to be compiled where
         that can't be.
@@ -123,7 +123,7 @@ class OneShotStrategy(UploadRound):
         **one_shot: Any,
     ) -> None:
         self.method = find_method(method, "method")
-        self.model = take_model(model, input_spec)
+        self.model = wrap_model(model, input_spec)
         super().__init__(
             architecture=architecture_of(self.model),
             input_spec=self.model.spec,
@@ -144,8 +144,8 @@ class OneShotStrategy(UploadRound):
             require_compiler(device)
         self.with_control = with_control
         self.task: Task | None = None
-        self.fused: Fused | None = None
-        self.control: Fused | None = None
+        self.fused: MethodResult | None = None
+        self.control: MethodResult | None = None
 
     def summary_lines(self) -> list[str]:
         """Add the method and its settings, and the device if the strategy chose it."""

@@ -87,7 +87,7 @@ def key_digest(client: str) -> str:
     return hashlib.sha256(client.encode()).hexdigest()[:16]
 
 
-def told_config(content: RecordDict, keys: RecordKeys) -> Mapping[str, Any]:
+def server_config(content: RecordDict, keys: RecordKeys) -> Mapping[str, Any]:
     """Return the config record that the server sends with a task; empty if it sends none."""
     return records_of(content, ConfigRecord).get(keys.config, {})
 

@@ -15,7 +15,7 @@ from fedmitr_app.models import OffloadedViT, PatchViT, StackedViT
 from fedmitr_app.teacher.combine import combine_logits, share_out, without_shares
 from fedmitr_app.teacher.probing import prior_shift, prior_weights, priors_of
 from fedmitr_app.teacher.screening import clipping
-from fedmitr_app.uploads import other_heads
+from fedmitr_app.uploads import most_lack_class_means
 from fedmitr_app.utils.memory import Halving
 
 logger = logging.getLogger(__name__)
@@ -278,7 +278,7 @@ def head_shares(clients: Sequence[ClientModel], warn: bool = True) -> Tensor | N
     Zeros for a client that has another head; None if most have, both with a warning.
     """
     shares, keys = [client.shares for client in clients], [client.key for client in clients]
-    if other_heads(shares, keys, "teacher.combine = 'class-means'", "mean-logits", warn):
+    if most_lack_class_means(shares, keys, "teacher.combine = 'class-means'", "mean-logits", warn):
         return None
     nothing = torch.zeros(clients[0].model.num_classes)
     return torch.stack([nothing if own is None else own.float().cpu() for own in shares])

@@ -2,7 +2,7 @@
 
 from fedmitr_app.uploads.class_means import (
     ClassMeans,
-    other_heads,
+    most_lack_class_means,
     read_class_means,
     set_class_means,
 )
@@ -52,7 +52,7 @@ __all__ = [
     "doubtful_counts",
     "example_counts",
     "moments_reference",
-    "other_heads",
+    "most_lack_class_means",
     "pool_moments",
     "read_class_means",
     "read_round",

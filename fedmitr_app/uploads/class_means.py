@@ -102,7 +102,7 @@ def read_class_means(
     ]
 
 
-def other_heads(
+def most_lack_class_means(
     read: Sequence[object | None],
     keys: Sequence[str],
     setting: str,

@@ -37,13 +37,13 @@ def frame(**rows):
     return pd.DataFrame(lines)
 
 
-@pytest.mark.parametrize(("values", "told"), [(WORSE, "lower"), (ODD, "can't be told")])
-def test_a_difference_is_that_of_a_paired_t_test(values, told):
+@pytest.mark.parametrize(("values", "verdict"), [(WORSE, "lower"), (ODD, "can't be told")])
+def test_a_difference_is_that_of_a_paired_t_test(values, verdict):
     # What order the lines are in says nothing.
     mixed = frame(ours=OURS, other=values).sample(frac=1, random_state=0)
     (line,) = paired(mixed, ["ours"]).itertuples()
     interval = ttest_rel(values, OURS).confidence_interval(0.95)
-    assert (line.against, line.row, line.seeds, line.told) == ("ours", "other", 5, told)
+    assert (line.against, line.row, line.seeds, line.verdict) == ("ours", "other", 5, verdict)
     assert line.difference == pytest.approx(sum(values) / 5 - sum(OURS) / 5)
     assert (line.low, line.high) == pytest.approx((interval.low, interval.high))
     assert line.standard_error == pytest.approx(line.difference / ttest_rel(values, OURS).statistic)
@@ -53,12 +53,12 @@ def test_only_seeds_that_both_have_are_paired():
     found = paired(frame(ours=OURS, other=[*WORSE[:3], None, WORSE[4]]), ["ours"])
     (line,) = found.itertuples()
     kept = [0, 1, 2, 4]
-    assert line.seeds == 4 and line.told == "can't be told of 4 seeds"
+    assert line.seeds == 4 and line.verdict == "can't be told of 4 seeds"
     assert line.difference == pytest.approx(sum(WORSE[k] - OURS[k] for k in kept) / 4)
     for few in ([None] * 5, [0.7, *[None] * 4]):
         (line,) = paired(frame(ours=OURS, other=few), ["ours"]).itertuples()
         assert line.seeds == 5 - few.count(None) and math.isnan(line.standard_error)
-        assert f"can't be told of {line.seeds} seed" in line.told
+        assert f"can't be told of {line.seeds} seed" in line.verdict
 
 
 def test_every_row_is_set_against_every_reference_in_each_federation():
@@ -82,7 +82,7 @@ def test_the_printed_tables_are_in_points():
     some = {"other": WORSE, "lost": [None] * 5, "one": [0.8, *[None] * 4]}
     page = markdown(frame(ours=OURS, **some), ["ours"])
     assert "**5 clients, iid: more than ours**" in page
-    assert "| method | difference, points | 95 % interval | told | seeds |" in page
+    assert "| method | difference, points | 95 % interval | verdict | seeds |" in page
     assert "| other | -2.0 ± 0.4 | -3.2 to -0.8 | lower | 5 |" in page
     assert "| lost |  |  | can't be told of 0 seeds | 0 |" in page
     assert "| one | +9.0 |  | can't be told of 1 seed | 1 |" in page

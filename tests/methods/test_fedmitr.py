@@ -48,7 +48,7 @@ def test_a_student_that_came_out_worse_than_its_start_is_not_returned(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Distiller, "run", listen)
-        chosen = settings(distillation={"learning_rate": rate, "held_out": 0.3, "steps": 12})
+        chosen = settings(distillation={"learning_rate": rate, "holdout": 0.3, "steps": 12})
         task = Task.load(theta0, uploads, chosen, tmp_path, CPU)
         found = fedmitr(task)
     pool = Pool(tmp_path / "pool", theta0.num_patches).load()
@@ -75,7 +75,7 @@ def test_a_student_that_came_out_worse_than_its_start_is_not_returned(
 def test_without_images_held_out_the_student_is_returned_whatever_came_of_it(
     theta0, uploads, tmp_path
 ):
-    chosen = settings(distillation={"learning_rate": 30.0, "held_out": 0.0})
+    chosen = settings(distillation={"learning_rate": 30.0, "holdout": 0.0})
     found = fuse(theta0, uploads, chosen, tmp_path)
     assert found.held_out is None
     start, student = average(uploads), found.model.vit.state_dict()

@@ -38,7 +38,7 @@ def changed(chosen, section):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_method_reads_the_settings_that_it_says_and_no_others(name, theta0, uploads, tmp_path):
-    base = settings(distillation={"held_out": 0.0})  # else a start may be returned, as it is
+    base = settings(distillation={"holdout": 0.0})  # else a start may be returned, as it is
     small = replace(base.generator, turns=2, steps=2, latent=8, width=4)
     base = replace(base, generator=small, teacher=replace(base.teacher, merged=True))
     plain = result(name, base, theta0, uploads, tmp_path / "plain")

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.exception import AggregationError
 
-from fedmitr_app.methods import Fused
+from fedmitr_app.methods import MethodResult
 from fedmitr_app.report.tables import client_table, write_clients_csv
 from fedmitr_app.results import Results
 from fedmitr_app.results.tables import client_rows
@@ -27,7 +27,7 @@ def rows_of(strategy):
     """The clients' table of a round, as the report has it."""
     count = len(strategy.outcome.accepted)
     judged = {"trust": [Trust(1.0, 1.0, 1.0)] * count, "weighed": [Weighed()] * count}
-    left, fused = frozenset(), Fused(None)
+    left, fused = frozenset(), MethodResult(None)
     results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, left, fused, **judged)
     return client_rows(results)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedmitr_app.uploads import other_heads, read_class_means, set_class_means
+from fedmitr_app.uploads import most_lack_class_means, read_class_means, set_class_means
 from fedmitr_app.uploads.class_means import LEAST_SHARE, ClassMeans
 from tests.helpers.shards import problem
 
@@ -155,6 +155,6 @@ def test_most_decide_which_frame_is_the_usual_one():
 def test_others_are_named_and_most_of_them_decide(others, most, caplog):
     keys = ["a", "b", "c"]
     one = [None if key in others else torch.ones(1) for key in keys]
-    assert other_heads(one, keys, "merge.head = 'additive'", "average") is most
+    assert most_lack_class_means(one, keys, "merge.head = 'additive'", "average") is most
     assert (", ".join(others) in caplog.text) and ("'average' instead" in caplog.text) is most
     assert bool(caplog.records) is bool(others)

@@ -9,8 +9,8 @@ as θ₀'s features are: where θ₀ is random, so are they.
 
 import numpy as np
 
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import MOMENTS, register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.rivals.closed_form import (
     ABSENT,
     mean_variance,
@@ -26,7 +26,7 @@ MOST = 0.99
 
 
 @register("afl", reads=["teacher"], needs=[MOMENTS], paper="He et al., CVPR 2025")
-def afl(task: Task) -> Fused:
+def afl(task: Task) -> MethodResult:
     """Give θ₀ the head that ridge regression on the pooled moments makes.
 
     Raises

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedmitr_app.errors import MethodUnavailable
-from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.task import Task
 from fedmitr_app.uploads import ClassMoments, pool_moments, too_long
 
@@ -92,11 +92,11 @@ def mean_variance(covariance: np.ndarray, moments: ClassMoments) -> float:
     return float(max(np.trace(covariance) / size, least + np.finfo(np.float32).tiny))
 
 
-def with_head(task: Task, weight: np.ndarray, bias: np.ndarray) -> Fused:
+def with_head(task: Task, weight: np.ndarray, bias: np.ndarray) -> MethodResult:
     """Give θ₀ a head of weight ``[C, D]`` and bias ``[C]``."""
     model = copy.deepcopy(task.model).to(task.device)
     head = model.vit.head
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))
-    return Fused(model=model.eval())
+    return MethodResult(model=model.eval())

@@ -34,8 +34,8 @@ from torch import Tensor
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.inversion import PoolData
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import DISTILS, register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.rivals.generator import (
     Boost,
     Objective,
@@ -57,12 +57,12 @@ TEMPERATURE = 3.0
     makes_images=True,
     paper="Dai et al., ICLR 2024",
 )
-def co_boosting(task: Task) -> Fused:
+def co_boosting(task: Task) -> MethodResult:
     """Train generators on what is hard, and the ensemble's weights on what they make.
 
     Returns
     -------
-    Fused
+    MethodResult
         Its teacher is the ensemble with the learned weights.
 
     Raises

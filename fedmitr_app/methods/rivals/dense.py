@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedmitr_app.distillation.losses import soft_label_loss
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import DISTILS, register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.rivals.generator import Objective, generate_and_distil
 from fedmitr_app.methods.task import Task
 
@@ -31,7 +31,7 @@ from fedmitr_app.methods.task import Task
     makes_images=True,
     paper="Zhang et al., NeurIPS 2022",
 )
-def dense(task: Task) -> Fused:
+def dense(task: Task) -> MethodResult:
     """Train generators for the ensemble and against the student, distil on what they make.
 
     Raises

@@ -9,8 +9,8 @@ It is worth as much as θ₀'s features are: where θ₀ is random, so are they.
 
 import numpy as np
 
-from fedmitr_app.methods.fused import Fused
 from fedmitr_app.methods.registry import MOMENTS, register
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.rivals.closed_form import (
     ABSENT,
     mean_variance,
@@ -23,7 +23,7 @@ from fedmitr_app.uploads import ClassMoments
 
 
 @register("fedcgs", reads=["teacher"], needs=[MOMENTS], paper="Guan et al., AAAI 2025")
-def fedcgs(task: Task) -> Fused:
+def fedcgs(task: Task) -> MethodResult:
     """Give θ₀ the linear discriminant that the pooled moments make.
 
     Raises

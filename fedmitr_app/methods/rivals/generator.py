@@ -34,7 +34,7 @@ from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Place, Pool, PoolData
 from fedmitr_app.inversion.targets import draw_targets
 from fedmitr_app.inversion.views import apply_roll_flip, draw_roll_flip
-from fedmitr_app.methods.fused import Fused
+from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.student import StudentTraining, adversary, share
 from fedmitr_app.methods.task import Task
@@ -205,7 +205,9 @@ def generate_batch(
     return Generated(Inverted(best, targets, keep_idx, {}), curves)
 
 
-def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = None) -> Fused:
+def generate_and_distil(
+    task: Task, objective: Objective, boost: Boost | None = None
+) -> MethodResult:
     """Alternate a fresh generator and its adversary's training, then distil on all images.
 
     Parameters
@@ -260,7 +262,7 @@ def generate_and_distil(task: Task, objective: Objective, boost: Boost | None = 
         student.go_on(lesson, share(steps, go, goes))
     model, held_out = student.finish(data)
     seconds["distillation"] = time.monotonic() - started
-    return Fused(
+    return MethodResult(
         model=model,
         teacher=teacher,
         images=len(data),

@@ -12,7 +12,7 @@ from fedmitr_app.models.patch_vit import PatchViT
 from fedmitr_app.models.spec import InputSpec
 
 
-def model_with(
+def model_from_weights(
     state: Mapping[str, Tensor], config: ModelConfig, spec: InputSpec, seed: int
 ) -> PatchViT:
     """Return the model that a client's settings describe, with the server's weights.

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 """How far answers may be apart, as a share of the largest; rounding takes 1e-6 (choice)."""
 
 
-def take_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None) -> PatchViT:
+def wrap_model(vit: PatchViT | VisionTransformer, spec: InputSpec | None = None) -> PatchViT:
     """Return somebody's model, wrapped and tried on two images of noise; on the CPU, or a copy.
 
     Parameters

@@ -7,8 +7,8 @@ import torch
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models import build_vit, decide, deciding, plain, settings_of, undecided
-from fedmitr_app.models.deciding import HALF, ONEDNN, PLAIN, seconds_of
+from fedmitr_app.models import auto_precision, build_vit, decide, plain, settings_of, undecided
+from fedmitr_app.models.auto_precision import HALF, ONEDNN, PLAIN, seconds_of
 from tests.helpers.tiny import SPEC, tiny_vit
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ AUTO = ModelConfig(precision="auto", matmul="auto")
 def comes_to(monkeypatch, asked, *seconds, settings=None):
     """Decide by the seconds of float32 by torch, in bfloat16, and of float32 by oneDNN."""
     taken = dict(zip((PLAIN, HALF, ONEDNN), seconds))
-    monkeypatch.setattr(deciding, "seconds_of", lambda model, device: taken)
+    monkeypatch.setattr(auto_precision, "seconds_of", lambda model, device: taken)
     model = tiny_vit(0, torch.float32)
     chosen = decide(asked, model, CPU, settings)
     assert (model.precision, model.matmul) == (chosen.precision, chosen.matmul)
@@ -55,7 +55,7 @@ def test_nothing_is_measured_where_nothing_is_open(monkeypatch):
     def measured(model, device):
         raise AssertionError("measured")
 
-    monkeypatch.setattr(deciding, "seconds_of", measured)
+    monkeypatch.setattr(auto_precision, "seconds_of", measured)
     for asked in (ModelConfig(), ModelConfig(precision="bfloat16", matmul="auto")):
         chosen = decide(asked, tiny_vit(), CPU)
         assert (chosen.precision, chosen.matmul) == (asked.precision, "torch")

@@ -8,7 +8,7 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models import InputSpec, PatchViT, take_model
+from fedmitr_app.models import InputSpec, PatchViT, wrap_model
 from tests.helpers.tiny import shake
 
 
@@ -108,7 +108,7 @@ REFUSED = {
 def test_what_cannot_be_used_is_refused_in_one_sentence(case):
     build, words = REFUSED[case]
     with pytest.raises(ModelError) as error:
-        take_model(build())
+        wrap_model(build())
     assert words in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).endswith(".")
 
@@ -130,17 +130,17 @@ def test_plain_ones_are_taken_and_left_as_they_were(changes):
     shake(model, seed=1, scale=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    taken = take_model(model)
+    taken = wrap_model(model)
     assert taken.vit is model and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from what others draw from
 
 
 def test_images_are_those_that_the_model_takes_or_that_are_said():
-    assert take_model(vit(in_chans=3)).spec == InputSpec(16, 3, (0.5,), (0.5,))
+    assert wrap_model(vit(in_chans=3)).spec == InputSpec(16, 3, (0.5,), (0.5,))
     spec = InputSpec(16, 1, (0.1,), (0.3,))
-    assert take_model(vit(), spec).spec == spec
+    assert wrap_model(vit(), spec).spec == spec
     wrapped = PatchViT(vit(), spec, "bfloat16")
-    assert take_model(wrapped) is take_model(wrapped, spec) is wrapped
+    assert wrap_model(wrapped) is wrap_model(wrapped, spec) is wrapped
     with pytest.raises(ModelError, match="leave it out, or pass the timm model"):
-        take_model(wrapped, InputSpec(16, 1, (0.5,), (0.5,)))
+        wrap_model(wrapped, InputSpec(16, 1, (0.5,), (0.5,)))

@@ -29,7 +29,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Fused:
+class MethodResult:
     """What a method made of the uploads."""
 
     model: PatchViT | None
