@@ -105,13 +105,12 @@ class StackedViT:
         patches: Tensor,
         position_idx: Tensor,
         *,
-        patch_tokens: bool = False,
         attention: bool = False,
     ) -> ViTOutput:
         """Run model k on patches ``[k, B, n, C*p*p]`` that stand at ``position_idx`` ``[k, B, n]``.
 
-        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K; without
-        ``patch_logits``.
+        As :meth:`PatchViT.forward_patches`, every tensor with a first dimension K; of the
+        class tokens alone.
         """
         vit = self.first.vit
         with self.first.products(patches.device.type):
@@ -119,10 +118,8 @@ class StackedViT:
             packing = Packing.of(tokens.flatten(0, 1))
             for number, block in enumerate(vit.blocks[:-1]):
                 tokens = self._block(tokens, f"blocks.{number}", block, packing)
-            name, last = f"blocks.{len(vit.blocks) - 1}", vit.blocks[-1]
-            if attention or not patch_tokens:
-                class_token, cls_attn = self._class_block(tokens, name, last)
-            tokens = self._block(tokens, name, last, packing) if patch_tokens else class_token
+            name = f"blocks.{len(vit.blocks) - 1}"
+            tokens, cls_attn = self._class_block(tokens, name, vit.blocks[-1])
         assert isinstance(vit.norm, nn.LayerNorm)  # see fits
         tokens = _normed(tokens, vit.norm)
         tokens = torch.addcmul(
@@ -134,7 +131,7 @@ class StackedViT:
         return ViTOutput(
             logits=self._linear(features, "head"),
             features=features,
-            patch_tokens=tokens[:, :, 1:] if patch_tokens else None,
+            patch_tokens=None,
             patch_logits=None,
             cls_attn=cls_attn[:, :, 1:] if attention else None,
         )

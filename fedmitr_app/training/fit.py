@@ -23,7 +23,7 @@ from fedmitr_app.uploads import set_class_means
 MAX_GRADIENT_NORM = 1.0
 
 
-def fit(  # noqa: C901
+def fit(
     model: PatchViT,
     shard: ImageSet,
     config: ClientConfig,
@@ -80,85 +80,134 @@ def fit(  # noqa: C901
             "this client holds no training images: give it some, or raise partition.min-samples "
             "above 0 so that every client gets some."
         )
-    started = clock()
+    time_left = _TimeLeft(config, clock)
     model.to(device)
     images, labels = shard.images.to(device), shard.labels.to(device)
-    batches = math.ceil(len(shard) / config.batch_size)
-    steps = config.epochs * batches
     counts = torch.bincount(labels, minlength=model.num_classes)
     loss_of = client_loss(config.loss, counts, config.label_smoothing, config.balance)
-
     head, means = model.vit.head, config.head == "class-means"
-    whole = limit = config.max_seconds
-    if means:  # their features take a third of an epoch, before each one and in the end
-        limit *= 1 - 1 / (4 * config.epochs + 1)
 
-    def in_time(seconds: float = limit) -> bool:
-        return not seconds or clock() - started < seconds
-
-    def features_of(seconds: float = limit) -> tuple[Tensor, Tensor]:
+    def features_of(whole: bool = False) -> tuple[Tensor, Tensor]:
         # In a random order: what time leaves out are then images, not classes.
         order = torch.randperm(len(shard), generator=generator).to(device)
         model.eval()
         batches = images[order].split(config.batch_size)
-        features = shard_features(model, batches, in_time=lambda: in_time(seconds))
+        features = shard_features(model, batches, in_time=lambda: time_left.is_some(whole))
         return features, labels[order[: len(features)]]
 
     if config.head_first:
-        fit_head(head, *features_of(), loss_of, in_time=in_time)
+        fit_head(head, *features_of(), loss_of, in_time=time_left.is_some)
     if means:
         head.requires_grad_(False)
-    groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
-    # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    scheduler = warmup_cosine(optimizer, steps, config.warmup)
-
-    taken, over = 0, False
+    steps = _Steps(model, images, labels, config, loss_of, generator, time_left, on_step)
     for epoch in range(config.epochs):
-        if over or (means and taken and not in_time()):
+        if steps.over or (means and steps.taken and not time_left.is_some()):
             break
         if means:
             set_class_means(head, *features_of())
-        model.train()
-        seen = 0
-        loss_sum = torch.zeros((), device=device)
-        correct = torch.zeros((), device=device)
-        order = torch.randperm(len(shard), generator=generator).to(device)
-        for batch in order.tensor_split(batches):
-            if limit:
-                spent = (clock() - started) / limit
-                if over := spent >= 1 and taken > 0:
-                    break
-                resume_schedule(scheduler, max(taken, int(min(spent, 1.0) * steps)))
-            pixels = augment(images[batch], config.augment, generator)
-            logits = model(model.spec.normalise(pixels)).logits
-            loss = loss_of(logits, labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-            optimizer.step()
-            scheduler.step()
-            taken, seen = taken + 1, seen + len(batch)
-            loss_sum += loss.detach() * len(batch)
-            correct += (logits.detach().argmax(1) == labels[batch]).sum()
-            if on_step is not None:
-                on_step(loss.detach())
-        # Once an epoch, for the same reason that on_step gets no number.
-        _require_finite(loss_sum, epoch, config)
-        if seen:
-            last_loss, last_correct = loss_sum / seen, correct / seen
-
+        steps.epoch(epoch)
     if means:
-        set_class_means(head, *features_of(whole), by_share=True)
+        set_class_means(head, *features_of(whole=True), by_share=True)
         head.requires_grad_(True)
     model.eval()
     return {
-        "train_loss": last_loss.item(),
-        "train_accuracy": last_correct.item(),
-        "seconds": clock() - started,
-        "steps": taken,
-        "epochs": math.ceil(taken / batches),
+        "train_loss": steps.loss.item(),
+        "train_accuracy": steps.accuracy.item(),
+        "seconds": time_left.spent,
+        "steps": steps.taken,
+        "epochs": math.ceil(steps.taken / steps.batches),
     }
+
+
+class _TimeLeft:
+    """What is left of ``client.max_seconds``, of which there may be no end."""
+
+    def __init__(self, config: ClientConfig, clock: Callable[[], float]) -> None:
+        self._clock, self._started = clock, clock()
+        self.whole = self.limit = config.max_seconds
+        if config.head == "class-means":
+            # Their features take a third of an epoch, before each one and in the end.
+            self.limit *= 1 - 1 / (4 * config.epochs + 1)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started
+
+    def is_some(self, whole: bool = False) -> bool:
+        """Say whether there is time for more: of the steps, or of the whole."""
+        seconds = self.whole if whole else self.limit
+        return not seconds or self.spent < seconds
+
+
+class _Steps:
+    """The optimiser's steps, epoch by epoch."""
+
+    def __init__(
+        self,
+        model: PatchViT,
+        images: Tensor,
+        labels: Tensor,
+        config: ClientConfig,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        generator: torch.Generator,
+        time_left: _TimeLeft,
+        on_step: Callable[[Tensor], None] | None,
+    ) -> None:
+        self._model, self._images, self._labels = model, images, labels
+        self._config, self._loss_of, self._generator = config, loss_of, generator
+        self._time_left, self._on_step = time_left, on_step
+        self.batches = math.ceil(len(labels) / config.batch_size)
+        groups = parameter_groups(model, config.weight_decay, config.head_learning_rate)
+        # Fused: a small ViT's many small tensors make the step itself cost a twentieth otherwise.
+        self._optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        self._all = config.epochs * self.batches
+        self._scheduler = warmup_cosine(self._optimizer, self._all, config.warmup)
+        self.taken, self.over = 0, False
+        self.loss = self.accuracy = torch.zeros((), device=images.device)
+        """Over the last epoch, on its images as they were seen."""
+
+    def epoch(self, number: int) -> None:
+        """Go through the shard once, or as far as time allows."""
+        self._model.train()
+        seen = 0
+        loss_sum = correct = torch.zeros((), device=self._images.device)
+        order = torch.randperm(len(self._labels), generator=self._generator)
+        for batch in order.to(self._images.device).tensor_split(self.batches):
+            self._hurry()
+            if self.over:
+                break
+            loss, right = self._step(batch)
+            self.taken, seen = self.taken + 1, seen + len(batch)
+            loss_sum, correct = loss_sum + loss * len(batch), correct + right
+            if self._on_step is not None:
+                self._on_step(loss)
+        # Once an epoch, for the same reason that on_step gets no number.
+        _require_finite(loss_sum, number, self._config)
+        if seen:
+            self.loss, self.accuracy = loss_sum / seen, correct / seen
+
+    def _hurry(self) -> None:
+        """Let the learning rate fall as time runs out, and end with it."""
+        if limit := self._time_left.limit:
+            spent = self._time_left.spent / limit
+            self.over = spent >= 1 and self.taken > 0
+            if not self.over:
+                reached = max(self.taken, int(min(spent, 1.0) * self._all))
+                resume_schedule(self._scheduler, reached)
+
+    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step; return the batch's mean loss and how many were right."""
+        model, labels = self._model, self._labels[batch]
+        pixels = augment(self._images[batch], self._config.augment, self._generator)
+        logits = model(model.spec.normalise(pixels)).logits
+        loss = self._loss_of(logits, labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._scheduler.step()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
 
 def parameter_groups(

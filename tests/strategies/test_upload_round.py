@@ -71,69 +71,76 @@ def test_the_order_of_arrival_changes_nothing(order):
     assert bits(order) == bits([11, 12, 13])
 
 
-def _broken(kind):  # noqa: C901
-    """A reply content with one thing wrong, and words of the reason it should give."""
-    content = good_content(1.0, 10, "client-bad")
+def weight(array):
+    """Put an array in the place of the first one."""
+
+    def change(content):
+        content["arrays"]["body.weight"] = array
+
+    return change
+
+
+def raw(dtype, data, kind="numpy.ndarray"):
+    return weight(Array(dtype, (2, 3), kind, data))
+
+
+def said(**words):
+    """Change what the client says."""
+
+    def change(content):
+        content["upload"].update({name.replace("_", "-"): value for name, value in words.items()})
+
+    return change
+
+
+def renamed(content):
     arrays = content["arrays"]
-    upload = content["upload"]
-    weight = theta0()["body.weight"]
-    if kind == "nan":
-        arrays["body.weight"] = Array(np.full((2, 3), np.nan, np.float32))
-    elif kind == "overflow":
-        arrays["body.weight"] = Array(np.full((2, 3), 1e300))
-    elif kind == "shape":
-        arrays["body.weight"] = Array(weight.T.copy())
-    elif kind == "missing":
-        del arrays["head.bias"]
-    elif kind == "extra":
-        arrays["secret"] = Array(weight)
-    elif kind == "renamed":
-        content["arrays"] = ArrayRecord({f"module.{name}": value for name, value in arrays.items()})
-    elif kind == "integers":
-        arrays["body.weight"] = Array(weight.astype(np.int64))
-    elif kind == "object dtype":
-        arrays["body.weight"] = Array("object", (2, 3), "numpy.ndarray", b"\x93NUMPY" + bytes(100))
-    elif kind == "bfloat16":
-        arrays["body.weight"] = Array("bfloat16", (2, 3), "numpy.ndarray", bytes(12))
-    elif kind == "huge payload":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", bytes(10_000))
-    elif kind == "cut payload":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", Array(weight).data[:-4])
-    elif kind == "lying payload":
-        data = Array(weight.reshape(3, 2)).data
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", data)
-    elif kind == "not npy":
-        arrays["body.weight"] = Array("float32", (2, 3), "numpy.ndarray", bytes(128))
-    elif kind == "other serialisation":
-        arrays["body.weight"] = Array("float32", (2, 3), "pickle", Array(weight).data)
-    elif kind == "no metrics":
-        del content["metrics"]
-    elif kind == "no arrays":
-        del content["arrays"]
-    elif kind == "bad key":
-        upload["client-key"] = "a\nb"
-    elif kind == "two keys":
-        upload["client-key"] = "a,b"
-    elif kind == "key of bytes":
-        upload["client-key"] = b"client"
-    elif kind == "architecture":
-        upload["architecture"] = json.dumps({"depth": 7})
-    elif kind == "input spec":
-        upload["input-spec"] = json.dumps(SPEC.to_dict() | {"size": 32})
-    elif kind == "normalisation":
-        upload["input-spec"] = json.dumps(SPEC.to_dict() | {"std": [0.25]})
-    elif kind == "not JSON":
-        upload["architecture"] = "[" * 19_000
-    elif kind == "client's own error":
-        upload["status"], upload["reason"] = "error", "data.path = 'x' is not there."
-    elif kind == "strange status":
-        upload["status"] = "maybe"
-    elif kind == "empty":
-        return RecordDict()
-    return content
+    content["arrays"] = ArrayRecord({f"module.{name}": value for name, value in arrays.items()})
+
+
+def of_spec(**changes):
+    return said(input_spec=json.dumps(SPEC.to_dict() | changes))
 
 
 SPEC = InputSpec(8, 1, (0.5,), (0.5,))
+BODY = theta0()["body.weight"]
+CHANGES = {
+    "nan": weight(Array(np.full((2, 3), np.nan, np.float32))),
+    "overflow": weight(Array(np.full((2, 3), 1e300))),
+    "shape": weight(Array(BODY.T.copy())),
+    "missing": lambda content: content["arrays"].pop("head.bias"),
+    "extra": lambda content: content["arrays"].update({"secret": Array(BODY)}),
+    "renamed": renamed,
+    "integers": weight(Array(BODY.astype(np.int64))),
+    "object dtype": raw("object", b"\x93NUMPY" + bytes(100)),
+    "bfloat16": raw("bfloat16", bytes(12)),
+    "huge payload": raw("float32", bytes(10_000)),
+    "cut payload": raw("float32", Array(BODY).data[:-4]),
+    "lying payload": raw("float32", Array(BODY.reshape(3, 2)).data),
+    "not npy": raw("float32", bytes(128)),
+    "other serialisation": raw("float32", Array(BODY).data, "pickle"),
+    "no metrics": lambda content: content.pop("metrics"),
+    "no arrays": lambda content: content.pop("arrays"),
+    "bad key": said(client_key="a\nb"),
+    "two keys": said(client_key="a,b"),
+    "key of bytes": said(client_key=b"client"),
+    "architecture": said(architecture=json.dumps({"depth": 7})),
+    "input spec": of_spec(size=32),
+    "normalisation": of_spec(std=[0.25]),
+    "not JSON": said(architecture="[" * 19_000),
+    "client's own error": said(status="error", reason="data.path = 'x' is not there."),
+    "strange status": said(status="maybe"),
+    "empty": lambda content: content.clear(),
+}
+
+
+def broken(kind):
+    """A reply content with one thing wrong."""
+    content = good_content(1.0, 10, "client-bad")
+    CHANGES[kind](content)
+    return content
+
+
 BROKEN = {
     "nan": "6 of 6 values that are NaN",
     "overflow": "NaN or infinite",
@@ -168,7 +175,7 @@ BROKEN = {
 def test_one_bad_reply_never_costs_the_round(kind, tmp_path):
     def answer(message):
         bad = message.metadata.dst_node_id == 12
-        return reply(message, _broken(kind)) if bad else keyed(message)
+        return reply(message, broken(kind)) if bad else keyed(message)
 
     strategy = AveragingRound(
         run_dir=tmp_path, architecture={"depth": 2}, input_spec=SPEC, num_classes=2, **QUICK
@@ -262,7 +269,7 @@ def test_too_few_uploads_end_the_run_with_the_reasons():
 
     def answer(message):
         bad = message.metadata.dst_node_id != 11
-        return reply(message, _broken("nan")) if bad else keyed(message)
+        return reply(message, broken("nan")) if bad else keyed(message)
 
     with pytest.raises(AggregationError, match="Only 1 usable upload.*at least 2.*client-bad: "):
         run(strategy, answer)
