@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         help="as flwr run takes it: 'key=value key=value', or a TOML file",
     )
     parser.add_argument(
-        "--clients", type=int, default=10, help="nodes in the federation (default %(default)s)"
+        "--clients", type=int, default=2, help="nodes; %(default)s, as Flower simulates, by default"
     )
     parser.add_argument("--all", action="store_true", help="show every setting")
     asked = parser.parse_args(arguments)
