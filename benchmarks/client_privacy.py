@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.common import print_hardware
-from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import parse_config
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
 from fedmitr_app.experiments.grid import Federation
 from fedmitr_app.methods import METHODS, MethodSettings, Task
 from fedmitr_app.partitions import load_test_set
+from fedmitr_app.scoring import AccuracyBench
 from fedmitr_app.uploads import Upload
 from fedmitr_app.utils.randomness import generator
 
@@ -76,7 +76,7 @@ def main() -> None:
         folder = arguments.uploads / uploads_name(Federation("dirichlet", 0.1, 5, seed), config)
         uploads, model = load_uploads(folder, config), initial_model(config)
         initial, test = model.vit.state_dict(), load_test_set(config.data)
-        bench = TestBench(test.images, test.labels, model, torch.device("cpu"), 256)
+        bench = AccuracyBench(test.images, test.labels, model, torch.device("cpu"), 256)
         for norm in [math.inf, *arguments.norms]:
             for epsilon in arguments.epsilons if norm < math.inf else [math.inf]:
                 deviation = noise_deviation(norm, epsilon) if epsilon < math.inf else 0.0

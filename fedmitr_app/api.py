@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import ConfigError, RunFolderError, UploadError
 from fedmitr_app.evaluation import answers, share_right
-from fedmitr_app.methods import MethodResult, Task, find_method, screen, settings_for
+from fedmitr_app.methods import MethodResult, Task, drop_unusable, find_method, settings_for
 from fedmitr_app.methods.registry import MOMENTS
 from fedmitr_app.models import InputSpec, PatchViT, architecture_of, wrap_model
 from fedmitr_app.run_folder.global_model import save_global_model
@@ -173,7 +173,7 @@ def fuse(
     with _folder(run_dir) as folder:
         spooled, copies = _spool(given, taken, folder)
         task = Task.load(taken, spooled, settings, folder, device)
-        screened = screen(chosen, task)
+        screened = drop_unusable(chosen, task)
         fused = chosen(screened.task)
         if run_dir is not None and fused.model is not None:
             state, spec = fused.model.vit.state_dict(), taken.spec.to_dict()

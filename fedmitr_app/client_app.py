@@ -20,8 +20,8 @@ from fedmitr_app.models import (
 )
 from fedmitr_app.partitions import ImageSet, align_labels, clean_name, hold_out, load_shard
 from fedmitr_app.strategies.client import Client, client_key, read_client
-from fedmitr_app.strategies.keeping import keep_model
 from fedmitr_app.strategies.logs import join_flower_log
+from fedmitr_app.strategies.node_model import keep_model
 from fedmitr_app.strategies.records import (
     GIVEN_KEY,
     HAVE_KEY,

@@ -24,9 +24,9 @@ from fedmitr_app.models import (
     InputSpec,
     PatchViT,
     build_vit,
-    decide,
-    plain,
     require_compiler,
+    resolve_auto,
+    without_auto,
 )
 from fedmitr_app.partitions import (
     ImageSet,
@@ -50,7 +50,7 @@ UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
 
 
 @dataclass(frozen=True)
-class Setting:
+class ServerInputs:
     """What the server knows before the round."""
 
     model: PatchViT
@@ -75,7 +75,7 @@ def run(flower: FlowerRun, run_config: dict[str, Any]) -> RunFolder:
     if flower.simulated:  # all clients read what is set here, also if the server doesn't
         check_source(config)
     device = resolve_device(config.server.device, "server.device")
-    setting = prepare(config, device)
+    inputs = prepare(config, device)
     folder = RunFolder.create(
         config.output.run_dir, config.seed, config.output.resume, flower.run_id
     )
@@ -84,7 +84,7 @@ def run(flower: FlowerRun, run_config: dict[str, Any]) -> RunFolder:
     changed = as_run_config(differing(config))
     _log.info("settings that differ from their defaults: %s", changed or "none")
     try:
-        return _work_in(folder, flower, config, setting, device, started)
+        return _work_in(folder, flower, config, inputs, device, started)
     except BaseException as error:
         folder.end_by(error)
         raise
@@ -96,11 +96,11 @@ def _work_in(
     folder: RunFolder,
     flower: FlowerRun,
     config: Config,
-    setting: Setting,
+    inputs: ServerInputs,
     device: torch.device,
     started: float,
 ) -> RunFolder:
-    chosen = decide(config.model, setting.model, device, folder.settings)
+    chosen = resolve_auto(config.model, inputs.model, device, folder.settings)
     config = replace(config, model=chosen)
     settings = flatten(config)
     if folder.settings is not None:
@@ -113,12 +113,12 @@ def _work_in(
         _log.info("Going on with the run that began %s.", folder.started)
     for line in device_lines("server", device, torch.get_num_threads()):
         _log.info(line)
-    if setting.test_set is not None:
-        _log.info("data: %s", setting.test_set.read)
+    if inputs.test_set is not None:
+        _log.info("data: %s", inputs.test_set.read)
     folder.write_json("config.json", settings)
     environment = describe_environment()
     folder.write_json("environment.json", environment)
-    results = fuse_and_measure(flower, config, setting, folder, device)
+    results = fuse_and_measure(flower, config, inputs, folder, device)
     seconds = time.monotonic() - started
     results = replace(results, simulated=flower.simulated, total_seconds=seconds)
     rows, metrics = write_results(folder, results, config, environment)
@@ -129,7 +129,7 @@ def _work_in(
     return folder
 
 
-def prepare(config: Config, device: torch.device) -> Setting:
+def prepare(config: Config, device: torch.device) -> ServerInputs:
     """Build θ₀ and load the test set, if the server has one.
 
     Raises
@@ -152,7 +152,7 @@ def prepare(config: Config, device: torch.device) -> Setting:
         names = class_names(data)
     spec = InputSpec.of(data)
     # What 'auto' comes to is told the model once there is a folder to write it down in.
-    model = build_vit(plain(config.model), spec, len(names), config.seed)
+    model = build_vit(without_auto(config.model), spec, len(names), config.seed)
     if server.compile:
         require_compiler(device)
         model.compiled = True
@@ -160,16 +160,16 @@ def prepare(config: Config, device: torch.device) -> Setting:
     if test_set is not None and test_set.class_names != names:
         allowed = f"'' or {join_names(test_set.class_names)!r}"
         raise ConfigError.bad_value("server.classes", server.classes, allowed)
-    return Setting(model, names, test_set)
+    return ServerInputs(model, names, test_set)
 
 
 def fuse_and_measure(
-    flower: FlowerRun, config: Config, setting: Setting, folder: RunFolder, device: torch.device
+    flower: FlowerRun, config: Config, inputs: ServerInputs, folder: RunFolder, device: torch.device
 ) -> Results:
     """Do the one round and measure what it gave."""
     # Elsewhere a node may hold other data, or another share of them, than the server would deal.
-    deal = setting.test_set is not None and flower.simulated
-    result, labels = flower.fuse(config, setting.model, setting.class_names, folder, device, deal)
+    deal = inputs.test_set is not None and flower.simulated
+    result, labels = flower.fuse(config, inputs.model, inputs.class_names, folder, device, deal)
     assert result.fused is not None and result.task is not None  # fuse raises, or fills them in
     return measure(
         outcome=result.outcome,
@@ -177,9 +177,9 @@ def fuse_and_measure(
         fused=result.fused,
         control=result.control,
         task=result.task,
-        model=setting.model,
-        names=setting.class_names,
-        test_set=setting.test_set,
+        model=inputs.model,
+        names=inputs.class_names,
+        test_set=inputs.test_set,
         labels=labels,
         on_shards=result.scores,
         left_out=result.left_out,

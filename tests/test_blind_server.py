@@ -16,7 +16,7 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.run import run
 from fedmitr_app.strategies.flower_run import FlowerRun
-from fedmitr_app.strategies.keeping import keep_model
+from fedmitr_app.strategies.node_model import keep_model
 from tests.helpers.fake_grid import FakeGrid
 from tests.helpers.federation import Federation
 

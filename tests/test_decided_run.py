@@ -9,8 +9,8 @@ from flwr.app import ConfigRecord
 from fedmitr_app.client_app import app as client_app
 from fedmitr_app.diagnostics.finished import read_run
 from fedmitr_app.errors import ConfigError
+from fedmitr_app.experiments.auto_precision import with_auto_resolved
 from fedmitr_app.experiments.cell import read_cell
-from fedmitr_app.experiments.decided import decided
 from fedmitr_app.experiments.grid import read_grid
 from fedmitr_app.experiments.run import run_grid
 from fedmitr_app.models import PatchViT, auto_precision
@@ -129,9 +129,9 @@ def test_an_experiment_decides_once_and_its_results_say_what(tmp_path, monkeypat
     assert calls == [fast] and auto["status"] == fixed["status"] == "ok"
     # Gone on with, also elsewhere, it is what it was: nothing is computed again.
     let_it_be(monkeypatch, "nothing", calls)
-    again = decided(grid, results / "decided.json", CPU)
+    again = with_auto_resolved(grid, results / "decided.json", CPU)
     assert calls == [fast]
     assert all(read_cell(cell, results, CPU) for cell in again.cells)
     (results / "decided.json").write_text("[")
-    renewed = decided(grid, results / "decided.json", CPU)
+    renewed = with_auto_resolved(grid, results / "decided.json", CPU)
     assert renewed.cells[0].config.model.precision == "float32" and len(calls) == 2

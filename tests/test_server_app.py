@@ -39,6 +39,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         ".lock",
         "clients.csv",
         "config.json",
+        "ensemble.safetensors",
         "environment.json",
         "figures",
         "global_model.json",

@@ -21,9 +21,9 @@ from fedmitr_app.config.describe import described
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.estimate import Estimate, estimate, measure_passes
 from fedmitr_app.methods import check_method
-from fedmitr_app.models import decide
+from fedmitr_app.models import resolve_auto
 from fedmitr_app.partitions import label_matrix
-from fedmitr_app.run import Setting, prepare
+from fedmitr_app.run import ServerInputs, prepare
 from fedmitr_app.strategies.run_config import read_run_config
 from fedmitr_app.utils.device import device_lines, resolve_device
 from fedmitr_app.utils.progress import duration
@@ -70,14 +70,14 @@ def _lines(
     yield from _settings_lines(config, every)
     device = resolve_device(config.server.device, "server.device")
     yield from ("", *device_lines("server", device, 1)[:1])
-    setting = prepare(config, device)
-    config = replace(config, model=decide(config.model, setting.model, device))
-    yield from _model_lines(config, setting)
+    inputs = prepare(config, device)
+    config = replace(config, model=resolve_auto(config.model, inputs.model, device))
+    yield from _model_lines(config, inputs)
     matrix = label_matrix(config.data, config.partition, clients, config.seed)
-    yield from _data_lines(config, setting, matrix)
+    yield from _data_lines(config, inputs, matrix)
     shards = [int(count) - round(config.client.holdout * count) for count in matrix.sum(1)]
-    tested = 0 if setting.test_set is None else len(setting.test_set)
-    model = setting.model.eval().requires_grad_(False)
+    tested = 0 if inputs.test_set is None else len(inputs.test_set)
+    model = inputs.model.eval().requires_grad_(False)
     passes = measure_passes(config, model, device)
     yield from _cost_lines(config, estimate(config, model, passes, shards, tested))
     words = as_run_config({key: run_config[key] for key in given})
@@ -96,8 +96,8 @@ def _settings_lines(config: Config, every: bool) -> Iterator[str]:
         yield "  ... --all shows the others"
 
 
-def _model_lines(config: Config, setting: Setting) -> Iterator[str]:
-    model, spec = setting.model, setting.model.spec
+def _model_lines(config: Config, inputs: ServerInputs) -> Iterator[str]:
+    model, spec = inputs.model, inputs.model.spec
     parameters = sum(value.numel() for value in model.parameters())
     start = (
         repr(config.model.weights) if config.model.weights else f"from scratch, seed {config.seed}"
@@ -110,9 +110,9 @@ def _model_lines(config: Config, setting: Setting) -> Iterator[str]:
     yield f"products: {config.model.precision} by {config.model.matmul}"
 
 
-def _data_lines(config: Config, setting: Setting, matrix: np.ndarray) -> Iterator[str]:
-    if setting.test_set is not None:
-        yield f"data: {setting.test_set.read}"
+def _data_lines(config: Config, inputs: ServerInputs, matrix: np.ndarray) -> Iterator[str]:
+    if inputs.test_set is not None:
+        yield f"data: {inputs.test_set.read}"
     sizes, classes = matrix.sum(1), (matrix > 0).sum(1)
     kind = config.partition.kind
     alpha = f", alpha {config.partition.alpha:g}" if kind == "dirichlet" else ""
@@ -122,7 +122,7 @@ def _data_lines(config: Config, setting: Setting, matrix: np.ndarray) -> Iterato
     )
     held = matrix.sum(0)
     least = int(held.argmin())
-    name = setting.class_names[least]
+    name = inputs.class_names[least]
     yield f"the rarest class, {name!r}, has {held[least]} training images on all clients"
 
 

@@ -11,7 +11,7 @@ from fedmitr_app.diagnostics.finished import read_run
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.report.diagnosis import add_to_report, diagnosis_tables
 from fedmitr_app.report.tables import aligned
-from fedmitr_app.utils.files import plain, reason_of, write_json
+from fedmitr_app.utils.files import as_json, reason_of, write_json
 from fedmitr_app.utils.reading import read_table
 
 MAX_METRICS_BYTES = 2**24
@@ -34,7 +34,7 @@ def diagnosis_of(folder: Path, device: str, dense: bool, sizes: Sizes) -> dict[s
     other = distil_dense(run.task) if dense else None
     diagnosis = diagnose(run.task, run.student, other, run.test, sizes)
     judged = [verdict._asdict() for verdict in verdicts(diagnosis)]
-    found: dict[str, Any] = plain({**diagnosis.to_dict(), "claims": judged})
+    found: dict[str, Any] = as_json({**diagnosis.to_dict(), "claims": judged})
     return found
 
 

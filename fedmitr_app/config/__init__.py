@@ -8,7 +8,7 @@ from fedmitr_app.config.parse import (
     given_settings,
     parse_config,
 )
-from fedmitr_app.config.resume import decisive, harmless_keys, require_same
+from fedmitr_app.config.resume import decisive, require_same, result_neutral_keys
 from fedmitr_app.config.schema import (
     COMBINATIONS,
     NEED_LABEL_COUNTS,
@@ -49,7 +49,7 @@ __all__ = [
     "differing",
     "flatten",
     "given_settings",
-    "harmless_keys",
+    "result_neutral_keys",
     "parse_config",
     "require_same",
 ]

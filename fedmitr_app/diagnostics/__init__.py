@@ -5,8 +5,8 @@
 
 from fedmitr_app.diagnostics.claims import Verdict, verdicts
 from fedmitr_app.diagnostics.diagnose import Distilled, Sizes, diagnose, distil_dense
-from fedmitr_app.diagnostics.figures import Diagnosis
 from fedmitr_app.diagnostics.likeness import Likeness, likeness, target_share
+from fedmitr_app.diagnostics.measurements import Diagnosis
 
 __all__ = [
     "Diagnosis",

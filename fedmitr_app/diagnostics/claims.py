@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fedmitr_app.diagnostics.error_bars import Error, alone, of_largest, paired, together
-from fedmitr_app.diagnostics.figures import Diagnosis
 from fedmitr_app.diagnostics.gap import Gap
+from fedmitr_app.diagnostics.measurements import Diagnosis
 
 
 class Verdict(NamedTuple):

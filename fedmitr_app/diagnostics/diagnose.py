@@ -12,9 +12,9 @@ from fedmitr_app.diagnostics.curvature import (
     largest_of_parts,
     student_curvature,
 )
-from fedmitr_app.diagnostics.figures import Diagnosis, StudentFigures
 from fedmitr_app.diagnostics.gap import gap
 from fedmitr_app.diagnostics.gradients import compare_gradients
+from fedmitr_app.diagnostics.measurements import Diagnosis, StudentFigures
 from fedmitr_app.diagnostics.variance import variance_by_labels
 from fedmitr_app.inversion import Pool, PoolData
 from fedmitr_app.methods.dense_inversion import dense_inversion

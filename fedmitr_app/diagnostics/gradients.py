@@ -17,7 +17,7 @@ from fedmitr_app.diagnostics.error_bars import without_each
 from fedmitr_app.inversion import Inverted, Schedule, invert_batch
 from fedmitr_app.inversion.invert import pixel_gradient
 from fedmitr_app.inversion.objective import Objective
-from fedmitr_app.inversion.shards import Assignment, assign
+from fedmitr_app.inversion.pool_shards import Assignment, assign
 from fedmitr_app.inversion.state import InversionState
 from fedmitr_app.inversion.views import draw_view
 from fedmitr_app.teacher import Teacher

@@ -21,7 +21,7 @@ from fedmitr_app.experiments import symmetries
 from fedmitr_app.experiments.symmetries import POSITION, State, copied
 from fedmitr_app.uploads import Upload
 from fedmitr_app.uploads.class_means import HEAD
-from fedmitr_app.uploads.shares import MOST_EXAMPLES
+from fedmitr_app.uploads.example_weights import MOST_EXAMPLES
 from fedmitr_app.uploads.upload import moments_file
 from fedmitr_app.utils.randomness import generator
 

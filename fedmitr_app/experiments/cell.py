@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from fedmitr_app.comparison import TestBench
-from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, harmless_keys
+from fedmitr_app.config import NEED_LABEL_COUNTS, Config, flatten, result_neutral_keys
 from fedmitr_app.errors import FedmitrError, MethodUnavailable, RunFolderError
 from fedmitr_app.experiments.attacks import attack
 from fedmitr_app.experiments.federate import initial_model, load_uploads, uploads_name
@@ -23,6 +22,7 @@ from fedmitr_app.methods.registry import MOMENTS, REAL_IMAGES
 from fedmitr_app.models import InputSpec
 from fedmitr_app.partitions import load_test_set
 from fedmitr_app.partitions.sources import load_source
+from fedmitr_app.scoring import AccuracyBench
 from fedmitr_app.teacher import ClientModel
 from fedmitr_app.utils.environment import describe_environment
 from fedmitr_app.utils.files import load_tensors, save_tensors, write_json
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 def cell_name(cell: Cell) -> str:
     """Return the file name of a cell's result: another for every setting that counts."""
     read = SECTIONS + METHODS[cell.row.method].reads
-    harmless = harmless_keys(cell.config)
+    harmless = result_neutral_keys(cell.config)
     flat = {
         key: value
         for key, value in flatten(cell.config).items()
@@ -148,7 +148,7 @@ def _measure(cell: Cell, results: Path, device: torch.device) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = clock() - started
-    bench = TestBench(test.images, test.labels, model, device, config.server.eval_batch_size)
+    bench = AccuracyBench(test.images, test.labels, model, device, config.server.eval_batch_size)
     answers = None if cell.attackers else _answers_file(cell, results)
     known = _read_answers(answers, task.clients, len(test))
     for client in task.clients:

@@ -13,8 +13,8 @@ import torch
 
 from fedmitr_app.config import flatten
 from fedmitr_app.errors import ConfigError, FedmitrError
+from fedmitr_app.experiments.auto_precision import with_auto_resolved
 from fedmitr_app.experiments.cell import cell_name, code_name, failed, read_cell, run_cell
-from fedmitr_app.experiments.decided import decided
 from fedmitr_app.experiments.federate import train_federation, trained_by, uploads_name
 from fedmitr_app.experiments.grid import Cell, Grid
 from fedmitr_app.methods import known_methods
@@ -59,7 +59,7 @@ def run_grid(
     (results / "cells").mkdir(parents=True, exist_ok=True)
     (results / "uploads").mkdir(exist_ok=True)
     (results / "answers").mkdir(exist_ok=True)
-    grid = decided(grid, results / "decided.json", device)
+    grid = with_auto_resolved(grid, results / "decided.json", device)
     names = [cell_name(cell) for cell in grid.cells]
     # Two rows may say the same: it is computed once.
     cells = dict(zip(names, grid.cells, strict=True))

@@ -12,7 +12,7 @@ from fedmitr_app.config import InversionConfig, decisive
 from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.invert import Inverted
 from fedmitr_app.inversion.pool import Place, Pool
-from fedmitr_app.inversion.shards import Job, OnStep, Shard, ShardMaker
+from fedmitr_app.inversion.pool_shards import Job, OnStep, Shard, ShardMaker
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import Teacher
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmitr_app.errors import RunFolderError
 from fedmitr_app.inversion.invert import Inverted
-from fedmitr_app.utils.files import Stored, load_tensors, plain, save_tensors
+from fedmitr_app.utils.files import Stored, as_json, load_tensors, save_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Pool:
         except RunFolderError as error:
             _log.warning("%s It is made again.", error)
             return None
-        if found.facts["provenance"] != plain(provenance):
+        if found.facts["provenance"] != as_json(provenance):
             return None
         kept = found.tensors["keep_idx"].long()
         # A clone: an empty slice would keep the whole shard in memory.

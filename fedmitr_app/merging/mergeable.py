@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fedmitr_app.uploads.array_statistics import is_fused, part_name
 from fedmitr_app.uploads.class_means import HEAD
-from fedmitr_app.uploads.comparing import Weighed
-from fedmitr_app.uploads.parts import is_fused, part_name
-from fedmitr_app.uploads.shares import client_shares
+from fedmitr_app.uploads.example_weights import client_shares
 from fedmitr_app.uploads.upload import Upload
+from fedmitr_app.uploads.weight_checks import WeightCheck
 
 
 class Array(NamedTuple):
@@ -48,7 +48,7 @@ class Mergeable:
         cls,
         uploads: Sequence[Upload],
         initial: Mapping[str, Tensor],
-        weighed: Sequence[Weighed] | None = None,
+        weighed: Sequence[WeightCheck] | None = None,
         weights: str = "num-examples",
     ) -> "Mergeable":
         """Leave out what is unfit.
@@ -59,7 +59,7 @@ class Mergeable:
             At least one, all with the same names and shapes.
         initial : Mapping[str, Tensor]
             θ₀'s state dict, on the CPU.
-        weighed : Sequence[Weighed] | None
+        weighed : Sequence[WeightCheck] | None
             What :func:`~fedmitr_app.uploads.compare` found of each; None: nothing.
         weights : {"num-examples", "capped-examples", "uniform"}
             What each upload counts for; see :func:`~fedmitr_app.uploads.example_counts`.
@@ -71,7 +71,7 @@ class Mergeable:
         ConfigError
             If there are no such weights.
         """
-        weighed = [Weighed()] * len(uploads) if weighed is None else weighed
+        weighed = [WeightCheck()] * len(uploads) if weighed is None else weighed
         pairs = [each for each in zip(uploads, weighed, strict=True) if not each[1].unfit]
         fit = [upload for upload, _ in pairs]
         shares = client_shares(fit if fit else uploads, weights)

@@ -18,7 +18,7 @@ from fedmitr_app.methods.registry import (
     register,
 )
 from fedmitr_app.methods.result import MethodResult
-from fedmitr_app.methods.running import run_with_control, screen
+from fedmitr_app.methods.running import drop_unusable, run_with_control
 from fedmitr_app.methods.settings import MethodSettings, settings_for
 from fedmitr_app.methods.task import Task
 from fedmitr_app.methods.uninverted import without_inversion
@@ -39,7 +39,7 @@ __all__ = [
     "register",
     "run_in_background",
     "run_with_control",
-    "screen",
+    "drop_unusable",
     "settings_for",
     "without_inversion",
 ]

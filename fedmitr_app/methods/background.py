@@ -20,7 +20,7 @@ from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.settings import MethodSettings
 from fedmitr_app.methods.task import Task
 from fedmitr_app.models import PatchViT
-from fedmitr_app.uploads import Upload, Weighed
+from fedmitr_app.uploads import Upload, WeightCheck
 from fedmitr_app.utils.files import load_tensors, save_tensors
 
 _log = logging.getLogger("fedmitr_app")
@@ -75,7 +75,7 @@ def run_in_background(method: str, task: Task) -> Iterator[Result]:
         return
     shape = copy.deepcopy(task.model).to("meta")
     order = _Order(
-        method, shape, task.uploads, task.weighed, settings, task.folder, task.label, share
+        method, shape, task.uploads, task.weight_checks, settings, task.folder, task.label, share
     )
     process = context.Process(target=_work, args=(theirs, order), name="background", daemon=True)
     listener = _Listener(ours, method, task)
@@ -112,7 +112,7 @@ class _Order(NamedTuple):
     model: PatchViT
     """Its shape, on the meta device."""
     uploads: Sequence[Upload]
-    weighed: Sequence[Weighed]
+    weight_checks: Sequence[WeightCheck]
     """What was found of their weights, beside uploads perhaps that the task is without."""
     settings: MethodSettings
     folder: Path
@@ -176,7 +176,7 @@ def _work(pipe: Connection, order: _Order) -> None:
     model.vit.load_state_dict(known)
     task = Task.load(model, order.uploads, order.settings, order.folder, torch.device("cpu"))
     task = replace(task, label=order.label, record=record)
-    task.remember(probed=probed, weighed=order.weighed)
+    task.remember(probed=probed, weight_checks=order.weight_checks)
     try:
         fused = METHODS[order.method](task)
         assert fused.model is not None  # of a method that makes one

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fedmitr_app.errors import TrainingError
 from fedmitr_app.inversion import Inverted, Made, Pool, PoolRequest, make_pool, steps_per_image
-from fedmitr_app.inversion.shards import Job, Point
+from fedmitr_app.inversion.pool_shards import Job, Point
 from fedmitr_app.methods.registry import register
 from fedmitr_app.methods.result import MethodResult
 from fedmitr_app.methods.student import CHECKPOINT, StudentTraining

@@ -12,11 +12,14 @@ from importlib.metadata import entry_points
 from fedmitr_app.config import Config
 from fedmitr_app.errors import ConfigError
 from fedmitr_app.methods.result import MethodResult
+from fedmitr_app.methods.settings import SECTIONS
 from fedmitr_app.methods.task import Task
+from fedmitr_app.models import PatchViT
 
 MOMENTS, REAL_IMAGES = "moments", "real-images"
 """What a method can need beside weights: class moments of every client's features; training
 images, which no server has."""
+NEEDS = (MOMENTS, REAL_IMAGES)
 DISTILS = ("merge", "teacher", "inversion", "distillation")
 """The sections of settings that a method reads which makes images and distils on them."""
 ENTRY_POINTS = "fedmitr_app.methods"
@@ -61,8 +64,20 @@ class Method:
     paper: str = ""
 
     def __call__(self, task: Task) -> MethodResult:
-        """Run it."""
-        return self.run(task)
+        """Run it.
+
+        Raises
+        ------
+        TypeError
+            If it gives back something else than it must: a mistake of who wrote it.
+        """
+        found = self.run(task)
+        if not isinstance(found, MethodResult) or not isinstance(found.model, PatchViT | None):
+            raise TypeError(
+                f"method {self.name!r} must return a MethodResult of a PatchViT "
+                f"(Task.model_of makes one of a state dict), not {found!r:.200}"
+            )
+        return found
 
 
 METHODS: dict[str, Method] = {}
@@ -84,8 +99,13 @@ def register(
     Raises
     ------
     ValueError
-        If another function has the name already.
+        If another function has the name already, or ``reads`` or ``needs`` names what there is
+        not.
     """
+    reads, needs = tuple(reads), tuple(needs)
+    for kind, given, allowed in (("reads", reads, SECTIONS), ("needs", needs, NEEDS)):
+        if unknown := sorted(set(given) - set(allowed)):
+            raise ValueError(f"{kind} of method {name!r} must be of {allowed}, not {unknown}")
 
     def decorate(run: Run) -> Run:
         known = METHODS.get(name)
@@ -94,8 +114,7 @@ def register(
             run.__qualname__,
         ):
             raise ValueError(f"a method {name!r} is registered already, by {known.run.__module__}")
-        facts = tuple(reads), tuple(needs), makes_images, averages, screens, paper
-        METHODS[name] = Method(name, run, *facts)
+        METHODS[name] = Method(name, run, reads, needs, makes_images, averages, screens, paper)
         return run
 
     return decorate

@@ -23,7 +23,7 @@ class Screened(NamedTuple):
     """Their keys; of a method that only averages, also those that no average takes."""
 
 
-def screen(method: Method, task: Task) -> Screened:
+def drop_unusable(method: Method, task: Task) -> Screened:
     """Leave out whose uploads are of no use, or distrusted where a defence is on.
 
     Raises
@@ -35,18 +35,18 @@ def screen(method: Method, task: Task) -> Screened:
     if method.screens or task.settings.teacher.defence != "none":
         rest = task.defended()
     else:  # what the weights alone tell; nobody is asked anything
-        for client, weighed in zip(task.clients, task.weighed, strict=True):
+        for client, weighed in zip(task.clients, task.weight_checks, strict=True):
             for reason in weighed.reasons:
                 _log.warning("%s is suspicious: %s.", client.key, reason)
     kept = {client.key for client in rest.clients}
     if len(kept) < len(task.clients):
-        judged = zip(task.clients, task.trust, task.weighed, strict=True)
+        judged = zip(task.clients, task.trust, task.weight_checks, strict=True)
         reasons = {
             each.key: trust.reason or weighed.reasons[0]
             for each, trust, weighed in judged
             if each.key not in kept
         }
-    pairs = zip(task.clients, task.weighed, strict=True)
+    pairs = zip(task.clients, task.weight_checks, strict=True)
     unused = {each.key for each, weighed in pairs if weighed.unfit and method.averages}
     return Screened(rest, reasons, frozenset(unused.union(reasons)))
 

@@ -26,12 +26,12 @@ from fedmitr_app.teacher import (
     Teacher,
     Trust,
     head_shares,
+    judge_answers,
     priors_of,
     probe,
     same_answers,
-    screen,
 )
-from fedmitr_app.uploads import Upload, Weighed, compare, example_counts, read_class_means
+from fedmitr_app.uploads import Upload, WeightCheck, check_weights, example_counts, read_class_means
 from fedmitr_app.utils.files import arrays_digest, json_line
 from fedmitr_app.utils.memory import room_for
 from fedmitr_app.utils.metrics_log import Record
@@ -119,9 +119,9 @@ class Task:
         return hashlib.sha256(json_line({"parts": parts}).encode()).hexdigest()
 
     @cached_property
-    def weighed(self) -> tuple[Weighed, ...]:
+    def weight_checks(self) -> tuple[WeightCheck, ...]:
         """What each upload's weights say of it, beside the others'."""
-        return tuple(compare(self.uploads, self._initial))
+        return tuple(check_weights(self.uploads, self._initial))
 
     @cached_property
     def average(self) -> dict[str, Tensor]:
@@ -157,8 +157,14 @@ class Task:
 
         return merge(taken, self.settings.merge, priors)
 
+    def model_of(self, state: Mapping[str, Tensor]) -> PatchViT:
+        """Return a model of its own with a state dict of the task's, where the work is done."""
+        model = copy.deepcopy(self.model)
+        model.vit.load_state_dict(state)
+        return model.to(self.device).eval()
+
     def _mergeable(self, weighting: str, without: Set[str] = frozenset()) -> Mergeable:
-        pairs = zip(self.uploads, self.weighed, strict=True)
+        pairs = zip(self.uploads, self.weight_checks, strict=True)
         uploads, weighed = zip(
             *(pair for pair in pairs if pair[0].client not in without), strict=True
         )
@@ -183,7 +189,7 @@ class Task:
     @cached_property
     def trust(self) -> tuple[Trust, ...]:
         """What each client's answers to those images say of it."""
-        return tuple(screen(self.probed, self._copies(), self._shares))
+        return tuple(judge_answers(self.probed, self._copies(), self._shares))
 
     def _copies(self) -> dict[int, str]:
         """Find models that are another client's, and whose: those that can be done without.
@@ -193,7 +199,7 @@ class Task:
         models that have hardly been trained the answers alone are the same too. Of each group
         one stays, if possible one whose weights can be averaged.
         """
-        keys, weighed = [each.key for each in self.clients], self.weighed
+        keys, weighed = [each.key for each in self.clients], self.weight_checks
         groups: dict[int, list[int]] = {}
         for number, first in enumerate(same_answers(self.probed)):
             groups.setdefault(first, []).append(number)
@@ -219,7 +225,7 @@ class Task:
             If nobody is left.
         """
         strict, kept = self.settings.teacher.defence == "leave-one-out", []
-        found = zip(self.clients, self.trust, self.weighed, strict=True)
+        found = zip(self.clients, self.trust, self.weight_checks, strict=True)
         for number, (client, trust, weighed) in enumerate(found):
             left_out = trust.left_out(strict) or (strict and weighed.suspicious)
             if not left_out:
@@ -231,7 +237,7 @@ class Task:
         if len(kept) == len(self.clients):
             return self
         if not kept:
-            pairs = zip(self.trust, self.weighed, strict=True)
+            pairs = zip(self.trust, self.weight_checks, strict=True)
             reasons = {trust.reason or weighed.reasons[0] for trust, weighed in pairs}
             raise UploadError(f"No upload is of any use: {'; '.join(sorted(reasons))}.")
         rest = replace(
@@ -239,8 +245,8 @@ class Task:
             uploads=tuple(self.uploads[number] for number in kept),
             clients=tuple(self.clients[number] for number in kept),
         )
-        judged = tuple(self.weighed[number] for number in kept)
-        return rest.remember(probed=self.probed[kept], weighed=judged)
+        judged = tuple(self.weight_checks[number] for number in kept)
+        return rest.remember(probed=self.probed[kept], weight_checks=judged)
 
     @cached_property
     def _shares(self) -> Tensor | None:
@@ -288,13 +294,13 @@ class Task:
         """Return the same uploads under changed settings; the teacher too, unless it changes."""
         settings = change(self.settings)
         altered = replace(self, settings=settings, **fields)
-        found = {"weighed"}
+        found = {"weight_checks"}
         if (settings.teacher, settings.merge) == (self.settings.teacher, self.settings.merge):
             _ = self.teacher  # worked out here, once
             found |= {"probed", "merged", "members", "teacher"}
         return altered.remember(**{name: vars(self)[name] for name in found & vars(self).keys()})
 
     def remember(self, **found: Any) -> "Task":
-        """Take what was found elsewhere: ``probed``, ``weighed``, ``teacher``."""
+        """Take what was found elsewhere: ``probed``, ``weight_checks``, ``teacher``."""
         self.__dict__.update(found)
         return self

@@ -2,10 +2,10 @@
 
 from fedmitr_app.models.auto_precision import (
     DECIDED_KEYS,
-    decide,
-    plain,
+    resolve_auto,
     settings_of,
     undecided,
+    without_auto,
 )
 from fedmitr_app.models.compiled import require_compiler
 from fedmitr_app.models.factory import architecture_of, build_vit
@@ -25,10 +25,10 @@ __all__ = [
     "OffloadedViT",
     "architecture_of",
     "build_vit",
-    "decide",
+    "resolve_auto",
     "is_trained",
     "model_from_weights",
-    "plain",
+    "without_auto",
     "require_compiler",
     "settings_of",
     "spec_of",

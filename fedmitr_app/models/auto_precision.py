@@ -16,8 +16,8 @@ import torch
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.config.schema import AUTO, MATMULS, PRECISIONS
 from fedmitr_app.errors import ModelError
+from fedmitr_app.models.onednn import available
 from fedmitr_app.models.patch_vit import PatchViT
-from fedmitr_app.models.products import available
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def settings_of(config: ModelConfig) -> dict[str, str]:
     return {f"model.{name}": getattr(config, name) for name in DECIDED}
 
 
-def plain(config: ModelConfig) -> ModelConfig:
+def without_auto(config: ModelConfig) -> ModelConfig:
     """Return the settings with what is always there in the place of 'auto'."""
     return as_before(config, dict(zip(DECIDED_KEYS, PLAIN, strict=True)))
 
@@ -76,7 +76,7 @@ def as_before(config: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
     return replace(config, **{name: known[name] for name in known if getattr(config, name) == AUTO})
 
 
-def decide(
+def resolve_auto(
     config: ModelConfig,
     model: PatchViT,
     device: torch.device,

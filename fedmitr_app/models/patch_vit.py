@@ -21,8 +21,8 @@ from fedmitr_app.config.schema import MATMULS, PRECISIONS
 from fedmitr_app.errors import ModelError
 from fedmitr_app.models.blocks import run_block, run_class_token
 from fedmitr_app.models.compiled import compile_once
+from fedmitr_app.models.onednn import OneDNN
 from fedmitr_app.models.packing import Packing
-from fedmitr_app.models.products import OneDNN
 from fedmitr_app.models.spec import InputSpec
 from fedmitr_app.models.typed import PlainViT
 
@@ -65,7 +65,7 @@ class PatchViT(nn.Module):
         Whether its blocks run compiled.
     matmul : str
         ``torch``, or ``onednn`` for what a CPU multiplies in float32, unless it is compiled
-        (``models/products.py``).
+        (``models/onednn.py``).
 
     Raises
     ------
@@ -160,7 +160,7 @@ class PatchViT(nn.Module):
         if self.compiled:
             run, run_class = compile_once(run), compile_once(run_class)
         all_tokens = patch_tokens or patch_logits
-        with self.products(patches.device.type):
+        with self.matmul_context(patches.device.type):
             tokens = vit.norm_pre(self._embed(patches, position_idx))
             packing = Packing.of(tokens)
             tokens = packing.pack(tokens)
@@ -196,7 +196,7 @@ class PatchViT(nn.Module):
             layer.to(torch.bfloat16)
         return model
 
-    def products(self, device: str) -> AbstractContextManager[object]:
+    def matmul_context(self, device: str) -> AbstractContextManager[object]:
         """Let matrix products and attention run in this model's precision, and way."""
         if self.precision == "float32":
             by_onednn = self.matmul == "onednn" and device == "cpu" and not self.compiled

@@ -87,7 +87,7 @@ class StackedViT:
         """Say whether small models like this one are faster stacked, at so many tokens each.
 
         While one model's work is small, most of the time passes between its operations. On a CPU
-        not in half precision, see :meth:`PatchViT.products`, nor by oneDNN, which batched
+        not in half precision, see :meth:`PatchViT.matmul_context`, nor by oneDNN, which batched
         products don't go through.
         """
         if device.type == "cpu" and (model.precision, model.matmul) != ("float32", "torch"):
@@ -113,7 +113,7 @@ class StackedViT:
         class tokens alone.
         """
         vit = self.first.vit
-        with self.first.products(patches.device.type):
+        with self.first.matmul_context(patches.device.type):
             tokens = self._embed(patches, position_idx)
             packing = Packing.of(tokens.flatten(0, 1))
             for number, block in enumerate(vit.blocks[:-1]):

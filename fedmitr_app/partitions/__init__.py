@@ -1,15 +1,15 @@
 """What a client holds: sources of images, and how they are dealt to clients."""
 
 from fedmitr_app.partitions.alignment import align_labels
-from fedmitr_app.partitions.images import ImageSet
-from fedmitr_app.partitions.names import clean_name, join_names, split_names
-from fedmitr_app.partitions.shards import (
+from fedmitr_app.partitions.client_data import (
     class_names,
     hold_out,
     label_matrix,
     load_shard,
     load_test_set,
 )
+from fedmitr_app.partitions.images import ImageSet
+from fedmitr_app.partitions.names import clean_name, join_names, split_names
 
 __all__ = [
     "ImageSet",

@@ -11,8 +11,8 @@ from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.images import FORMATS, SUFFIXES
 from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import some_names
-from fedmitr_app.partitions.parting import Named, Part, part
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows
+from fedmitr_app.partitions.split_files import Named, SplitFiles, part
 from fedmitr_app.partitions.splits import TRAIN, called_like_a_split, require_no_splits, split_of
 from fedmitr_app.partitions.tree import Tree
 
@@ -54,15 +54,15 @@ def _splits(tree: Tree) -> dict[Path, Named]:
     return {path: Named(split_at.get(at[0], ""), at[0]) for path, at in names.items()}
 
 
-def _below_split(images: Part) -> list[tuple[str, ...]]:
+def _below_split(images: SplitFiles) -> list[tuple[str, ...]]:
     return [images.tree.parts(path)[1 if images.split else 0 :] for path in images.files]
 
 
-def _labelled(images: Part) -> bool:
+def _labelled(images: SplitFiles) -> bool:
     return any(len(below) > 1 for below in _below_split(images))
 
 
-def _read(images: Part, notes: tuple[str, ...] = ()) -> Reading:
+def _read(images: SplitFiles, notes: tuple[str, ...] = ()) -> Reading:
     """Return one split's rows as those to train on."""
     where, files, names = images.where, images.files, _below_split(images)
     depths = Counter(map(len, names))

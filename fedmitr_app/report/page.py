@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmitr_app.methods import METHODS
 from fedmitr_app.report import figures, figures_images, figures_labels, html
 from fedmitr_app.report.data import ClientRow, ReportData
 from fedmitr_app.report.diagnosis import diagnosis_section
@@ -113,7 +114,8 @@ def _header(folder: RunFolder, data: ReportData) -> str:
     known = named_accuracies(data.accuracy)
     earned = inversion_worth(data)
     method = data.config.get("server.method", "one-shot")
-    kind = f"{method}, seed {folder.seed}"
+    paper = METHODS[method].paper if method in METHODS else ""
+    kind = f"{method}{f' ({paper})' if paper else ''}, seed {folder.seed}"
     # A deployment's server without a test set read no data, whatever is set.
     if data.config.get("data.source") and (data.simulated or data.test_images):
         kind += f", {data.config['data.source']}"

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import Config
 from fedmitr_app.errors import UploadError
 from fedmitr_app.evaluation import FederatedScore
@@ -21,8 +20,9 @@ from fedmitr_app.partitions import ImageSet
 from fedmitr_app.report.data import PoolSample
 from fedmitr_app.report.tables import RESULT_NAMES
 from fedmitr_app.run_folder import RunFolder
+from fedmitr_app.scoring import AccuracyBench
 from fedmitr_app.teacher import Teacher, Trust
-from fedmitr_app.uploads import RoundOutcome, Weighed
+from fedmitr_app.uploads import RoundOutcome, WeightCheck
 from fedmitr_app.utils.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Results:
     """The global model and how it came about."""
     trust: Sequence[Trust] = ()
     """Of each accepted upload's answers."""
-    weighed: Sequence[Weighed] = ()
+    weight_checks: Sequence[WeightCheck] = ()
     """Of its weights."""
     control: MethodResult | None = None
     schedule: Schedule | None = None
@@ -105,7 +105,7 @@ def measure(
         labels=_known_labels(labels, outcome),
         on_shards=on_shards,
         trust=task.trust,
-        weighed=task.weighed,
+        weight_checks=task.weight_checks,
         left_out=left_out,
         fused=fused,
         control=control,
@@ -134,7 +134,7 @@ def measure(
         return replace(results, accuracy=known)
     with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
-        bench = TestBench(test_set.images, test_set.labels, model, device, batch_size, heard)
+        bench = AccuracyBench(test_set.images, test_set.labels, model, device, batch_size, heard)
         accuracy = bench.compare(task.clients, teacher, task.average, other)
         accuracy["student"] = bench.state_accuracy(global_state) if single else None
     folder.write_json(EVALUATION, {"key": key, **accuracy})

@@ -53,7 +53,7 @@ def client_rows(results: Results) -> list[ClientRow]:
 
 def _judged(results: Results) -> Iterator[tuple[Upload, Trust, str]]:
     """Go through the accepted uploads, with all that speaks against each."""
-    judged = zip(results.outcome.accepted, results.trust, results.weighed, strict=True)
+    judged = zip(results.outcome.accepted, results.trust, results.weight_checks, strict=True)
     for upload, trust, weighed in judged:
         yield upload, trust, "; ".join(filter(None, [trust.reason, *weighed.reasons]))
 

@@ -103,7 +103,7 @@ def new_default(seed: int) -> Path:
     raise _taken(target)
 
 
-def made(path: str) -> Path:
+def make_folder(path: str) -> Path:
     """Make the folder that the user named, unless it is there."""
     try:
         # expanduser raises RuntimeError for an unknown ~user; a null byte ValueError.

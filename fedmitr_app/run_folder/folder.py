@@ -16,7 +16,7 @@ from fedmitr_app.errors import RunFolderError
 from fedmitr_app.run_folder.claiming import (
     HINT,
     left_behind,
-    made,
+    make_folder,
     new_default,
     require_ours,
     require_plain,
@@ -100,7 +100,7 @@ class RunFolder:
             When the folder holds anything else, or what is neither file nor folder; cannot be
             made or written; or is being worked in by another process.
         """
-        target = new_default(seed) if path == "" else made(path)
+        target = new_default(seed) if path == "" else make_folder(path)
         require_ours(target, resume)
         try:
             lock = lock_of(target)

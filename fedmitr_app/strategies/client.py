@@ -11,7 +11,7 @@ from flwr.app import Context
 
 from fedmitr_app.config import Config, check_source, given_settings, parse_config
 from fedmitr_app.errors import ConfigError, UploadError
-from fedmitr_app.strategies.keeping import model_dir
+from fedmitr_app.strategies.node_model import model_dir
 from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.utils.device import resolve_device
 

@@ -19,9 +19,9 @@ from fedmitr_app.methods import (
     MethodResult,
     MethodSettings,
     Task,
+    drop_unusable,
     find_method,
     run_with_control,
-    screen,
     settings_for,
 )
 from fedmitr_app.models import (
@@ -194,7 +194,7 @@ class OneShotStrategy(UploadRound):
         task = Task.load(self.model, uploads, self.settings, folder, self.device)
         # The whole task, to compare with; the method sees what is left of it.
         self.task = replace(task, record=self.metrics_log.add)
-        task, reasons, self.left_out = screen(self.method, self.task)
+        task, reasons, self.left_out = drop_unusable(self.method, self.task)
         self._require_enough(len(task.clients), reasons)
         if self.with_control:
             self.fused, self.control = run_with_control(self.method, task, folder / CONTROL)

@@ -36,7 +36,7 @@ from fedmitr_app.uploads import (
     Spool,
     Upload,
     doubtful_counts,
-    require_fit,
+    require_compatible,
 )
 from fedmitr_app.utils.files import local_path
 from fedmitr_app.utils.metrics_log import MetricsLog
@@ -213,7 +213,7 @@ class UploadRound(Strategy):
         self.reference = reference_of_record(arrays)
         if (earlier := self.round.earlier()) is not None:
             self.outcome = earlier
-            require_fit(earlier.accepted, self.reference, self.expected)
+            require_compatible(earlier.accepted, self.reference, self.expected)
             _log.info("The uploads are there already: nobody is asked to train.")
             return []
         # Opened first: a folder that can't be used must show before anyone trains.

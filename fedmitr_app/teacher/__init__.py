@@ -2,9 +2,9 @@
 
 from fedmitr_app.teacher.combine import combine_logits
 from fedmitr_app.teacher.ensemble import ClientModel, Teacher, TeacherOutput, head_shares
-from fedmitr_app.teacher.kept import ENSEMBLE_NAME, Ensemble, build_ensemble, save_ensemble
+from fedmitr_app.teacher.ensemble_file import ENSEMBLE_NAME, Ensemble, build_ensemble, save_ensemble
 from fedmitr_app.teacher.probing import priors_of, probe
-from fedmitr_app.teacher.screening import Trust, same_answers, screen
+from fedmitr_app.teacher.screening import Trust, judge_answers, same_answers
 
 __all__ = [
     "ENSEMBLE_NAME",
@@ -20,5 +20,5 @@ __all__ = [
     "priors_of",
     "probe",
     "same_answers",
-    "screen",
+    "judge_answers",
 ]

@@ -61,7 +61,7 @@ class Trust(NamedTuple):
         return self.broken or self.copy or (strict and bool(self.reason))
 
 
-def screen(
+def judge_answers(
     logits: Tensor, copies: Mapping[int, str] | None = None, shares: Tensor | None = None
 ) -> list[Trust]:
     """Judge K clients by their logits ``[K, n, classes]`` on the same n images.

@@ -6,8 +6,8 @@ from fedmitr_app.uploads.class_means import (
     read_class_means,
     set_class_means,
 )
-from fedmitr_app.uploads.comparing import Weighed, compare
-from fedmitr_app.uploads.fit import require_fit
+from fedmitr_app.uploads.compatibility import require_compatible
+from fedmitr_app.uploads.example_weights import doubtful_counts, example_counts
 from fedmitr_app.uploads.metadata import Expected, Metadata, check_metadata, check_num_examples
 from fedmitr_app.uploads.moments import (
     ClassMoments,
@@ -19,7 +19,6 @@ from fedmitr_app.uploads.moments import (
 from fedmitr_app.uploads.npy import decode_npy
 from fedmitr_app.uploads.outcome import RoundOutcome
 from fedmitr_app.uploads.rounds import RoundFolder, read_round
-from fedmitr_app.uploads.shares import doubtful_counts, example_counts
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.uploads.validate import (
@@ -28,6 +27,7 @@ from fedmitr_app.uploads.validate import (
     check_arrays,
     check_headers,
 )
+from fedmitr_app.uploads.weight_checks import WeightCheck, check_weights
 
 __all__ = [
     "ArrayHeader",
@@ -41,13 +41,13 @@ __all__ = [
     "RoundOutcome",
     "Spool",
     "Upload",
-    "Weighed",
+    "WeightCheck",
     "check_arrays",
     "check_metadata",
     "check_headers",
     "check_moments",
     "check_num_examples",
-    "compare",
+    "check_weights",
     "decode_npy",
     "doubtful_counts",
     "example_counts",
@@ -57,7 +57,7 @@ __all__ = [
     "read_class_means",
     "read_round",
     "read_spool",
-    "require_fit",
+    "require_compatible",
     "set_class_means",
     "too_long",
 ]

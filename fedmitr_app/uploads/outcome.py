@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmitr_app.errors import UploadError
+from fedmitr_app.uploads.example_weights import example_counts
 from fedmitr_app.uploads.metadata import check_client_key
-from fedmitr_app.uploads.shares import example_counts
 from fedmitr_app.uploads.spool import Rejection
 from fedmitr_app.uploads.upload import Upload
 from fedmitr_app.utils.text import harmless

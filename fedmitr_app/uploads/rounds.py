@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedmitr_app.errors import ConfigError, RunFolderError
 from fedmitr_app.run_folder.status import how_it_stands, settle_status
-from fedmitr_app.uploads.fit import require_fit
+from fedmitr_app.uploads.compatibility import require_compatible
 from fedmitr_app.uploads.metadata import Expected
 from fedmitr_app.uploads.outcome import RoundOutcome, round_facts, round_of
 from fedmitr_app.uploads.spool import Rejection, Spool, read_spool
@@ -142,7 +142,7 @@ class RoundFolder:
 
         def fits(upload: Upload) -> None:
             if reference is not None:
-                require_fit([upload], reference, expected)
+                require_compatible([upload], reference, expected)
 
         spool = Spool(self.path / UPLOADS, self.path / REJECTED, self.resume, fits)
         self._begun = True

@@ -81,7 +81,7 @@ class Spool:
         Go on with a round that was stopped: uploads that are there count, if their clients
         gave a key. The others can't be told from what the same clients will send again: they
         are put aside, as damaged ones are, among the rejected as ``<file>.aside``.
-    require_fit : Callable[[Upload], None], optional
+    require_compatible : Callable[[Upload], None], optional
         Raises an error for an upload that is there and not of this round's model.
 
     Raises
@@ -95,7 +95,7 @@ class Spool:
         uploads: Path,
         rejected: Path,
         resume: bool = False,
-        require_fit: Callable[[Upload], None] = lambda upload: None,
+        require_compatible: Callable[[Upload], None] = lambda upload: None,
     ) -> None:
         self.uploads = uploads
         self.rejected = rejected
@@ -112,7 +112,7 @@ class Spool:
             except OSError as error:
                 raise unwritable(folder, error) from error
         if resume:
-            self._take_up(require_fit)
+            self._take_up(require_compatible)
         elif any(uploads.glob("*.json")):
             raise RunFolderError(
                 f"{uploads} already holds uploads of another round: choose another run folder."
@@ -166,7 +166,7 @@ class Spool:
         """How many uploads there are so far, copies apart, with what was there before."""
         return len(self._digests)
 
-    def _take_up(self, require_fit: Callable[[Upload], None]) -> None:
+    def _take_up(self, require_compatible: Callable[[Upload], None]) -> None:
         aside = {}
         for path in self.uploads.glob("*.json"):
             try:
@@ -178,7 +178,7 @@ class Spool:
             except UploadError as error:
                 aside[path] = str(error)
                 continue
-            require_fit(upload)
+            require_compatible(upload)
             if upload.client == _keyless(upload.digest):
                 aside[path] = f"{upload.client} has no client key."
                 continue

@@ -157,13 +157,13 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any], private: bool = False) -> None:
     """Write ``data`` atomically as indented, strictly valid JSON."""
-    text = json.dumps(plain(data), indent=2, allow_nan=False)
+    text = json.dumps(as_json(data), indent=2, allow_nan=False)
     write_text(path, text + "\n", private)
 
 
 def json_line(data: Mapping[str, Any]) -> str:
     """Return ``data`` as one line of strictly valid JSON, without its line break."""
-    return json.dumps(plain(data), allow_nan=False)
+    return json.dumps(as_json(data), allow_nan=False)
 
 
 def unwritable(path: Path, error: BaseException) -> RunFolderError:
@@ -176,7 +176,7 @@ def unwritable(path: Path, error: BaseException) -> RunFolderError:
     )
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return ``value`` as what JSON can hold.
 
     Mappings get string keys; tensors, arrays and their scalars become numbers and
@@ -187,11 +187,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (bytes, bytearray)):
-        return [plain(item) for item in value]
+        return [as_json(item) for item in value]
     if hasattr(value, "tolist"):  # torch tensors, NumPy arrays and scalars
-        return plain(value.tolist())
+        return as_json(value.tolist())
     return str(value)
 
 
@@ -228,7 +228,7 @@ def save_tensors(
         When the file cannot be written.
     """
     plainly = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"facts": json.dumps(plain(facts)), "digest": _digest(plainly)}
+    header = {"facts": json.dumps(as_json(facts)), "digest": _digest(plainly)}
     write_atomically(path, lambda partial: save_file(plainly, partial, metadata=header), private)
 
 

@@ -8,7 +8,7 @@ import torch
 from fedmitr_app.diagnostics.gradients import _figures, compare_gradients, over_views
 from fedmitr_app.inversion import invert_batch
 from fedmitr_app.inversion.losses import cross_entropy
-from fedmitr_app.inversion.shards import Assignment
+from fedmitr_app.inversion.pool_shards import Assignment
 from fedmitr_app.inversion.total_variation import total_variation
 from fedmitr_app.inversion.views import apply_roll_flip, draw_roll_flip
 from fedmitr_app.utils.randomness import generator

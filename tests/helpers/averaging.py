@@ -2,7 +2,7 @@
 
 from fedmitr_app.merging import Mergeable, average
 from fedmitr_app.strategies import UploadRound
-from fedmitr_app.uploads import compare
+from fedmitr_app.uploads import check_weights
 
 
 class AveragingRound(UploadRound):
@@ -17,7 +17,7 @@ class AveragingRound(UploadRound):
         return super().configure_train(server_round, arrays, config, grid)
 
     def fuse(self, uploads):
-        weighed = compare(uploads, self._initial)
+        weighed = check_weights(uploads, self._initial)
         pairs = zip(uploads, weighed, strict=True)
         self.left_out = frozenset(upload.client for upload, found in pairs if found.unfit)
         return average(Mergeable.of(uploads, self._initial, weighed, self.weights))

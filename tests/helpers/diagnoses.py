@@ -2,9 +2,9 @@
 
 from fedmitr_app.diagnostics import Diagnosis
 from fedmitr_app.diagnostics.curvature import Eigenvalue
-from fedmitr_app.diagnostics.figures import StudentFigures
 from fedmitr_app.diagnostics.gap import Gap
 from fedmitr_app.diagnostics.gradients import GradientFigures
+from fedmitr_app.diagnostics.measurements import StudentFigures
 from fedmitr_app.diagnostics.variance import Variance
 
 

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from fedmitr_app.merging import Mergeable
 from fedmitr_app.merging import average as average_of
-from fedmitr_app.uploads import Upload, Weighed
+from fedmitr_app.uploads import Upload, WeightCheck
 
 
 def average(
     uploads: Sequence[Upload],
     weights: str = "num-examples",
-    weighed: Sequence[Weighed] | None = None,
+    weighed: Sequence[WeightCheck] | None = None,
     initial: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Average uploads, perhaps without those that are unfit."""

@@ -29,7 +29,7 @@ from tests.helpers.tiny import (
     tiny_teacher,
 )
 
-shards_module = importlib.import_module("fedmitr_app.inversion.shards")
+shards_module = importlib.import_module("fedmitr_app.inversion.pool_shards")
 
 
 def batch(count: int = 3, kept: int = 5, seed: int = 0) -> Inverted:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from fedmitr_app.errors import ConfigError, UploadError
 from fedmitr_app.uploads import Metadata, Spool, Upload, example_counts, read_spool
-from fedmitr_app.uploads.shares import client_shares
+from fedmitr_app.uploads.example_weights import client_shares
 from tests.helpers.plain_merges import average
 
 

@@ -18,7 +18,7 @@ from fedmitr_app.merging import (
     own_length,
     ties,
 )
-from fedmitr_app.uploads import Weighed
+from fedmitr_app.uploads import WeightCheck
 from tests.helpers.merges import SHAPES, State, drawn, sent, unasked
 from tests.helpers.plain_merges import average
 
@@ -202,9 +202,9 @@ def test_an_unfit_upload_is_in_no_merge_and_a_scaled_one_scaled_back(tmp_path, s
     louder = {**states[2], "blocks.0.fc.weight": 8 * states[2]["blocks.0.fc.weight"]}
     louder["head.weight"] = 4 * louder["head.weight"]
     weighed = [
-        Weighed(),
-        Weighed(unfit="whatever"),
-        Weighed(scaled="so", factors=(("blocks.0.fc.weight", 1 / 8), ("head.weight", 1 / 4))),
+        WeightCheck(),
+        WeightCheck(unfit="whatever"),
+        WeightCheck(scaled="so", factors=(("blocks.0.fc.weight", 1 / 8), ("head.weight", 1 / 4))),
     ]
     uploads = sent(tmp_path, [states[0], broken, louder], [10, 20, 30])
     found = merge(Mergeable.of(uploads, start, weighed), config, unasked)
@@ -212,7 +212,7 @@ def test_an_unfit_upload_is_in_no_merge_and_a_scaled_one_scaled_back(tmp_path, s
     folder.mkdir()
     rest = sent(folder, [states[0], states[2]], [10, 30])
     same(found, merge(Mergeable.of(rest, start), config, unasked))
-    nobody = Mergeable.of(uploads, start, [Weighed(unfit="whatever")] * 3)
+    nobody = Mergeable.of(uploads, start, [WeightCheck(unfit="whatever")] * 3)
     same(merge(nobody, config, unasked), start)
     with pytest.raises(UploadError, match="no upload"):
         Mergeable.of([], start)

@@ -97,9 +97,9 @@ def test_the_row_and_the_students_start_are_the_merge(uploads, tmp_path, trunk, 
 
 def test_without_an_upload_that_is_left_out_the_others_are_asked_what_they_know(uploads, tmp_path):
     task = task_of(uploads, tmp_path, MergeConfig(head="class-wise", knowledge="probed"))
-    weighed = list(task.weighed)
+    weighed = list(task.weight_checks)
     weighed[1] = weighed[1]._replace(unfit="whatever")
-    task.remember(weighed=weighed)
+    task.remember(weight_checks=weighed)
     rest = [uploads[0], uploads[2]]
     taken = Mergeable.of(rest, task.model.vit.state_dict())
     expected = merge(taken, task.settings.merge, lambda: priors_of(task.probed[[0, 2]]))
@@ -233,6 +233,6 @@ def test_another_merge_makes_another_teacher_of_the_same_uploads(uploads, tmp_pa
     kept = task.alter(lambda settings: replace(settings, seed=1))
     assert kept.teacher is task.teacher and kept.merged is task.merged
     other = task.alter(lambda settings: replace(settings, merge=MergeConfig()))
-    assert other.weighed is task.weighed and other.origin != task.origin
+    assert other.weight_checks is task.weight_checks and other.origin != task.origin
     assert same(other.merged, task.average)
     assert same(other.teacher.models[-1].vit.state_dict(), task.average)

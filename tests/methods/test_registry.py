@@ -9,7 +9,15 @@ import torch
 
 from fedmitr_app.config import parse_config
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.methods import METHODS, Task, check_method, find_method, register
+from fedmitr_app.methods import (
+    METHODS,
+    Method,
+    MethodResult,
+    Task,
+    check_method,
+    find_method,
+    register,
+)
 from fedmitr_app.methods.settings import MethodSettings
 from tests.helpers.three_uploads import CPU, settings
 
@@ -115,3 +123,14 @@ def test_an_unknown_method_is_one_sentence_that_names_those_there_are():
     told = str(error.value)
     assert "method = 'magic' is not allowed: it must be one of 'afl', 'best-client'" in told
     assert "real-images" not in told and "\n" not in told
+
+
+def test_what_a_method_can_not_read_or_give_back_is_said_at_once(theta0, uploads, tmp_path):
+    with pytest.raises(ValueError, match="reads of method 'odd' must be of .* not \\['mergee'\\]"):
+        register("odd", reads=["mergee"])
+    with pytest.raises(ValueError, match="needs of method 'odd' must be of"):
+        register("odd", needs=["everything"])
+    task = Task.load(theta0, uploads, settings(), tmp_path, CPU)
+    for found in (task.merged, MethodResult(task.merged)):
+        with pytest.raises(TypeError, match="must return a MethodResult of a PatchViT"):
+            Method("odd", lambda task, found=found: found, ())(task)

@@ -239,7 +239,7 @@ def test_models_that_were_hardly_trained_are_no_copies(tmp_path):
 def test_without_anything_to_average_it_is_what_everybody_began_with(tmp_path):
     model = model_of(64)
     task = Task.load(model, honest_uploads(model, 2, tmp_path), MethodSettings(), tmp_path, CPU)
-    task.remember(weighed=[each._replace(unfit="whatever") for each in task.weighed])
+    task.remember(weight_checks=[each._replace(unfit="whatever") for each in task.weight_checks])
     assert all(
         torch.equal(task.average[key], value) for key, value in model.vit.state_dict().items()
     )

@@ -7,7 +7,14 @@ import torch
 
 from fedmitr_app.config import ModelConfig
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models import auto_precision, build_vit, decide, plain, settings_of, undecided
+from fedmitr_app.models import (
+    auto_precision,
+    build_vit,
+    resolve_auto,
+    settings_of,
+    undecided,
+    without_auto,
+)
 from fedmitr_app.models.auto_precision import HALF, ONEDNN, PLAIN, seconds_of
 from tests.helpers.tiny import SPEC, tiny_vit
 
@@ -20,7 +27,7 @@ def comes_to(monkeypatch, asked, *seconds, settings=None):
     taken = dict(zip((PLAIN, HALF, ONEDNN), seconds))
     monkeypatch.setattr(auto_precision, "seconds_of", lambda model, device: taken)
     model = tiny_vit(0, torch.float32)
-    chosen = decide(asked, model, CPU, settings)
+    chosen = resolve_auto(asked, model, CPU, settings)
     assert (model.precision, model.matmul) == (chosen.precision, chosen.matmul)
     return chosen.precision, chosen.matmul
 
@@ -57,11 +64,11 @@ def test_nothing_is_measured_where_nothing_is_open(monkeypatch):
 
     monkeypatch.setattr(auto_precision, "seconds_of", measured)
     for asked in (ModelConfig(), ModelConfig(precision="bfloat16", matmul="auto")):
-        chosen = decide(asked, tiny_vit(), CPU)
+        chosen = resolve_auto(asked, tiny_vit(), CPU)
         assert (chosen.precision, chosen.matmul) == (asked.precision, "torch")
         assert not undecided(chosen)
     before = {"model.precision": "bfloat16", "model.matmul": "onednn"}
-    assert settings_of(decide(AUTO, tiny_vit(), CPU, before)) == before
+    assert settings_of(resolve_auto(AUTO, tiny_vit(), CPU, before)) == before
 
 
 def test_what_was_decided_before_holds_as_far_as_it_is_known(monkeypatch):
@@ -76,7 +83,7 @@ def test_no_model_is_built_before_it_is_decided(key):
     asked = ModelConfig(width=16, depth=1, patch_size=4, **{key: "auto"})
     with pytest.raises(ModelError, match=f"model.{key} = 'auto' is decided by the run's server"):
         build_vit(asked, SPEC, 5, seed=0)
-    made = build_vit(plain(asked), SPEC, 5, seed=0)
+    made = build_vit(without_auto(asked), SPEC, 5, seed=0)
     assert (made.precision, made.matmul) == ("float32", "torch")
 
 

@@ -9,7 +9,7 @@ from fedmitr_app.report.data import ReportData
 from fedmitr_app.report.diagnosis import add_to_report, diagnosis_section, diagnosis_tables
 from fedmitr_app.report.page import write_report
 from fedmitr_app.run_folder import RunFolder
-from fedmitr_app.utils.files import plain
+from fedmitr_app.utils.files import as_json
 from tests.helpers.diagnoses import WELL
 
 CLAIMS = [
@@ -20,7 +20,7 @@ CLAIMS = [
 
 
 def metrics(**changes):
-    return {"diagnosis": {**plain(WELL.to_dict()), "claims": CLAIMS, **changes}}
+    return {"diagnosis": {**as_json(WELL.to_dict()), "claims": CLAIMS, **changes}}
 
 
 def test_nothing_is_shown_of_nothing():

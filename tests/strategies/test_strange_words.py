@@ -14,7 +14,7 @@ from fedmitr_app.results import Results
 from fedmitr_app.results.tables import client_rows
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.teacher import Trust
-from fedmitr_app.uploads import Weighed
+from fedmitr_app.uploads import WeightCheck
 from tests.helpers.averaging import AveragingRound
 from tests.helpers.fake_grid import FakeGrid, failure, good_content, record, reply, theta0
 from tests.helpers.rounds import QUICK, real, run, stopped
@@ -26,7 +26,7 @@ EVIL += "\r\n\u2028ERROR all is lost\x7f"
 def rows_of(strategy):
     """The clients' table of a round, as the report has it."""
     count = len(strategy.outcome.accepted)
-    judged = {"trust": [Trust(1.0, 1.0, 1.0)] * count, "weighed": [Weighed()] * count}
+    judged = {"trust": [Trust(1.0, 1.0, 1.0)] * count, "weight_checks": [WeightCheck()] * count}
     left, fused = frozenset(), MethodResult(None)
     results = Results(strategy.outcome, {}, None, (), {}, 0, {}, {}, left, fused, **judged)
     return client_rows(results)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmitr_app.config import TeacherConfig
-from fedmitr_app.teacher import ClientModel, Teacher, priors_of, same_answers, screen
+from fedmitr_app.teacher import ClientModel, Teacher, judge_answers, priors_of, same_answers
 from fedmitr_app.teacher.screening import (
     CLIP,
     agreements,
@@ -41,7 +41,7 @@ def spoilt(how: str, client: int = 2) -> torch.Tensor:
 
 
 def test_honest_clients_are_all_trusted():
-    assert [trust.reason for trust in screen(honest())] == [""] * CLIENTS
+    assert [trust.reason for trust in judge_answers(honest())] == [""] * CLIENTS
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_honest_clients_are_all_trusted():
 )
 @pytest.mark.parametrize("client", [0, 2, 4])
 def test_one_that_is_not_is_found(how, words, client):
-    reasons = [trust.reason for trust in screen(spoilt(how, client))]
+    reasons = [trust.reason for trust in judge_answers(spoilt(how, client))]
     assert words in reasons.pop(client) and reasons == [""] * (CLIENTS - 1)
 
 
 def test_the_clients_order_does_not_matter():
     order = torch.tensor([3, 1, 4, 0, 2])
-    reasons = [trust.reason for trust in screen(spoilt("flipped"))]
-    assert [trust.reason for trust in screen(spoilt("flipped")[order])] == [
+    reasons = [trust.reason for trust in judge_answers(spoilt("flipped"))]
+    assert [trust.reason for trust in judge_answers(spoilt("flipped")[order])] == [
         reasons[client] for client in order
     ]
 
@@ -71,26 +71,26 @@ def test_more_than_half_always_remain():
     noise = torch.randn(CLIENTS, IMAGES, CLASSES, generator=torch.Generator().manual_seed(5))
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]).reshape(-1, 1, 1)
     logits = signs * honest(0.0, 0.1) + 0.01 * noise
-    assert sum(not trust.reason for trust in screen(logits)) == 3
+    assert sum(not trust.reason for trust in judge_answers(logits)) == 3
 
 
 @pytest.mark.parametrize("clients", [1, 2])
 def test_few_clients_contradict_nobody(clients):
     logits = honest()[:clients].clone()
     logits[-1] = logits[-1].flip(-1)
-    assert [trust.reason for trust in screen(logits)] == [""] * clients
+    assert [trust.reason for trust in judge_answers(logits)] == [""] * clients
 
 
 def test_if_all_are_alike_silent_nobody_is_left_out_but_what_is_no_number_always_is():
-    assert all(not trust.reason for trust in screen(torch.zeros(3, IMAGES, CLASSES)))
-    assert all(trust.broken for trust in screen(torch.full((3, 9, 2), torch.nan)))
+    assert all(not trust.reason for trust in judge_answers(torch.zeros(3, IMAGES, CLASSES)))
+    assert all(trust.broken for trust in judge_answers(torch.full((3, 9, 2), torch.nan)))
 
 
 @pytest.mark.parametrize("factor", [1e5, 1e30, 1e37])
 def test_what_drowns_out_everything_is_broken_whatever_the_defence(factor):
     logits = honest()
     logits[1] *= factor
-    trust = screen(logits)
+    trust = judge_answers(logits)
     assert [each.broken for each in trust] == [False, True, *[False] * (CLIENTS - 2)]
     assert trust[1].left_out(strict=False) and "times the median client's" in trust[1].reason
     assert relative_sizes(logits)[1].item() == pytest.approx(factor, rel=1.0)
@@ -157,8 +157,8 @@ def test_copies_go_and_vote_nowhere():
     """Three that say the same make honest clients look odd, until they count once."""
     flipped = honest()[0].flip(-1)
     logits = torch.cat([honest()[1:], flipped.expand(4, -1, -1)])
-    alone = screen(logits[:5])
-    trust = screen(logits, {5: "client-4", 6: "client-4", 7: "client-4"})
+    alone = judge_answers(logits[:5])
+    trust = judge_answers(logits, {5: "client-4", 6: "client-4", 7: "client-4"})
     assert [each.reason for each in trust[:5]] == [each.reason for each in alone]
     assert "contradict" in trust[4].reason and not trust[4].copy
     for copy in trust[5:]:

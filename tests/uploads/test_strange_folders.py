@@ -24,7 +24,7 @@ from fedmitr_app.uploads import (
     RoundOutcome,
     read_round,
     read_spool,
-    require_fit,
+    require_compatible,
 )
 from fedmitr_app.uploads.manifest import manifest_name
 from fedmitr_app.uploads.metadata import check_client_key
@@ -128,7 +128,7 @@ def test_any_manifest_is_an_upload_or_one_sentence(finished, tmp_path, data):
         assert upload.label_counts is None or sum(upload.label_counts) == upload.num_examples
         assert isinstance(upload.node, int) and 0 <= upload.node < 2**64
         try:
-            require_fit([upload], REFERENCE, Expected({"depth": 2}, SPEC, 2))
+            require_compatible([upload], REFERENCE, Expected({"depth": 2}, SPEC, 2))
         except ConfigError as error:
             assert str(error).isprintable()
 
@@ -224,7 +224,7 @@ def test_an_upload_of_another_model_is_refused(strange, arrays, words):
     rewrite(strange, arrays)
     (upload,) = [each for each in read_spool(strange / "uploads") if each.client == "a"]
     with pytest.raises(ConfigError, match=words):
-        require_fit([upload], REFERENCE, Expected())
+        require_compatible([upload], REFERENCE, Expected())
     # In a round that was stopped too: the mistake may be the server's, and nobody's work is lost.
     with pytest.raises(ConfigError, match=words):
         RoundFolder(strange, resume=True).spool(REFERENCE, Expected())

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedmitr_app.errors import BackendError
 from fedmitr_app.inversion.accel.ray_cluster import INSTEAD, PACKAGE, cluster, why
-from fedmitr_app.inversion.shards import Job, OnStep, Point, Shard, ShardMaker
+from fedmitr_app.inversion.pool_shards import Job, OnStep, Point, Shard, ShardMaker
 from fedmitr_app.models import require_compiler
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import ClientModel, Teacher
 
 
-class TestBench:
+class AccuracyBench:
     """A test set and how to score on it.
 
     Parameters

@@ -7,12 +7,19 @@ import torch
 
 from fedmitr_app.config import Config, ModelConfig
 from fedmitr_app.experiments.grid import Cell, Grid
-from fedmitr_app.models import InputSpec, build_vit, decide, plain, settings_of, undecided
+from fedmitr_app.models import (
+    InputSpec,
+    build_vit,
+    resolve_auto,
+    settings_of,
+    undecided,
+    without_auto,
+)
 from fedmitr_app.utils.files import write_json
 from fedmitr_app.utils.reading import read_table
 
 
-def decided(grid: Grid, path: Path, device: torch.device) -> Grid:
+def with_auto_resolved(grid: Grid, path: Path, device: torch.device) -> Grid:
     """Return the grid with nothing left 'auto' in its cells.
 
     Parameters
@@ -53,8 +60,8 @@ def _kind(cell: Cell, device: torch.device) -> str:
 
 def _chosen(config: Config, known: object, device: torch.device) -> ModelConfig:
     asked = replace(config.model, weights="")  # their values change no time
-    model = build_vit(plain(asked), InputSpec.of(config.data), 2, config.seed)
-    return decide(asked, model, device, known if isinstance(known, dict) else None)
+    model = build_vit(without_auto(asked), InputSpec.of(config.data), 2, config.seed)
+    return resolve_auto(asked, model, device, known if isinstance(known, dict) else None)
 
 
 def _told(cell: Cell, chosen: ModelConfig) -> Cell:

@@ -10,7 +10,7 @@ from fedmitr_app.utils.files import reason_of
 from fedmitr_app.utils.reading import open_tensors
 
 
-def require_fit(
+def require_compatible(
     uploads: Iterable[Upload], reference: Mapping[str, ArraySpec], expected: Expected
 ) -> None:
     """Refuse uploads of an earlier round that are of another model than the server's.

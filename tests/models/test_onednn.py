@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmitr_app.errors import ModelError
-from fedmitr_app.models import OffloadedViT, PatchViT, products
-from fedmitr_app.models.products import OneDNN, linear
+from fedmitr_app.models import OffloadedViT, PatchViT, onednn
+from fedmitr_app.models.onednn import OneDNN, linear
 from tests.helpers.tiny import random_images, tiny_vit
 
-needs_onednn = pytest.mark.skipif(not products.available(), reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,13 +22,13 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def counted(monkeypatch) -> list[torch.Size]:
     """Note what goes through oneDNN."""
-    seen, plain = [], products._Linear.apply
+    seen, plain = [], onednn._Linear.apply
 
     def apply(*parts):
         seen.append(parts[1].shape)
         return plain(*parts)
 
-    monkeypatch.setattr(products._Linear, "apply", apply)
+    monkeypatch.setattr(onednn._Linear, "apply", apply)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_what_onednn_cannot_do_is_done_by_torch(monkeypatch, why):
     if why == "no rows":
         part = part[:0]
     if why == "absent":
-        monkeypatch.setattr(products, "available", lambda: False)
+        monkeypatch.setattr(onednn, "available", lambda: False)
     with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
         assert torch.equal(linear(part, weight), F.linear(part, weight))
     assert seen == []
@@ -119,19 +119,19 @@ def test_a_map_outside_of_a_models_products_is_torchs(monkeypatch):
     seen = counted(monkeypatch)
     with OneDNN():
         torch.nn.Linear(3, 4)(random(2, 3))
-    assert len(seen) == products.available()
+    assert len(seen) == onednn.available()
     torch.nn.Linear(3, 4)(random(2, 3))
-    assert len(seen) == products.available()
+    assert len(seen) == onednn.available()
 
 
 def test_compiled_models_and_other_devices_keep_torchs_products():
-    assert isinstance(model().products("cpu"), OneDNN)
-    assert not isinstance(model("torch").products("cpu"), OneDNN)
-    assert not isinstance(model().products("cuda"), OneDNN)
-    assert not isinstance(model(compiled=True).products("cpu"), OneDNN)
+    assert isinstance(model().matmul_context("cpu"), OneDNN)
+    assert not isinstance(model("torch").matmul_context("cpu"), OneDNN)
+    assert not isinstance(model().matmul_context("cuda"), OneDNN)
+    assert not isinstance(model(compiled=True).matmul_context("cpu"), OneDNN)
     half = model()
     half.precision = "bfloat16"
-    assert not isinstance(half.products("cpu"), OneDNN)
+    assert not isinstance(half.matmul_context("cpu"), OneDNN)
 
 
 def test_copies_multiply_as_their_model_does():

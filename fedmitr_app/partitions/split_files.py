@@ -31,7 +31,7 @@ SplitsOf = Callable[[Tree], dict[Path, Named]]
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitFiles:
     """The files of one split: '' if they have no split's name."""
 
     files: list[Path]
@@ -52,8 +52,8 @@ def part(
     *,
     wanted: str,
     others_train: bool,
-    labelled: Callable[[Part], bool],
-) -> tuple[Part, Part | None, tuple[str, ...]]:
+    labelled: Callable[[SplitFiles], bool],
+) -> tuple[SplitFiles, SplitFiles | None, tuple[str, ...]]:
     """Return what to train on, what to test on if there is any, and notes on the rest.
 
     ``data.test_path`` goes before the splits of ``data.path``. What is tested on trains nobody,
@@ -69,7 +69,7 @@ def part(
         What the files are, for messages.
     others_train : bool
         As for :func:`choose`.
-    labelled : Callable[[Part], bool]
+    labelled : Callable[[SplitFiles], bool]
         Tells whether a part has any label: for a test split that has none, as competitions
         publish it, a validation split stands in.
 
@@ -97,14 +97,14 @@ def part(
         files, out = _untested(files, test, where)
     if out:
         notes.append(f"{count_of(out, 'file')} of the test set left out of training")
-    return Part(files, train, tree, where), test, (*notes, *seen)
+    return SplitFiles(files, train, tree, where), test, (*notes, *seen)
 
 
-def _test_of(files: list[Path], split: str, tree: Tree) -> Part:
-    return Part(files, split, tree, f"the test set of {tree.where}")
+def _test_of(files: list[Path], split: str, tree: Tree) -> SplitFiles:
+    return SplitFiles(files, split, tree, f"the test set of {tree.where}")
 
 
-def _untested(files: list[Path], test: Part, where: str) -> tuple[list[Path], int]:
+def _untested(files: list[Path], test: SplitFiles, where: str) -> tuple[list[Path], int]:
     """Return the files that are not tested on, and how many are."""
     left = without(files, test.files, where)
     if files and not left:
@@ -117,12 +117,12 @@ def _untested(files: list[Path], test: Part, where: str) -> tuple[list[Path], in
 
 def _test_path(
     data: DataConfig, suffixes: frozenset[str], splits_of: SplitsOf, wanted: str
-) -> Part:
+) -> SplitFiles:
     where = f"data.test-path = {data.test_path!r}"
     tree = walk(existing_path("data.test-path", data.test_path, DataError), suffixes, where)
     splits, names = _splits(tree, splits_of, wanted)
     split = choose_test(names, where)
-    return Part(splits[split], split, tree, where)
+    return SplitFiles(splits[split], split, tree, where)
 
 
 def _splits(

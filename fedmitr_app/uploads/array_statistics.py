@@ -15,7 +15,7 @@ _CHUNK = 2**22  # values of all uploads in float64 at once, 32 MiB: memory stays
 _STATISTICS = ("running_mean", "running_var")
 
 
-class Part(NamedTuple):
+class ArrayStatistics(NamedTuple):
     """One array, or a third of one, of all voters: the K uploads, then θ₀."""
 
     name: str
@@ -50,7 +50,7 @@ class Part(NamedTuple):
         squares = self.products.diagonal()
         return (squares[:, None] + squares - 2 * self.products).clamp_min(0).sqrt()
 
-    def times(self, factors: Sequence[float]) -> "Part":
+    def times(self, factors: Sequence[float]) -> "ArrayStatistics":
         """Return it with the K uploads' values multiplied."""
         each = torch.tensor([*factors, 1.0], dtype=torch.float64)
         return self._replace(products=self.products * each * each[:, None])
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 def parts_of(
     states: Sequence[Mapping[str, Tensor]], initial: Mapping[str, Tensor]
-) -> Iterator[Part]:
+) -> Iterator[ArrayStatistics]:
     """Yield the measured arrays of all uploads, in θ₀'s order; queries, keys and values apart."""
     for name, start in initial.items():
         if not start.is_floating_point() or not start.numel():
@@ -83,7 +83,7 @@ def part_name(name: str, letter: str) -> str:
     return letter.join(name.rsplit("qkv", 1))
 
 
-def _part(name: str, values: Sequence[Tensor]) -> Part:
+def _part(name: str, values: Sequence[Tensor]) -> ArrayStatistics:
     products = torch.zeros(len(values), len(values), dtype=torch.float64)
     peaks = torch.zeros(len(values), dtype=torch.float64)
     width = max(1, _CHUNK // len(values))
@@ -91,7 +91,7 @@ def _part(name: str, values: Sequence[Tensor]) -> Part:
         piece = torch.stack(rows).double()
         products += piece @ piece.T
         peaks = torch.maximum(peaks, piece.abs().amax(1))
-    return Part(name, values[0].numel(), products, peaks)
+    return ArrayStatistics(name, values[0].numel(), products, peaks)
 
 
 def median(values: Tensor) -> float:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fedmitr_app.comparison import TestBench
 from fedmitr_app.config import TeacherConfig
 from fedmitr_app.models import PatchViT
+from fedmitr_app.scoring import AccuracyBench
 from fedmitr_app.teacher import ClientModel, Teacher
 from tests.helpers.tiny import CLASSES, SPEC, tiny_vit
 
@@ -32,7 +32,7 @@ def bench_of(heard=None):
     pixels = torch.randint(0, 256, shape, generator=draws, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (IMAGES,), generator=draws)
     hear = (lambda count: heard.append(count)) if heard is not None else lambda count: None
-    return TestBench(pixels, labels, tiny_vit(0, torch.float32), CPU, BATCH, hear)
+    return AccuracyBench(pixels, labels, tiny_vit(0, torch.float32), CPU, BATCH, hear)
 
 
 def clients_of(count=3):

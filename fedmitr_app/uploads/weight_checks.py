@@ -32,8 +32,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fedmitr_app.uploads.array_statistics import ArrayStatistics, median, parts_of
 from fedmitr_app.uploads.class_means import HEAD, read_class_means
-from fedmitr_app.uploads.parts import Part, median, parts_of
 from fedmitr_app.uploads.upload import Upload
 
 LEAST_SLOPE, MOST_SLOPE = 0.5, 5.0
@@ -53,7 +53,7 @@ ROUNDING = 1e-6
 _TINY = 1e-30
 
 
-class Weighed(NamedTuple):
+class WeightCheck(NamedTuple):
     """What one upload's weights say of it."""
 
     unfit: str = ""
@@ -86,7 +86,7 @@ class Weighed(NamedTuple):
         return [f"{found[0]}, so that {done}", *found[1:]] if self.suspicious else found
 
 
-def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[Weighed]:
+def check_weights(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[WeightCheck]:
     """Judge each upload's weights.
 
     Reads them one array at a time. A single upload has nobody to be compared with.
@@ -99,11 +99,11 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
         θ₀'s state dict, on the CPU.
     """
     if len(uploads) < 2:
-        return [Weighed()] * len(uploads)
+        return [WeightCheck()] * len(uploads)
     states = [load_file(upload.weights) for upload in uploads]
     parts = list(parts_of(states, initial))
     if not parts:
-        return [Weighed()] * len(uploads)
+        return [WeightCheck()] * len(uploads)
     nothing = torch.zeros((), dtype=torch.float64)
     squares = sum((part.products.diagonal() for part in parts), nothing)
     floor = FLOOR * median((squares / sum(part.count for part in parts)).sqrt())
@@ -133,10 +133,10 @@ def compare(uploads: Sequence[Upload], initial: Mapping[str, Tensor]) -> list[We
     firsts = [min(others, key=lambda other: bool(unfit[other]), default=None) for others in alike]
     names = ["" if first is None else uploads[first].client for first in firsts]
     pairs = [tuple(own.items()) for own in factors]
-    return [Weighed(*each) for each in zip(unfit, names, scaled, pairs, strict=True)]
+    return [WeightCheck(*each) for each in zip(unfit, names, scaled, pairs, strict=True)]
 
 
-def _decayed(parts: Sequence[Part]) -> list[float]:
+def _decayed(parts: Sequence[ArrayStatistics]) -> list[float]:
     """Return how much of θ₀ each client's usual value still holds, at most all of it.
 
     The median over values, not arrays: those of norms are many, small, and often not decayed.
@@ -158,7 +158,7 @@ def _decayed(parts: Sequence[Part]) -> list[float]:
 
 
 def _misfits(
-    part: Part, floor: float, decayed: Sequence[float]
+    part: ArrayStatistics, floor: float, decayed: Sequence[float]
 ) -> Iterator[tuple[int, str, float | None]]:
     """Yield clients whose array is out of bounds, why, and what it is to be multiplied by.
 
@@ -192,7 +192,7 @@ def _misfits(
             yield client, reason, None if peaks else factor
 
 
-def _copies(parts: Sequence[Part]) -> tuple[list[list[int]], list[list[int]]]:
+def _copies(parts: Sequence[ArrayStatistics]) -> tuple[list[list[int]], list[list[int]]]:
     """Return whose copies each client's whole model is, and most values that both trained."""
     clients = len(parts[0].peaks) - 1
     trained, shared, apart, step = torch.zeros(4, clients, clients, dtype=torch.float64)
