@@ -1,6 +1,5 @@
 """What a run left to classify with, its preprocessing and its classes' names with it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +148,8 @@ def load(run_dir: str | Path, part: str = MODEL, device: str | torch.device = "a
     """
     if part not in (MODEL, ENSEMBLE):
         raise ConfigError.bad_value("part", part, f"{MODEL!r} or {ENSEMBLE!r}")
+    if not isinstance(run_dir, (str, Path)):
+        raise ConfigError.bad_value("run_dir", run_dir, "the path of a run's folder")
     folder = local_path("run_dir", run_dir, ConfigError)
     where = f"run_dir = {str(folder)!r}"
     if isinstance(device, str):
@@ -188,16 +189,18 @@ def _read_model(folder: Path, device: torch.device) -> Read:
 
 
 def _read_ensemble(folder: Path, device: torch.device) -> Read:
-    if not os.path.lexists(folder / ENSEMBLE_NAME):
+    try:
+        (folder / ENSEMBLE_NAME).lstat()
+    except PermissionError:
+        pass  # told when it is read
+    except OSError as error:
         raise RunFolderError(
             f"run_dir = {str(folder)!r} holds no ensemble ({ENSEMBLE_NAME}): name the folder of a "
             "run that has ended, of a method that has a teacher."
-        )
+        ) from error
     stored = load_tensors(folder / ENSEMBLE_NAME)
     names, spec = _names_and_spec(stored.facts)
     model = build_ensemble(folder, stored, spec, device)
-    for member in model.teacher.models:
-        wrap_model(member)
     return model, names, spec
 
 

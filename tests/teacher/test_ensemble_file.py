@@ -56,6 +56,25 @@ def test_who_was_left_out_is_no_member(tmp_path):
     assert kept.keys == ("client-000", "client-001", "client-002")
 
 
+def test_a_client_may_be_called_what_the_merged_model_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedmitr_app.methods.task.MERGED", "client-002")
+    made = fused(tmp_path / "run", **{"teacher.merged": True, "merge.head": "average"})
+    assert made.teacher.keys == ("client-000", "client-001", "client-002", "client-002")
+    kept = fedmitr.load(tmp_path / "run", "ensemble", device="cpu")
+    seen = kept.spec.normalise(images())
+    with torch.no_grad():
+        assert torch.equal(kept.model(seen), made.teacher(seen).logits)
+
+
+def test_a_link_in_the_uploads_place_is_not_followed(tmp_path):
+    folder = tmp_path / "run"
+    fused(folder)
+    (folder / "uploads").rename(tmp_path / "elsewhere")
+    (folder / "uploads").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="it is a link and no folder"):
+        fedmitr.load(folder, "ensemble", device="cpu")
+
+
 def changed(folder, change):
     stored = load_tensors(folder / "ensemble.safetensors")
     change(stored.facts, stored.tensors)
@@ -66,13 +85,24 @@ def changed(folder, change):
     ("change", "words"),
     [
         (lambda facts, _: facts.pop("members"), "can't be read"),
-        (lambda facts, _: facts.update(members=[]), "can't be read"),
+        (lambda facts, _: facts.update(members=[]), "no list of 1 to"),
+        (lambda facts, _: facts.update(members=[{}] * 3), "has no name"),
+        (lambda facts, _: facts.update(members=facts["members"][:1] * 10**5), "no list of 1 to"),
+        (lambda facts, _: facts["members"].append(facts["members"][0]), "are one upload"),
+        (lambda facts, _: facts.update(members=facts["members"][:2]), "none of 2 models and 3"),
         (lambda facts, _: facts["members"][1].update(upload="00"), "upload of client-001 is not"),
-        (lambda facts, _: facts["members"][1].update(upload=None), "can't be read"),
+        (lambda facts, _: facts["members"][1].update(upload=None), "weights of other models"),
+        (lambda _, tensors: tensors.update({"7/head.bias": torch.ones(3)}), "of other models"),
         (lambda facts, _: facts.update(combine="magic"), "in a way that there is not"),
         (lambda facts, _: facts.update(class_names=["a"]), "names 1 classes for a model of 3"),
         (lambda facts, _: facts["architecture"].update(depth=10**9), "none that a run writes"),
-        (lambda _, tensors: tensors.pop("class_weights"), "can't be read"),
+        (lambda _, tensors: tensors.pop("class_weights"), "no class_weights"),
+        (lambda _, tensors: tensors["class_weights"].fill_(3e38), "no weights"),
+        (
+            lambda _, tensors: tensors.update(logit_scale=torch.full((3,), 3e38)),
+            "beyond all measure",
+        ),
+        (lambda _, tensors: tensors.update(logit_scale=torch.ones(3).half()), "are none of 3"),
         (lambda _, tensors: tensors["class_weights"].neg_(), "no weights"),
         (lambda _, tensors: tensors["class_weights"].mul_(torch.nan), "class_weights are none"),
         (lambda _, tensors: tensors.update(logit_shift=torch.ones(2, 3)), "logit_shift are none"),
@@ -108,5 +138,7 @@ def test_a_part_that_a_run_has_not_is_one_sentence(tmp_path):
     fused(tmp_path / "two", "fedavg")
     with pytest.raises(RunFolderError, match="holds no ensemble .* a method that has a teacher"):
         fedmitr.load(tmp_path / "two", "ensemble", device="cpu")
+    with pytest.raises(ConfigError, match="run_dir = 3 is not allowed"):
+        fedmitr.load(3, "ensemble")
     with pytest.raises(ConfigError, match="part = 'teacher' is not allowed"):
         fedmitr.load(tmp_path / "two", "teacher", device="cpu")
