@@ -6,9 +6,11 @@ other: good to a factor of two, as a rule (choice: what a person wants to know b
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +20,11 @@ from fedmitr_app.inversion import Schedule
 from fedmitr_app.inversion.flops import flop_ratio
 from fedmitr_app.models import PatchViT
 
-FEW_IMAGES, MOMENT = 8, 0.5
-"""Timed first; and the seconds below which a whole batch is timed, too."""
+FEW_IMAGES, MANY_IMAGES, MOMENT = 8, 256, 0.3
+"""Timed first; timed at most; and the seconds below which more than a few are."""
+TRIES, LEAST_SECONDS, BUSY = 3, 0.5, 2.0
+"""How often, and for how long at least, a pass is timed; and how many times as long as the
+shortest try the usual one takes where the machine counts as busy."""
 PROCESS_BYTES = 600 * 2**20
 """Of a process that has imported torch and Flower and does nothing (measured, torch 2.15, CPU)."""
 
@@ -44,6 +49,9 @@ class Passes:
     distil: float
     invert_bytes: int
     train_bytes: int
+    spread: float = 1.0
+    """How many times as long as the shortest the usual try took: far above 1 where the machine
+    does other things."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +71,44 @@ class Estimate:
 def measure_passes(config: Config, model: PatchViT, device: torch.device) -> Passes:
     """Time a model's passes on noise, in the batches that a run takes; it is not changed."""
     vit = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-    batch, small = config.inversion.batch_size, config.client.batch_size
-    large = config.distillation.batch_size
-    shape = (
-        max(batch, small, large),
-        model.num_patches,
-        vit.vit.patch_embed.proj.weight[0].numel(),
-    )
-    patches = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    pixels = vit.vit.patch_embed.proj.weight[0].numel()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((MANY_IMAGES, model.num_patches, pixels), generator=generator)
+
+    def some(count: int) -> Tensor:
+        return noise[:count].to(device)
 
     def forward(count: int) -> None:
         with torch.no_grad():
-            vit.forward_patches(patches[:count]).logits.sum().item()
+            vit.forward_patches(some(count)).logits.sum().item()
 
     def invert(count: int) -> None:
-        seen = patches[:count].clone().requires_grad_()
+        seen = some(count).clone().requires_grad_()
         torch.autograd.grad(vit.forward_patches(seen).logits.sum(), seen)[0].sum().item()
 
     def train(count: int) -> None:
-        vit.forward_patches(patches[:count]).logits.sum().backward()
+        vit.forward_patches(some(count)).logits.sum().backward()
         optimiser.step()
         optimiser.zero_grad()
 
     weights = {value.untyped_storage().data_ptr() for value in vit.state_dict().values()}
-    looked, inverted = _seconds(forward, batch), _seconds(invert, batch)
-    kept = _kept(invert, weights)
+    images = config.inversion.images
+    batch = min(config.inversion.batch_size, images)
+    large = min(config.distillation.batch_size, images)
+    asked, inverted = _timed(forward, batch), _timed(invert, batch)
+    invert_bytes = _kept(invert, weights)
     optimiser = torch.optim.AdamW(vit.requires_grad_(True).parameters(), lr=0.0, fused=True)
-    trained, distilled = _seconds(train, small), _seconds(train, large)
-    return Passes(looked, inverted, trained, distilled, kept, _kept(train, weights))
+    trained, distilled = _timed(train, config.client.batch_size), _timed(train, large)
+    timed = asked, inverted, trained, distilled
+    return Passes(
+        asked.shortest,
+        inverted.shortest,
+        trained.shortest,
+        distilled.shortest,
+        invert_bytes,
+        _kept(train, weights),
+        max(each.usual / each.shortest for each in timed),
+    )
 
 
 def estimate(
@@ -113,20 +131,25 @@ def estimate(
     client, clients = config.client, len(shards)
     again = (client.epochs + 1 if client.head == "class-means" else 0) + client.head_first
     each = client.epochs * passes.train + again * passes.forward
-    seconds = {"training of all clients": each * sum(shards)}
-    seconds["training of the largest client"] = each * max(shards, default=0)
+    taken = [min(each * size, client.max_seconds or math.inf) for size in shards]
+    seconds = {"the largest client's training": max(taken, default=0.0)}
+    seconds["all clients' training"] = sum(taken)
     seconds |= _fusion(config, model, passes, clients)
     if test_images:
         seconds["evaluation"] = (clients + 3) * test_images * passes.forward
     members, inversion = _members(config, clients), config.inversion
     together = members if inversion.loss == "ensemble" and inversion.gradient == "joint" else 1
-    batch = inversion.batch_size * passes.invert_bytes * together
-    distilled = config.distillation.batch_size * passes.train_bytes
+    work = 0
+    if config.server.method == "fedmitr":
+        batch = min(inversion.batch_size, inversion.images) * passes.invert_bytes * together
+        distilled = min(config.distillation.batch_size, inversion.images) * passes.train_bytes
+        work = max(batch, distilled)
+    batch_of_client = min(client.batch_size, max(shards, default=0))
     return Estimate(
         seconds,
         upload=weights,
-        client=PROCESS_BYTES + 4 * weights + client.batch_size * passes.train_bytes,
-        server=PROCESS_BYTES + (members + 4) * weights + max(batch, distilled),
+        client=PROCESS_BYTES + 4 * weights + batch_of_client * passes.train_bytes,
+        server=PROCESS_BYTES + (members + 4) * weights + work,
     )
 
 
@@ -137,7 +160,7 @@ def _members(config: Config, clients: int) -> int:
 def _fusion(config: Config, model: PatchViT, passes: Passes, clients: int) -> dict[str, float]:
     """Return the seconds of FedMITR's stages on the server."""
     method, members = config.server.method, _members(config, clients)
-    stages = {"probing": config.teacher.probe_images * clients * passes.forward}
+    stages = {"estimating client priors": config.teacher.probe_images * clients * passes.forward}
     if method != "fedmitr":
         return stages
     inversion, distillation = config.inversion, config.distillation
@@ -156,7 +179,7 @@ def _fusion(config: Config, model: PatchViT, passes: Passes, clients: int) -> di
         learnt = distillation.steps * distillation.batch_size * passes.distil
     stages["distillation"] = asked + learnt
     if config.server.control and config.server.test_set:
-        stages["control, in the background"] = stages["distillation"]
+        stages["the control's distillation"] = stages["distillation"]
     return stages
 
 
@@ -169,21 +192,33 @@ def _sparse(config: Config, model: PatchViT) -> float:
     return flop_ratio(model, counts)
 
 
-def _seconds(work: Callable[[int], object], batch: int) -> float:
-    """Time an image's share of a batch: of a few images, of all if those take but a moment."""
+class _Seconds(NamedTuple):
+    """Of several tries."""
+
+    shortest: float
+    usual: float
+
+
+def _timed(work: Callable[[int], object], batch: int) -> _Seconds:
+    """Time an image's share of a batch: of a few images, of more if those take but a moment."""
     few = min(batch, FEW_IMAGES)
-    taken = _best(lambda: work(few)) / few
-    return taken if taken * batch > MOMENT else _best(lambda: work(batch)) / batch
+    shortest, usual = _tries(lambda: work(few))
+    many = min(batch, MANY_IMAGES)
+    if shortest / few * many > MOMENT:
+        return _Seconds(shortest / few, usual / few)
+    shortest, usual = _tries(lambda: work(many))
+    return _Seconds(shortest / many, usual / many)
 
 
-def _best(work: Callable[[], object]) -> float:
-    """Return the shortest of three times, the first of which warms up."""
-    taken = []
-    for _ in range(3):
+def _tries(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the shortest and the median of some tries, after one that warms up."""
+    work()
+    taken: list[float] = []
+    while len(taken) < TRIES or sum(taken) < LEAST_SECONDS:
         started = time.perf_counter()
         work()
         taken.append(time.perf_counter() - started)
-    return min(taken)
+    return min(taken), statistics.median(taken)
 
 
 def _kept(work: Callable[[int], object], weights: Set[int]) -> int:

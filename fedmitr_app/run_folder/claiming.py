@@ -1,5 +1,6 @@
 """Claiming a folder for a run: a new one, an empty one, or that of a run that was stopped."""
 
+import errno
 import os
 import stat
 from datetime import datetime
@@ -116,6 +117,29 @@ def make_folder(path: str) -> Path:
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise unusable(path, error) from error
+
+
+def check_run_dir(path: str, resume: bool) -> Path:
+    """Return the folder that a run would work in, if it could; nothing is made.
+
+    Raises
+    ------
+    RunFolderError
+        As when a run begins.
+    """
+    try:
+        target = Path(os.path.abspath(Path(path or "fedmitr-runs").expanduser()))
+        there = target.is_dir()
+        parent = next(each for each in (target, *target.parents) if os.path.lexists(each))
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no folder", str(parent))
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(parent))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unusable(path, error) from error
+    if path and there:
+        require_ours(target, resume)
+    return target if path else target / "<time>-seed<seed>"
 
 
 def _taken(target: Path) -> RunFolderError:
