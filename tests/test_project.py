@@ -97,8 +97,8 @@ def test_nothing_is_pickled():
         assert not imported(path) & {"pickle", "dill", "joblib", "cloudpickle"}, path
 
 
-def test_the_readme_names_every_preset():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_names_every_preset():
+    readme = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
     for name in PRESETS:
         assert f"`{name}`" in readme, name
 

@@ -31,6 +31,7 @@ from fedmitr_app.strategies.run_config import RunConfig, read_run_config
 from fedmitr_app.utils.device import device_lines, resolve_device
 from fedmitr_app.utils.files import reason_of
 from fedmitr_app.utils.progress import duration
+from fedmitr_app.utils.shell import quoted
 from fedmitr_app.utils.text import harmless
 
 MIB = 2**20
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
 def _command(asked: argparse.Namespace) -> list[str]:
     """Say how to do what was checked, for a shell."""
     words = [f"flwr run {shlex.quote(str(asked.project))} --stream"]
-    words += [f"--run-config {shlex.quote(given)}" for given in asked.run_config]
+    words += [f"--run-config {quoted(given)}" for given in asked.run_config]
     words.append(f'--federation-config "num-supernodes={asked.num_supernodes}"')
     return ["This run can begin; nothing was trained. To do it:", f"  {' '.join(words)}"]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fedmitr_app.config import as_run_config
 from fedmitr_app.report.data import ReportData
 from fedmitr_app.report.tables import federated_results, named_accuracies, percent
+from fedmitr_app.utils.shell import quoted
 
 _INITIAL_IMAGES = {
     "white": "white noise",
@@ -156,9 +157,9 @@ def reproduce_command(data: ReportData) -> str:
     # As README has it: without the variable Flower runs what it installs itself.
     command = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 flwr run . --stream"
     if pairs:
-        command += f" --run-config {_shell(pairs)}"
+        command += f" --run-config {quoted(pairs)}"
     if data.simulated:
-        command += f" --federation-config {_shell(f'num-supernodes={data.asked}')}"
+        command += f" --federation-config {quoted(f'num-supernodes={data.asked}')}"
     return command
 
 
@@ -177,8 +178,3 @@ def what_the_command_lacks(data: ReportData) -> str:
         count = f"{data.asked} nodes" if data.asked else "The nodes"
         nodes = f"{count} of a deployment were asked to train: connect the same ones again."
     return f"In the app's folder. {nodes} What was set or held there is unknown here."
-
-
-def _shell(text: str) -> str:
-    special = set('"$`\\!')
-    return f'"{text}"' if not special & set(text) else "'" + text.replace("'", "'\\''") + "'"

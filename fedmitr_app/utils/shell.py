@@ -1,4 +1,4 @@
-"""What other programs and the system's files say, if they say anything."""
+"""Words for a shell; what other programs and the system's files say, if they say anything."""
 
 import subprocess
 from pathlib import Path
@@ -21,3 +21,9 @@ def text_of(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def quoted(text: str) -> str:
+    """Return text as one word of a shell: in double quotes where that is enough."""
+    special = set('"$`\\!')
+    return f'"{text}"' if not special & set(text) else "'" + text.replace("'", "'\\''") + "'"

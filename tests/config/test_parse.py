@@ -87,7 +87,8 @@ def test_the_configuration_is_frozen():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_name_real_settings_with_valid_values(preset):
-    needs_path = {"data.path": "x"} if PRESETS[preset].get("data.source") == "parquet" else {}
+    source = PRESETS[preset].get("data.source")
+    needs_path = {"data.path": "x"} if source in ("parquet", "image-folder") else {}
     config = parse_config({"preset": preset, **needs_path})
     resolved = flatten(config)
     for key, value in PRESETS[preset].items():
