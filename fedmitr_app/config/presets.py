@@ -96,9 +96,7 @@ PRESETS: dict[str, Preset] = {
         "distillation.batch-size": 32,
     },
     "pretrained": _PRETRAINED | _FEW_IMAGES,
-    "photos": _DEIT_TINY
-    | _FEW_IMAGES
-    | {"data.source": "image-folder", "data.image-size": 224, "client.batch-size": 32},
+    "photos": _DEIT_TINY | _FEW_IMAGES | {"data.source": "image-folder", "data.image-size": 224},
     "cifar10-deit-tiny": _DEIT_TINY
     | {
         "data.source": "parquet",
