@@ -44,17 +44,10 @@ def accuracy_bars(accuracy: Mapping[str, Any], path: Path) -> Path | None:
     path : Path
         The PNG to write.
     """
-    given = accuracy.get("clients") or {}
-    clients = {key: given[key] for key in sorted(given, key=natural_key) if given[key] is not None}
-    results = {key: accuracy[key] for key in _BAR_NAMES if accuracy.get(key) is not None}
-    if not clients and not results:
+    bars, clients = accuracy_items(accuracy), _known_clients(accuracy)
+    if not bars:
         return None
     many = len(clients) > _MOST_CLIENT_BARS
-    bars = [] if many else [(label(key, 22), share, "client") for key, share in clients.items()]
-    if many:
-        middle = float(np.median(list(clients.values())))
-        bars = [(f"{len(clients)} clients (median)", middle, "client")]
-    bars += [(_BAR_NAMES[key], share, key) for key, share in results.items()]
     with canvas(path, 6.4, 0.7 + 0.3 * len(bars)) as figure:
         axes = figure.subplots()
         _bars(axes, bars)
@@ -64,9 +57,25 @@ def accuracy_bars(accuracy: Mapping[str, Any], path: Path) -> Path | None:
             axes.texts[0].set_bbox({"facecolor": COLOURS["client"], "edgecolor": "none", "pad": 1})
             axes.texts[0].set_zorder(5)
             axes.scatter(list(clients.values()), spread, s=9, color=MUTED, alpha=0.6, linewidths=0)
-        if "teacher" in results:
-            axes.axvline(results["teacher"], color=COLOURS["teacher"], linewidth=1, ls=(0, (4, 3)))
+        if (teacher := accuracy.get("teacher")) is not None:
+            axes.axvline(teacher, color=COLOURS["teacher"], linewidth=1, ls=(0, (4, 3)))
     return path
+
+
+def accuracy_items(accuracy: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Return a bar's name, share and kind for each client, or their median, and each result."""
+    clients = _known_clients(accuracy)
+    items = [(label(key, 22), share, "client") for key, share in clients.items()]
+    if len(clients) > _MOST_CLIENT_BARS:
+        middle = float(np.median(list(clients.values())))
+        items = [(f"{len(clients)} clients (median)", middle, "client")]
+    known = [key for key in _BAR_NAMES if accuracy.get(key) is not None]
+    return [*items, *((_BAR_NAMES[key], float(accuracy[key]), key) for key in known)]
+
+
+def _known_clients(accuracy: Mapping[str, Any]) -> dict[str, float]:
+    given = accuracy.get("clients") or {}
+    return {key: given[key] for key in sorted(given, key=natural_key) if given[key] is not None}
 
 
 def _bars(axes: Axes, bars: list[tuple[str, float, str]]) -> None:

@@ -6,10 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 STYLE = """
-:root { color-scheme: light; --ink: #1f2937; --muted: #6b7280; --line: #e5e7eb;
-  --student: #e4572e; --good: #2a7f8e; }
+:root { color-scheme: light dark; --ink: #1f2937; --muted: #6b7280; --line: #e5e7eb;
+  --page: #f6f7f9; --card: #fff; --code: #f3f4f6; --alarm: #fdf1ed; --bad: #b3361a;
+  --student: #e4572e; --good: #2a7f8e; --teacher: #2a7f8e; --fedavg: #7c8798;
+  --control: #d9a441; --client: #b9c4d6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --muted: #9ca3af; --line: #374151;
+  --page: #111827; --card: #1f2937; --code: #111827; --alarm: #3b2620; --bad: #f28b74;
+  --student: #f0714b; --good: #5bb5c4; --teacher: #5bb5c4; --client: #5b6677; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink);
+body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 960px; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
 header p.kind { color: var(--muted); margin: 0; font-size: .85rem; }
@@ -17,24 +22,26 @@ h1 { font-size: 1.65rem; line-height: 1.3; margin: .3rem 0 .6rem; text-wrap: bal
 h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
 p { margin: .4rem 0; }
 p.earned { font-size: 1.08rem; }
-p.warning { border-left: 4px solid var(--student); background: #fdf1ed; padding: .5rem .8rem;
+p.warning { border-left: 4px solid var(--student); background: var(--alarm); padding: .5rem .8rem;
   border-radius: 0 6px 6px 0; }
 p.note { color: var(--muted); font-size: .88rem; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 1.1rem 1.25rem; margin-top: 1.1rem; }
 .tiles { display: grid; gap: .7rem; margin-top: 1.1rem;
   grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
-.tile { background: #fff; border: 1px solid var(--line); border-radius: 10px;
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-weight: 650;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tile span { color: var(--muted); font-size: .83rem; }
 .tile.student { border-color: var(--student); box-shadow: inset 0 3px 0 var(--student); }
 .tile.student b { color: var(--student); }
-img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+img { max-width: 100%; height: auto; display: block; margin: 0 auto; background: #fff;
+  border-radius: 6px; }
 .wide { overflow-x: auto; }
 img.large { min-width: 480px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+caption { text-align: left; color: var(--muted); font-size: .83rem; padding-bottom: .3rem; }
 th { text-align: left; color: var(--muted); font-weight: 600; font-size: .82rem; }
 th, td { padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: break-word; }
@@ -42,12 +49,19 @@ td:first-child { min-width: 6rem; }
 tr:last-child td { border-bottom: 0; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
-td.bad { color: #b3361a; }
+td.bad { color: var(--bad); }
 td.changed { color: var(--student); font-weight: 600; }
 code, pre { font: .84rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
   monospace; }
-pre { background: #f3f4f6; border-radius: 6px; padding: .7rem .9rem; margin: .5rem 0;
+pre { background: var(--code); border-radius: 6px; padding: .7rem .9rem; margin: .5rem 0;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+dl.bars { display: grid; grid-template-columns: minmax(5rem, 34%) 1fr; gap: .3rem .7rem;
+  margin: .5rem 0; font-size: .9rem; align-items: center; }
+dl.bars dt { overflow-wrap: anywhere; } dl.bars dd { margin: 0; display: grid;
+  grid-template-columns: 1fr 3.6rem; gap: .5rem; align-items: center; text-align: right;
+  font-variant-numeric: tabular-nums; }
+dl.bars dd span { height: 1.1rem; border-radius: 3px; min-width: 2px; }
+dl.bars .student { font-weight: 650; }
 details { margin-top: .7rem; }
 summary { cursor: pointer; color: var(--good); font-size: .9rem; }
 footer { color: var(--muted); font-size: .83rem; margin-top: 1.2rem; overflow-wrap: anywhere; }
@@ -129,6 +143,20 @@ def figure(path: Path | None, alt: str, note: str = "") -> str:
     return image + (paragraph(note, "note") if note else "")
 
 
+def bars(items: Sequence[tuple[str, float, str]]) -> str:
+    """Return shares in [0, 1] as bars with their numbers; each item is (name, share, style class).
+
+    They grow and shrink with the window, and are read out as a list of names and numbers.
+    """
+    rows = "".join(
+        f'<dt class="{text(kind)}">{text(name)}</dt><dd class="{text(kind)}">'
+        f'<span style="width:{100 * share:.1f}%;background:var(--{text(kind)})"></span>'
+        f"{100 * share:.1f}&nbsp;%</dd>"
+        for name, share, kind in items
+    )
+    return f'<dl class="bars">{rows}</dl>' if items else ""
+
+
 def table(
     header: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -152,7 +180,8 @@ def table(
     def cell(tag: str, column: int, value: str, extra: str = "") -> str:
         kinds = " ".join(filter(None, ["number" if column in numbers else "", extra]))
         attribute = f' class="{text(kinds)}"' if kinds else ""
-        return f"<{tag}{attribute}>{text(value)}</{tag}>"
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{attribute}>{text(value)}</{tag}>"
 
     marks = marked or {}
     head = "".join(cell("th", column, name) for column, name in enumerate(header))
@@ -165,4 +194,5 @@ def table(
         + "</tr>\n"
         for index, row in enumerate(rows)
     )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+    thead = f"<thead><tr>{head}</tr></thead>\n" if header else ""
+    return f'<div class="wide"><table>{thead}<tbody>{body}</tbody></table></div>'

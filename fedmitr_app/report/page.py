@@ -52,7 +52,7 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
     drawn = draw_figures(folder, data)
     body = [
         _header(folder, data),
-        _accuracy(data, drawn),
+        _accuracy(data),
         html.section(
             "Who held what",
             html.figure(
@@ -137,12 +137,17 @@ def _header(folder: RunFolder, data: ReportData) -> str:
     return "<header>" + "\n".join(parts) + "</header>"
 
 
-def _accuracy(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
+def _accuracy(data: ReportData) -> str:
     note = "Every model on the same held-out test set."
     if data.accuracy.get("teacher") is not None:
-        note += " The dashed line is the teacher, which a student can hardly pass."
+        note += " The teacher is what a student can hardly pass."
+    items = figures.accuracy_items(data.accuracy)
+    results = [item for item in items if item[2] != "client"]
+    clients = [item for item in items if item[2] == "client"]
     return html.section(
-        "Accuracy", html.figure(drawn["accuracy"], "Test accuracy of every model", note)
+        "Accuracy",
+        html.bars([*reversed(results), *clients]),
+        html.paragraph(note, "note") if items else "",
     )
 
 
