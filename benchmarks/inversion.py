@@ -21,7 +21,7 @@ from fedmitr_app.errors import ConfigError
 from fedmitr_app.inversion import Schedule, draw_initial_images, invert_batch
 from fedmitr_app.inversion.flops import flop_ratio, step_flops
 from fedmitr_app.inversion.targets import draw_members, draw_targets
-from fedmitr_app.models import decide, require_compiler
+from fedmitr_app.models import require_compiler, resolve_auto
 from fedmitr_app.teacher import Teacher
 from fedmitr_app.utils.randomness import generator
 
@@ -140,7 +140,7 @@ def against_published(results: Results, size: Size, device: torch.device, repeat
     """
     ours = size.teacher(device)
     asked = ModelConfig(precision=size.precision, matmul="auto")
-    matmul = decide(asked, ours.models[0], device).matmul
+    matmul = resolve_auto(asked, ours.models[0], device).matmul
     for model in ours.models:
         model.matmul = matmul
     case = f"{size}, by {matmul}"

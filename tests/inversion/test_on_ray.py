@@ -11,7 +11,7 @@ import ray
 import torch
 
 from fedmitr_app.errors import BackendError, TrainingError
-from fedmitr_app.inversion import shards
+from fedmitr_app.inversion import pool_shards
 from fedmitr_app.inversion.accel import on_ray
 from tests.helpers.ray_shards import CPU, DRAWS, ITERATIONS, fill
 from tests.helpers.tiny import contents, inversion_config, tiny_teacher
@@ -104,14 +104,14 @@ def test_workers_that_are_lost_time_and_again_are_one_sentence(cluster, tmp_path
 
 
 def test_what_a_worker_raises_is_raised_here(cluster):
-    class Broken(shards.ShardMaker):
+    class Broken(pool_shards.ShardMaker):
         def make(self, job, on_step):
             raise TrainingError.diverged("inversion", 9.0)
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     maker = Broken(tiny_teacher(dtype=torch.float32), inversion_config(), 0, CPU)
     with pytest.raises(TrainingError, match="inversion.learning-rate = 9 made inversion leave"):
-        list(on_ray.make_on_ray(maker, [shards.Job(0, 2)], lambda job, point: None))
+        list(on_ray.make_on_ray(maker, [pool_shards.Job(0, 2)], lambda job, point: None))
 
 
 def test_workers_that_never_begin_are_given_up(cluster, tmp_path, monkeypatch):
