@@ -67,7 +67,7 @@ def test_the_command_leaves_tables_and_figures(experiment, tmp_path, capsys, cap
     assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert "4 federation(s) to train, 20 of 20 cells to run" in shown and "20/20 " in shown
-    frame = pd.read_csv(results / "tiny" / "results.csv")
+    frame = pd.read_csv(results / "tiny" / "results.csv", float_precision="round_trip")
     assert len(frame) == 20 and (frame["status"] == "ok").all()
     assert frame["accuracy"].between(0, 1).all() and (frame["test_images"] == 40).all()
     ours = frame[frame["row"] == "fedmitr"]
@@ -132,7 +132,7 @@ def test_attacks_are_lines_of_one_table(experiment, tmp_path):
     experiment.write_text(text.replace("clients = [2]", axes))
     results = tmp_path / "results"
     assert main(["experiments", str(experiment), str(results), "--device", "cpu"]) == 1
-    frame = pd.read_csv(results / "tiny" / "results.csv")
+    frame = pd.read_csv(results / "tiny" / "results.csv", float_precision="round_trip")
     known = frame.set_index(["row", "attack", "attackers"])["accuracy"]
     assert known["ensemble", "constant-class", 1] != known["ensemble", "none", 0]
     page = (results / "tiny" / "table.md").read_text()

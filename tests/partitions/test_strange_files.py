@@ -243,13 +243,14 @@ def test_files_with_labels_of_different_types_are_refused(tmp_path):
 
 
 def test_labels_may_be_of_several_widths_and_kinds_of_text(tmp_path):
+    pa_version = int(pa.__version__.partition(".")[0])
     kinds = {
         "number": ([0, 1], pa.int64(), pa.int32(), pa.uint8()),
         "word": (
             ["a", "b"],
             pa.string(),
             pa.large_string(),
-            pa.string_view(),
+            *([pa.string_view()] if pa_version >= 20 else []),  # before, no file holds them
             pa.dictionary(pa.int8(), pa.string()),
         ),
     }
