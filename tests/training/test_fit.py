@@ -308,7 +308,7 @@ def test_features_are_trained_towards_their_class_means():
 
     untrained, model = tiny_vit(), tiny_vit()
     metrics = run(model, shard, epochs=40, learning_rate=3e-3, augment="none", **MEANS)
-    assert metrics["train_accuracy"] > 0.95
+    assert metrics["train_accuracy"] > 0.9
     assert spread(model.eval()) < 0.5 * spread(untrained.eval())
 
 
