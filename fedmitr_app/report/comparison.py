@@ -13,7 +13,7 @@ from fedmitr_app.errors import RunFolderError
 from fedmitr_app.report import figures, html
 from fedmitr_app.report.tables import aligned, named_accuracies, percent
 from fedmitr_app.run_folder.status import COMPLETED, how_it_stands, settle_status
-from fedmitr_app.utils.files import reason_of, unwritable, write_text
+from fedmitr_app.utils.files import reason_of, write_text
 from fedmitr_app.utils.progress import duration
 from fedmitr_app.utils.reading import read_table, read_text
 from fedmitr_app.utils.text import harmless
@@ -273,10 +273,7 @@ def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="fedmitr-") as folder:
         drawn = figures.accuracy_dots(groups, Path(folder) / "accuracy.png")
         body = _body(runs, html.figure(drawn, "Test accuracy of each run's models"))
-    try:
-        write_text(path, html.page(TITLE, body))
-    except OSError as error:
-        raise unwritable(path, error) from error
+    write_text(path, html.page(TITLE, body))
     return path
 
 

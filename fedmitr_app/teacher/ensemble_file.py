@@ -12,11 +12,12 @@ from fedmitr_app.models import InputSpec, architecture_of, wrap_model
 from fedmitr_app.run_folder.global_model import build_described, complete
 from fedmitr_app.teacher.ensemble import Teacher
 from fedmitr_app.uploads import Upload, read_spool
+from fedmitr_app.uploads.rounds import UPLOADS
 from fedmitr_app.utils.files import Stored, save_tensors
 from fedmitr_app.utils.reading import require_folder
 from fedmitr_app.utils.text import harmless
 
-ENSEMBLE_NAME, UPLOADS = "ensemble.safetensors", "uploads"
+ENSEMBLE_NAME = "ensemble.safetensors"
 MOST_MEMBERS, MOST_SCALE = 10_000, 1e6
 """Of a file that a run wrote there are far fewer, and what it scales and shifts logits by is far
 smaller (choice)."""

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from fedmitr_app.config import DistillationConfig, GeneratorConfig, InversionConfig, TeacherConfig
 from fedmitr_app.errors import TrainingError
@@ -33,7 +32,6 @@ from fedmitr_app.methods.rivals.generator import (
 from fedmitr_app.methods.student import StudentTraining
 from fedmitr_app.models import InputSpec
 from fedmitr_app.teacher import Teacher
-from fedmitr_app.uploads import Upload
 from fedmitr_app.utils.randomness import generator, seeded_init
 from tests.helpers.tiny import CLASSES, SPEC, contents, random_images, tiny_teacher, tiny_vit
 
@@ -54,13 +52,8 @@ def settings(seed=0, combine="mean-logits", **changes):
 
 
 @pytest.fixture
-def task(tmp_path):
-    uploads = []
-    for number in range(3):
-        path = tmp_path / f"client-{number:03d}.safetensors"
-        save_file(tiny_vit(number, torch.float32).vit.state_dict(), path)
-        uploads.append(Upload(path.stem, 10 * (number + 1), path))
-    return Task.load(tiny_vit(40, torch.float32), uploads, settings(), tmp_path / "run", CPU)
+def task(theta0, uploads, tmp_path):
+    return Task.load(theta0, uploads, settings(), tmp_path / "run", CPU)
 
 
 def under(task, **changes):
