@@ -15,6 +15,8 @@ settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("calm")
 # Ray lets everything else go before its workers: beside the other tests they'd hardly begin.
 os.environ["RAY_worker_niceness"] = "0"
+# A process that has left a Ray may be ended by it a minute later, in the middle of another test.
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "86400"
 # Models this small are no faster on two, and far slower when something else runs beside them.
 torch.set_num_threads(1)
 

@@ -20,6 +20,13 @@ _log = logging.getLogger(__name__)
 
 PACKAGE = Path(fedmitr_app.__file__).parent
 INSTEAD = "or set inversion.backend = 'local'."
+SECONDS_WITHOUT_RAY = 24 * 3600
+"""How long this process goes on when Ray's control service is gone (choice).
+
+Ray ends its driver without a word after 60 s (ray-project/ray, issue 43280), at times also one
+that has left it: a run would be lost while its student learns. That shards stop coming, the
+caller sees by itself.
+"""
 
 
 @contextlib.contextmanager
@@ -36,6 +43,7 @@ def cluster(address: str) -> Iterator[tuple[dict[str, Any], bool]]:
             _log.warning("inversion.ray-address is not used: Flower's Ray is there already.")
         yield environment, True
         return
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(SECONDS_WITHOUT_RAY)
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _connecting(address):
         if address:
