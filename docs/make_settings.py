@@ -1,4 +1,4 @@
-"""Write what the schema says of the settings into ``pyproject.toml`` and ``docs/settings.md``."""
+"""Write what the schema says of the settings into ``pyproject.toml`` and the page of settings."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def made() -> dict[Path, str]:
     """Return both files as they should be."""
     project = ROOT / "pyproject.toml"
     before, _, _ = project.read_text(encoding="utf-8").partition(BEGIN)
-    return {project: before + app_config(), ROOT / "docs" / "settings.md": page()}
+    return {project: before + app_config(), ROOT / "docs" / "reference" / "settings.md": page()}
 
 
 if __name__ == "__main__":

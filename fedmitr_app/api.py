@@ -134,7 +134,7 @@ def fuse(
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     run_dir : str | Path, optional
         A new folder, in which uploads, synthetic images and the global model stay, as
-        :func:`load` takes it; None keeps nothing on disk.
+        ``load`` takes it; None keeps nothing on disk.
     label_counts : Sequence[Sequence[int]], optional
         How many images of each class each client holds, where clients share that.
     moments : Sequence[ClassMoments], optional

@@ -1,4 +1,4 @@
-"""``docs/architecture.md``: its method works, and it names files and folders that there are."""
+"""The page of the architecture: its method works, and it names files and folders there are."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from fedmitr_app.methods import METHODS
 from tests.helpers.library import states, vit
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
 SMALL = {
     "teacher.probe-images": 8,
     "inversion.images": 10,

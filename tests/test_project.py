@@ -48,7 +48,7 @@ def test_the_pins_satisfy_the_ranges():
             pins[name.strip().lower().replace("_", "-")] = version(pinned)
     ranges = [
         *PROJECT["project"]["dependencies"],
-        *(PROJECT["project"]["optional-dependencies"]["dev"]),
+        *(each for extra in PROJECT["project"]["optional-dependencies"].values() for each in extra),
     ]
     for requirement in ranges:
         name = re.match(r"[A-Za-z0-9-]+", requirement).group()
@@ -98,7 +98,7 @@ def test_nothing_is_pickled():
 
 
 def test_the_documentation_names_every_preset():
-    readme = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "how-to" / "choose-settings.md").read_text(encoding="utf-8")
     for name in PRESETS:
         assert f"`{name}`" in readme, name
 
@@ -112,7 +112,7 @@ def test_the_bundle_holds_the_package_and_the_licence():
 
 
 def test_the_tests_that_the_documentation_names_exist():
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "explanation" / "reliability.md").read_text(encoding="utf-8")
     file, named = "", 0
     for path, name in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", page):
         if path and not path.startswith("fedmitr_app/"):

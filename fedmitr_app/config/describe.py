@@ -1,12 +1,16 @@
 """What each setting does, as the schema has it: for ``pyproject.toml`` and a page."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fedmitr_app.config.fields import BASIC, DOC
 from fedmitr_app.config.parse import RawValue, flatten
 from fedmitr_app.config.schema import Config
+
+_QUOTED = re.compile(r"(?<![\w'])('[^']*')(?!\w)")
+"""A word in quotes, which a page shows as code; not an apostrophe."""
 
 
 class Described(NamedTuple):
@@ -77,7 +81,8 @@ def page() -> str:
 def _table(settings: list[Described]) -> list[str]:
     rows = ["| setting | default | |", "|---|---|---|"]
     for setting in settings:
-        doc = setting.doc.replace("|", "\\|")
+        doc = setting.doc.replace("|", "\\|").replace("<", "&lt;")
+        doc = _QUOTED.sub(r"`\1`", doc)
         rows.append(f"| `{setting.key}` | `{_toml(setting.default)}` | {doc} |")
     return rows
 

@@ -3,8 +3,8 @@
 A setting is a dataclass field whose metadata holds ``parse``: a function that takes
 the raw run-config value and returns the typed one, or raises ``ValueError`` with
 the words that finish the sentence "it must be ..."; ``doc``, what it does, in words that
-``pyproject.toml`` and ``docs/settings.md`` repeat; and ``basic``, whether it is one of the dozen
-that a first reader should see.
+``pyproject.toml`` and ``docs/reference/settings.md`` repeat; and ``basic``, whether it is one of
+the dozen that a first reader should see.
 """
 
 import dataclasses

@@ -10,9 +10,9 @@ Preset = dict[str, bool | int | float | str]
 
 # For a ViT that a large data set trained. An ImageNet-trained backbone is easily ruined by
 # synthetic images, so that the student's head alone learns from them (chosen with CIFAR-10 at 96
-# px); the rest: docs/uploads-that-fuse.md.
+# px); the rest: docs/explanation/uploads-that-fuse.md.
 _PRETRAINED: Preset = {
-    # Uploads that can be averaged (docs/uploads-that-fuse.md).
+    # Uploads that can be averaged (docs/explanation/uploads-that-fuse.md).
     "client.epochs": 5,
     "client.augment": "shift-flip",
     "client.learning-rate": 1e-4,
@@ -62,8 +62,8 @@ _DEIT_TINY_224: Preset = _DEIT_TINY | {
     "inversion.batch-size": 128,
 }
 
-# The server's part of what docs/uploads-that-fuse.md measures: two minutes of one core for five
-# DeiT-Tiny at 224 px.
+# The server's part of what docs/explanation/uploads-that-fuse.md measures: two minutes of one core
+# for five DeiT-Tiny at 224 px.
 _FEW_IMAGES: Preset = {
     "inversion.images": 96,
     "inversion.batch-size": 48,

@@ -1,7 +1,8 @@
 """Every setting, typed and frozen, with its default and what it does.
 
 ``InversionConfig.batch_size`` is the run-config key ``inversion.batch-size``. The comments in
-``pyproject.toml`` and ``docs/settings.md`` are made from here (``docs/make_settings.py``).
+``pyproject.toml`` and ``docs/reference/settings.md`` are made from here by
+``docs/make_settings.py``.
 """
 
 from dataclasses import dataclass, field

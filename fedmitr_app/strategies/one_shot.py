@@ -105,10 +105,9 @@ class OneShotStrategy(UploadRound):
         If ``model`` is of no use, see :func:`~fedmitr_app.models.wrap_model`.
     ConfigError
         If there is no such method, ``device`` isn't there, or the model is to be compiled where
-        that can't be.
-
-    :meth:`start` raises ``ConfigError`` also if the initial arrays aren't the model's weights,
-    ``AggregationError`` also if too few of the uploads can be trusted.
+        that can't be; from ``start`` also if the initial arrays aren't the model's weights.
+    AggregationError
+        From ``start``, if too few of the uploads can be used or trusted.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class OneShotStrategy(UploadRound):
             )
 
     def start(self, grid: Grid, *arguments: Any, **keywords: Any) -> OneShotResult:
-        """Run the round; parameters as of :meth:`UploadRound.start`, result with more in it."""
+        """Run the round; parameters as of ``UploadRound.start``, result with more in it."""
         result = super().start(grid, *arguments, **keywords)
         found = {each.name: getattr(result, each.name) for each in fields(Result)}
         return OneShotResult(

@@ -61,7 +61,7 @@ class UploadRound(Strategy):
         How many nodes there should be; None waits until their number is steady.
     run_dir : Path | None
         Uploads go to its ``uploads/``, reasons to ``rejected/``, what each stage measures
-        to ``metrics.jsonl``; None uses a temporary folder that is gone after :meth:`start`,
+        to ``metrics.jsonl``; None uses a temporary folder that is gone after ``start``,
         unless that fails: then it stays, and the error says where.
     architecture, input_spec : Mapping[str, Any] | None, InputSpec | None
         Refuse uploads that declare another one (see ``models.architecture_of``).
@@ -80,9 +80,14 @@ class UploadRound(Strategy):
     settle_seconds, poll_seconds : float
         How long a steady number of nodes counts as all; pause between looks.
 
-    ``outcome`` is what became of the replies, also after an error; ``scores`` what nodes
-    measured of the fused model, by the metric's name; ``left_out`` the keys of those whose uploads
-    were accepted, and not used.
+    Attributes
+    ----------
+    outcome : RoundOutcome
+        What became of the replies, also after an error.
+    scores : Mapping[str, FederatedScore]
+        What nodes measured of the fused model, by the metric's name.
+    left_out : frozenset[str]
+        Keys of those whose uploads were accepted, and not used.
     """
 
     def __init__(

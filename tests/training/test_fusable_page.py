@@ -1,4 +1,4 @@
-"""docs/uploads-that-fuse.md: what it tells a client of one's own to do, done."""
+"""docs/explanation/uploads-that-fuse.md: what it tells a client of one's own to do, done."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import timm
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "uploads-that-fuse.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "uploads-that-fuse.md"
 
 
 def test_the_pages_lines_make_an_upload_of_class_means():
