@@ -26,7 +26,7 @@ TRIES, LEAST_SECONDS, BUSY = 3, 0.5, 2.0
 """How often, and for how long at least, a pass is timed; and how many times as long as the
 shortest try the usual one takes where the machine counts as busy."""
 PROCESS_BYTES = 600 * 2**20
-"""Of a process that has imported torch and Flower and does nothing (measured, torch 2.15, CPU)."""
+"""Of a process that has imported torch and Flower and does nothing, on a CPU."""
 
 
 @dataclass(frozen=True)

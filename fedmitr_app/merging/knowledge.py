@@ -4,8 +4,7 @@ Where clients are asked about their own classes alone (one-vs-all, logit-adjuste
 other classes stay where they began, and everyone who holds a class best counts for the same in it,
 whatever its number of images: that number says little of a row that was fitted with balanced
 weights, and nobody has to be believed. Weights by a class's share of a client's images prefer
-clients of few classes, whose rows know few others to tell theirs from: on one of four development
-partitions of photographs they cost 20 points. Figures: experiments/README.md.
+clients of few classes, whose rows know few others to tell theirs from (docs/explanation/method.md).
 """
 
 import logging

@@ -50,7 +50,7 @@ def class_attention(query: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the class token's attention, ``[B, T, heads]``.
 
     One row of scores, without matrix products: those of single rows would want everything turned
-    and copied, which takes longer (CPU, torch 2.15; not measured on a GPU).
+    and copied, which takes longer on a CPU.
 
     Parameters
     ----------

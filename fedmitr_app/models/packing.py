@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Measured on a CPU (torch 2.15): below so many tokens an image the fused kernel's cost per
-# image hardly falls any more, and rows of about twenty tokens are the cheapest (choice).
+# Below so many tokens an image the fused kernel's cost per image hardly falls any more on a CPU,
+# and rows of about twenty tokens are the cheapest (choice).
 FEW_TOKENS = 12
 ROW_TOKENS = 20
 

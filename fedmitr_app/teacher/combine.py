@@ -11,9 +11,9 @@ class, they answer for it alike.
 
 Class weights on raw logits (``label-aware``, ``prior-probed``) depend on each client's logit
 offset, the constant that its own softmax doesn't see: with weights that differ between classes
-it no longer cancels. Measured: centring each client's logits first cost the teacher three to
-five points on a development partition, so that they are combined as they are (where priors
-were probed, less what :class:`fedmitr_app.teacher.Teacher` takes away for them).
+it no longer cancels. Centring each client's logits first costs accuracy
+(docs/explanation/method.md), so that they are combined as they are (where priors were probed, less
+what :class:`fedmitr_app.teacher.Teacher` takes away for them).
 """
 
 import math

@@ -11,11 +11,8 @@ WEIGHTINGS = ("num-examples", "capped-examples", "uniform")
 MOST_EXAMPLES = 1000
 """Times the median client's: above it a number of examples is not believed (choice)."""
 CAP = 3
-"""Times the median client's: what a client counts for at most where claims are doubted (choice).
-
-On validation images (digits, 10 clients, Dirichlet 0.1, seeds 100 to 102) it cost an honest round
-nothing, and one of 10 that boasts left the teacher 50 % in place of 35 with ``leave-one-out``.
-"""
+"""Times the median client's: what a client counts for at most where claims are doubted (choice;
+docs/explanation/method.md has what it costs and saves)."""
 
 
 class Counted(Protocol):
