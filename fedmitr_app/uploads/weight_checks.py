@@ -22,7 +22,7 @@ for noise averages take the first.
 
 θ₀ has a vote in every median, so that of two clients the one that stayed near it is right.
 What averages take is then of others' sizes and in their order, not good: who flips the training's
-step, or stays within the limits, is in. Measured in docs/explanation/reliability.md.
+step, or stays within the limits, is in. Measured in docs/results/attacks.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

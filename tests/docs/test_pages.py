@@ -31,6 +31,10 @@ SMALL = {
 }
 
 
+ROOMS = "docs|fedmitr_app|experiments|deploy|examples|benchmarks"
+NAMED = re.compile(rf"(?<![\w/.-])(?:{ROOMS})/[\w/-]+\.(?:md|py|png|csv|ipynb|toml|sh)\b")
+
+
 def test_the_page_of_commands_is_what_the_parsers_make():
     made = script("make_command_line")
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run docs/make_command_line.py"
@@ -52,7 +56,7 @@ def test_every_file_of_the_documentation_that_is_named_is_there():
     named = 0
     for path in tracked():
         text = path.read_text(encoding="utf-8")
-        for name in re.findall(r"(?<![\w/.-])docs/[\w/-]+\.(?:md|py|png|csv|ipynb)\b", text):
+        for name in NAMED.findall(text):
             named += 1
             assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
     assert named > 20
