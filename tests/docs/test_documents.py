@@ -17,6 +17,7 @@ pip install x && fedmitr predict run 'a b.jpg'
 Inside.
 
 ```{code-block} python
+:caption: first.py
 :linenos:
 
 first = 1
@@ -52,7 +53,8 @@ def test_blocks_are_found_where_they_are(page):
     lines = PAGE.splitlines()
     for block in blocks(page, "python", "bash"):
         assert lines[block.line - 1] == block.text.splitlines()[0]
-    assert found[3] == Block("{literalinclude}", ":lines: 3-\n", 21, "../x.py")
+    assert found[3] == Block("{literalinclude}", ":lines: 3-\n", 22, "../x.py")
+    assert [block.caption for block in blocks(page, "python")] == ["first.py", ""]
 
 
 def test_commands_are_words_without_comments_and_variables(page):

@@ -23,6 +23,8 @@ class Block(NamedTuple):
     """Of the text's first line in the page, from 1."""
     argument: str = ""
     """What follows the language, such as a directive's path."""
+    caption: str = ""
+    """Of MyST's own code blocks: the name of the file that the block shows."""
 
 
 def blocks(page: Path, *languages: str) -> list[Block]:
@@ -39,15 +41,17 @@ def _read(text: str, first: int) -> Iterator[Block]:
         if token.type != "fence":
             continue
         language, _, argument = token.info.strip().partition(" ")
-        inner, line = token.content, first + token.map[0] + 1
+        inner, line, caption = token.content, first + token.map[0] + 1, ""
         if language in _CODE:
             options = _OPTION.match(inner)
             skipped = options[0] if options else ""
             inner, line = inner[len(skipped) :], line + skipped.count("\n")
             language, argument = argument.strip() or "python", ""
+            named = re.search(r"^:caption: (.+)$", skipped, re.M)
+            caption = named[1].strip() if named else ""
         if language.startswith("{"):
             yield from _read(inner, line)
-        yield Block(language, inner, line, argument.strip())
+        yield Block(language, inner, line, argument.strip(), caption)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -94,6 +98,11 @@ def options(words: list[str], name: str) -> list[str]:
 def run_python(page: Path, namespace: dict[str, Any]) -> dict[str, Any]:
     """Run a page's Python blocks in their order, in one namespace; errors name the page's lines."""
     for block in blocks(page, "python"):
-        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
-        exec(code, namespace)
+        run_block(page, block, namespace)
     return namespace
+
+
+def run_block(page: Path, block: Block, namespace: dict[str, Any]) -> None:
+    """Run one block of Python."""
+    code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+    exec(code, namespace)

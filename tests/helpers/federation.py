@@ -1,7 +1,7 @@
 """A few clients on a fake Grid: whole runs of the real apps in this process."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Federation:
     clients: int = CLIENTS
     task_type: str = "flwr-simulation"
     node: Callable[[int], dict[str, Any]] | None = None
+    sizes: Mapping[str, Any] = field(default_factory=lambda: TINY)
     grid: FakeGrid | None = field(default=None, init=False)
 
     def run(self, **changes: Any) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Federation:
 
     def given(self, **changes: Any) -> dict[str, Any]:
         """Return what a user would write after ``--run-config``."""
-        return {**TINY, "output.run-dir": str(self.folder), **changes}
+        return {**self.sizes, "output.run-dir": str(self.folder), **changes}
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """Return the run config as Flower hands it over, fused with the defaults."""

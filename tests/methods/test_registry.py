@@ -1,8 +1,6 @@
 """One entry a method, and what it says holds: names, needs, which settings are read."""
 
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +17,9 @@ from fedmitr_app.methods import (
     register,
 )
 from fedmitr_app.methods.settings import MethodSettings
+from tests.helpers.installed import EXAMPLE, custom_method
 from tests.helpers.three_uploads import CPU, settings
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "custom-method"
 SECTIONS = {field.name for field in fields(MethodSettings)} - {"seed"}
 # A change of each section that shows in whatever reads it.
 CHANGES = {
@@ -86,29 +84,18 @@ def test_a_name_is_taken_once(monkeypatch):
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """Put the example where Python finds installed packages, with its entry point."""
-    site = tmp_path / "site"
-    about = site / "best_of_two-0.1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "best_of_two.py").write_text((EXAMPLE / "best_of_two.py").read_text())
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: best-of-two\nVersion: 0.1.0\n")
-    entry = "[fedmitr_app.methods]\nbest-of-two = best_of_two:best_of_two\n"
-    (about / "entry_points.txt").write_text(entry)
-    monkeypatch.syspath_prepend(site)
-    yield
-    METHODS.pop("best-of-two", None)
-    sys.modules.pop("best_of_two", None)
+def installed(tmp_path):
+    with custom_method(tmp_path / "site"):
+        yield
 
 
 def test_a_method_of_another_package_is_known_by_its_entry_point(
     installed, theta0, uploads, tmp_path
 ):
-    """In under forty lines; what the example's own pyproject says is what is tested here."""
+    """In under forty lines."""
     assert "best-of-two" not in METHODS
     found = find_method("best-of-two")
     assert len((EXAMPLE / "best_of_two.py").read_text().splitlines()) < 40
-    assert 'best-of-two = "best_of_two:best_of_two"' in (EXAMPLE / "pyproject.toml").read_text()
     task = Task.load(theta0, uploads, settings(), tmp_path, CPU)
     state = found(task).model.vit.state_dict()
     averages = [METHODS[name](task).model.vit.state_dict() for name in ("merged", "fedavg")]
