@@ -1,6 +1,8 @@
 """A reader of a page, who types what it says: every command works, or is known not to be ours."""
 
 import glob
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from tests.helpers.federation import Federation
 
 ROOT = Path(__file__).parents[2]
 # What a test needn't do again, or may not; their paths are looked at.
-ASIDE = ("cd", "export", "git", "python", ".", "source")
+ASIDE = ("cd", "export", "hf", "python", ".", "source")
 # Sizes alone: nothing that a page chooses.
 TOY = {
     "client.epochs": 1,
@@ -46,7 +48,7 @@ class Reader:
 
     def read(self, page: Path) -> None:
         """Do all that the page's blocks say, in their order."""
-        for block in blocks(page, "python", "bash", "toml"):
+        for block in blocks(page, "python", "bash", "toml", "diff"):
             try:
                 self._do(page, block)
             except Exception as error:
@@ -64,14 +66,17 @@ class Reader:
                 self._type(words)
 
     def _type(self, words: list[str]) -> None:
+        words = [word.replace("$PWD", os.getcwd()) for word in words]
         self.typed.append(words)
         match words:
             case ["flwr", *_]:
                 taken_by_flower(words)
                 if words[1] == "run":
-                    self.runs.append(self._federation(words))
+                    self._federation(words)
             case ["fedmitr", *rest]:
                 assert main(self._made_small(rest)) == 0, words
+            case ["git", "apply", name]:
+                subprocess.run(["git", "apply", name], check=True, timeout=60)
             case ["pip", "install", *rest]:
                 for name in options(rest, "-e"):
                     assert (ROOT / name.partition("[")[0] / "pyproject.toml").is_file(), words
@@ -97,7 +102,7 @@ class Reader:
             assert not any(f"{key} =" in own for key in toy), "the page sets what a test must"
         return opened
 
-    def _federation(self, words: list[str]) -> Federation:
+    def _federation(self, words: list[str]) -> None:
         """Run what ``flwr run`` would, with the settings that it would hand over."""
         settings = read_run_config(options(words, "--run-config"), Path(words[2]))
         given = given_settings(settings.values, settings.given)
@@ -107,7 +112,7 @@ class Reader:
         folder = Path(str(given.get("output.run-dir") or f"fedmitr-runs/run-{len(self.runs)}"))
         done = Federation(folder.absolute(), clients=nodes.num_supernodes or 2, sizes={})
         done.run(**{**given, **self.toy, "output.run-dir": str(folder.absolute())})
-        return done
+        self.runs.append(done)
 
 
 def taken_by_flower(words: list[str]) -> None:
