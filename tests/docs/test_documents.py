@@ -2,9 +2,21 @@
 
 import pytest
 
-from tests.helpers.documents import Block, blocks, commands, commands_of, options, run_python
+from tests.helpers.documents import (
+    Block,
+    blocks,
+    commands,
+    commands_of,
+    inline_code,
+    options,
+    run_python,
+)
 
-PAGE = """# Title
+PAGE = """# Title `a=1`
+
+| `b` |
+|---|
+| `c d` |
 
 ```bash
 # a comment
@@ -53,8 +65,12 @@ def test_blocks_are_found_where_they_are(page):
     lines = PAGE.splitlines()
     for block in blocks(page, "python", "bash"):
         assert lines[block.line - 1] == block.text.splitlines()[0]
-    assert found[3] == Block("{literalinclude}", ":lines: 3-\n", 22, "../x.py")
+    assert found[3] == Block("{literalinclude}", ":lines: 3-\n", 26, "../x.py")
     assert [block.caption for block in blocks(page, "python")] == ["first.py", ""]
+
+
+def test_inline_code_is_found_in_tables_too_and_not_in_blocks(page):
+    assert inline_code(page) == ["a=1", "b", "c d"]
 
 
 def test_commands_are_words_without_comments_and_variables(page):

@@ -2,25 +2,44 @@
 
 import difflib
 import inspect
+import os
 import re
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import timm
+from nbclient import NotebookClient
 from PIL import Image
 from safetensors.torch import save_file
 
-from fedmitr_app.config import parse_config
+from fedmitr_app.config import given_settings, parse_config
 from fedmitr_app.strategies.run_config import read_run_config
-from tests.helpers.documents import DOCS, blocks, options
+from tests.helpers.deployment import Deployment
+from tests.helpers.documents import DOCS, blocks, inline_code, options
+from tests.helpers.federation import Federation
 from tests.helpers.installed import custom_method
 from tests.helpers.plug_in import EXAMPLE, modules_of, serve
 from tests.helpers.reader import ROOT, TOY, Reader
+from tests.test_deployment import BUDGET
 
 TUTORIALS = DOCS / "tutorials"
+
+
+@pytest.mark.parametrize("page", sorted(TUTORIALS.iterdir()), ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = [f"{name}.*" for name in re.findall(r"\{doc\}`([^`<]+)`", text)]
+    named += re.findall(r"\]\(([^)#:]+)\)", text)
+    named += re.findall(r"^```\{(?:image|literalinclude)\} (\S+)", text, re.M)
+    assert named
+    for name in named:
+        target = page.parent / name
+        assert list(target.parent.resolve().glob(target.name)), name
 
 
 @pytest.fixture
@@ -32,8 +51,9 @@ def folder(tmp_path, monkeypatch, no_processes):
 
 
 def words(line: str) -> str:
-    """Leave out what differs from run to run: numbers."""
-    return re.sub(r"[-+]?\d[\d.]*", "#", " ".join(line.split()))
+    """Leave out what differs from run to run: numbers, and names made of weights."""
+    line = re.sub(r"weights-[0-9a-f]{12}", "weights-#", " ".join(line.split()))
+    return re.sub(r"[-+]?\d[\d.]*", "#", line)
 
 
 def said(page: Path, told: str) -> None:
@@ -85,20 +105,21 @@ def _header(table: str) -> list[str]:
     )
 
 
-def draw_photos(folder):
-    """Pictures that tell the classes apart by how bright they are, some of them kept aside."""
+def draw_classes(folder, names, pictures):
+    """Draw small pictures in a folder for each class, which tell it by how bright they are."""
     draws = np.random.default_rng(0)
-    (folder / "new").mkdir()
-    for number, name in enumerate(("dog", "guitar", "house"), start=1):
-        (folder / "photos" / name).mkdir(parents=True)
-        for picture in range(41):
-            pixels = draws.integers(0, 60, (12, 16, 3)) + 80 * number - 80
-            path = folder / "photos" / name / f"{picture}.jpg" if picture else None
-            Image.fromarray(pixels.astype(np.uint8)).save(path or folder / "new" / f"{number}.jpg")
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for picture in range(1, pictures + 1):
+            pixels = draws.integers(0, 60, (12, 16, 3)) + 80 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{picture}.jpg")
 
 
 def test_own_photos(folder, capfd, caplog):
-    draw_photos(folder)
+    draw_classes(folder / "photos", ("dog", "guitar", "house"), 40)
+    (folder / "new").mkdir()
+    for number, name in enumerate(("dog", "guitar", "house"), start=1):
+        shutil.copy(folder / "photos" / name / "1.jpg", folder / "new" / f"{number}.jpg")
     weights = folder / "weights.safetensors"
     save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), weights)
     page = TUTORIALS / "own-photos.md"
@@ -119,9 +140,10 @@ def test_own_photos(folder, capfd, caplog):
         if words[:2] in (["fedmitr", "check"], ["flwr", "run"])
     )
     assert set(ran) - set(check) == {word for word in ran if word.startswith("output.run-dir=")}
-    for setting in re.findall(r"`([^`]+=[^`]+)`", page.read_text(encoding="utf-8")):
-        if "client-resources" not in setting:
-            parse_config(read_run_config([setting], folder).values)
+    for given in inline_code(page):
+        if "=" in given and "client-resources" not in given:
+            asked = read_run_config(["preset='photos' data.path='photos'", given], folder)
+            parse_config(given_settings(asked.values, asked.given))
 
 
 class PlugInReader(Reader):
@@ -167,3 +189,159 @@ def test_own_flower_project(tmp_path, monkeypatch, no_processes, capfd, caplog):
         source = (page.parent / block.argument).resolve()
         (name,) = re.findall(r":pyobject: (\w+)", block.text)
         assert f"def {name}(" in source.read_text(encoding="utf-8")
+
+
+def test_library(tmp_path):
+    """The notebook, from its first cell but the installation to its last; it ends as it stands."""
+    page = TUTORIALS / "library.ipynb"
+    kept = nbformat.read(page, as_version=4)
+    here = {"metadata": {"path": str(tmp_path)}}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = NotebookClient(
+        nbformat.read(page, as_version=4),
+        timeout=300,
+        skip_cells_with_tag="install",
+        resources=here,
+        kernel_name="python3",
+    )
+    done = run.execute(env=env)
+    told = "\n".join(map(printed, done.cells))
+    shown = [list(map(words, printed(cell).splitlines())) for cell in kept.cells]
+    again = [list(map(words, printed(cell).splitlines())) for cell in done.cells]
+    assert [sorted(lines) for lines in shown] == [sorted(lines) for lines in again]
+    assert path_free(kept)
+    found = {
+        name.strip(): float(share)
+        for name, share in re.findall(r"^([\w ]+?) +([\d.]+) %$", told, re.M)
+    }
+    best = max(share for name, share in found.items() if name.startswith("client"))
+    assert found["FedAvg"] < best < found["student"] < found["teacher"]
+    assert any("image/png" in out.get("data", {}) for cell in done.cells for out in outputs(cell))
+
+
+def outputs(cell):
+    return cell.get("outputs", [])
+
+
+def printed(cell):
+    """What a cell printed."""
+    return "".join(out.text for out in outputs(cell) if out.get("name") == "stdout")
+
+
+def path_free(notebook):
+    """Whether no output is an error or names a folder of the machine that made it."""
+    return not any(
+        "/" in out.get("text", "") or out.output_type == "error" or out.get("name") == "stderr"
+        for cell in notebook.cells
+        for out in outputs(cell)
+    )
+
+
+HOSPITALS = ("hospital-a", "hospital-b")
+
+
+class DeploymentReader(Reader):
+    """Makes the certificates and keys, and starts a node's script, with what it would start shown.
+
+    A run is done by the real apps on a fake grid, each node with images of its own.
+    """
+
+    def _type(self, words):
+        match words:
+            case ["flwr", *rest]:
+                words = ["flwr", *("1" if word == "RUN_ID" else word for word in rest)]
+                super()._type(words)
+            case ["deploy/certificates.sh" | "ssh-keygen", *_]:
+                subprocess.run(words, check=True, timeout=60)
+            case [setting, "deploy/server.sh"]:
+                # What the deployment's test starts, with the same setting.
+                name, _, folder = setting.partition("=")
+                assert f'"{name}"' in inspect.getsource(Deployment.start_server)
+                assert {"ca.crt", "server.crt", "server.key"} == set(os.listdir(folder))
+            case ["set", _] | [".", "./node.env"]:
+                pass
+            case ["deploy/supernode.sh"]:
+                self.started = self._start_node()
+            case _:
+                super()._type(words)
+
+    def _start_node(self):
+        shutil.copy("certificates/ca.crt", ".")
+        env = Path("node.env").read_text().replace("/srv/images", os.path.abspath("images-0"))
+        fake = Path("bin/flower-supernode")
+        fake.parent.mkdir()
+        fake.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+        fake.chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-euc", f"set -a\n{env}\nset +a\ndeploy/supernode.sh"],
+            env={**os.environ, "PATH": f"{fake.parent.absolute()}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def _federation(self, words):
+        settings = read_run_config(options(words, "--run-config"), Path(words[2]))
+        given = given_settings(settings.values, settings.given)
+        parse_config(given)
+        self.given = [*getattr(self, "given", []), given]
+        if given.get("output.resume"):
+            return
+        node = {"data-source": "image-folder"}
+        run = Federation(
+            Path(given["output.run-dir"]),
+            clients=len(HOSPITALS),
+            task_type="flwr-serverapp",
+            sizes={},
+            node=lambda number: {
+                **node,
+                "client-key": HOSPITALS[number],
+                "data-path": os.path.abspath(f"images-{number}"),
+            },
+        )
+        run.run(**{**given, **self.toy})
+        self.runs.append(run)
+
+
+def test_three_machines(folder, caplog):
+    page = TUTORIALS / "three-machines.md"
+    for number in range(2):
+        draw_classes(folder / f"images-{number}", ("benign", "malignant"), 10)
+    (folder / "deploy").symlink_to(ROOT / "deploy")
+    save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), "weights.safetensors")
+    small = {"data.image-size": 32, "model.weights": str(folder / "weights.safetensors")}
+    reader = DeploymentReader({**TOY, **small, "model.precision": "float32"})
+    with caplog.at_level("INFO"):
+        reader.read(page)
+    said(page, "\n".join(record.getMessage() for record in caplog.records))
+    (run,) = reader.runs
+    assert run.metrics()["uploads"]["accepted"] == 2
+    assert "accuracy-on-hold-out" in run.metrics()["federated_evaluation"]
+    # Going on is the same command, with one more setting.
+    first, again = reader.given
+    assert again == {**first, "output.resume": True}
+    # The deployment's own test runs these settings, with sizes of its own, on real processes.
+    asked = read_run_config([BUDGET], folder)
+    assert {key for key in first if key.startswith(("server.", "client."))} <= {
+        *asked.given,
+        "server.timeout",
+    }
+    # A node is started with its key, its name and its images, as there.
+    config = reader.started[reader.started.index("--node-config") + 1]
+    assert 'client-key="hospital-a"' in config and "images-0" in config
+    assert "--auth-supernode-private-key" in reader.started
+    told = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    ours, theirs = (
+        next(block for block in found if "[superlink.ours]" in block)
+        for found in (
+            [block.text for block in blocks(page, "toml")],
+            [block.text for block in blocks(ROOT / "deploy" / "README.md", "toml")],
+        )
+    )
+    assert tomllib.loads(ours)["superlink"]["ours"].keys() == (
+        tomllib.loads(theirs)["superlink"]["ours"].keys()
+    )
+    for sentence in ("Connection attempt failed, retrying", "Failed to activate SuperNode"):
+        assert sentence in " ".join(told.split()) and sentence in inline_code(page)

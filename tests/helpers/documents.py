@@ -54,6 +54,13 @@ def _read(text: str, first: int) -> Iterator[Block]:
         yield Block(language, inner, line, argument.strip(), caption)
 
 
+def inline_code(page: Path) -> list[str]:
+    """Return what stands in a page's single backticks, outside of its blocks."""
+    parser = MarkdownIt().enable("table")
+    inlines = [token.children or [] for token in parser.parse(page.read_text(encoding="utf-8"))]
+    return [each.content for children in inlines for each in children if each.type == "code_inline"]
+
+
 def commands(text: str) -> list[list[str]]:
     """Return the commands of a shell block, each as its words.
 
