@@ -33,13 +33,11 @@ TUTORIALS = DOCS / "tutorials"
 @pytest.mark.parametrize("page", sorted(TUTORIALS.iterdir()), ids=lambda page: page.name)
 def test_what_a_page_points_to_is_there(page):
     text = page.read_text(encoding="utf-8")
-    named = [f"{name}.*" for name in re.findall(r"\{doc\}`([^`<]+)`", text)]
-    named += re.findall(r"\]\(([^)#:]+)\)", text)
+    named = re.findall(r"\]\(([^)#:]+)\)", text)
     named += re.findall(r"^```\{(?:image|literalinclude)\} (\S+)", text, re.M)
     assert named
     for name in named:
-        target = page.parent / name
-        assert list(target.parent.resolve().glob(target.name)), name
+        assert (page.parent / name).is_file(), name
 
 
 @pytest.fixture
