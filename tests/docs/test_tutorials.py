@@ -28,9 +28,10 @@ from tests.helpers.reader import ROOT, TOY, Reader
 from tests.test_deployment import BUDGET
 
 TUTORIALS = DOCS / "tutorials"
+PAGES = sorted(page for page in TUTORIALS.iterdir() if page.stem != "index")
 
 
-@pytest.mark.parametrize("page", sorted(TUTORIALS.iterdir()), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_points_to_is_there(page):
     text = page.read_text(encoding="utf-8")
     named = re.findall(r"\]\(([^)#:]+)\)", text)
@@ -80,7 +81,8 @@ def test_first_run(folder, capfd, caplog):
 
 def test_comparing_methods(folder, capsys):
     page = TUTORIALS / "comparing-methods.md"
-    reader = Reader({**TOY, "data.max-train": 80, "data.max-test": 30})
+    small = {"data.max-train": 80, "data.max-test": 30, "generator.turns": 2, "generator.steps": 2}
+    reader = Reader({**TOY, **small})
     with custom_method(folder / "site"):
         reader.read(page)
     out = capsys.readouterr().out
@@ -189,6 +191,7 @@ def test_own_flower_project(tmp_path, monkeypatch, no_processes, capfd, caplog):
         assert f"def {name}(" in source.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_library(tmp_path):
     """The notebook, from its first cell but the installation to its last; it ends as it stands."""
     page = TUTORIALS / "library.ipynb"
