@@ -1,14 +1,11 @@
 """The how-to guides: every command is read by its own parser, every block of Python run."""
 
-import importlib
-import sys
-
 import pytest
 
 from fedmitr_app.errors import ConfigError
-from fedmitr_app.methods import METHODS
 from tests.helpers.documents import DOCS, blocks, commands_of, run_python
-from tests.helpers.typed import ROOT, check
+from tests.helpers.installed import custom_method
+from tests.helpers.typed import check
 
 PAGES = sorted((DOCS / "how-to").glob("*.md"))
 OURS = [
@@ -19,15 +16,10 @@ OURS = [
 
 
 @pytest.fixture
-def with_the_example(monkeypatch):
+def with_the_example(tmp_path):
     """The example's method is known, as if its package were installed."""
-    known = dict(METHODS)
-    monkeypatch.syspath_prepend(ROOT / "examples" / "custom-method")
-    sys.modules.pop("best_of_two", None)
-    importlib.import_module("best_of_two")
-    yield
-    METHODS.clear()
-    METHODS.update(known)
+    with custom_method(tmp_path / "site"):
+        yield
 
 
 @pytest.mark.usefixtures("with_the_example")

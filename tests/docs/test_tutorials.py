@@ -24,7 +24,8 @@ from tests.helpers.documents import DOCS, blocks, inline_code, options
 from tests.helpers.federation import Federation
 from tests.helpers.installed import custom_method
 from tests.helpers.plug_in import EXAMPLE, modules_of, serve
-from tests.helpers.reader import ROOT, TOY, Reader
+from tests.helpers.reader import TOY, Reader
+from tests.helpers.typed import ROOT
 from tests.test_deployment import BUDGET
 
 TUTORIALS = DOCS / "tutorials"

@@ -27,6 +27,7 @@ def custom_method(site: Path) -> Iterator[None]:
     )
     named = [f"{name} = {where}" for name, where in project["entry-points"][GROUP].items()]
     (about / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *named, ""]))
+    sys.modules.pop("best_of_two", None)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(site)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-from flwr.cli.app import app as flower
 from flwr.cli.run.run import parse_config_args, simulation_config_from_json
 
 from fedmitr_app.cli import main
@@ -16,9 +14,9 @@ from fedmitr_app.config import given_settings, parse_config
 from fedmitr_app.strategies.run_config import read_run_config
 from tests.helpers.documents import Block, blocks, commands, options, run_block
 from tests.helpers.federation import Federation
+from tests.helpers.typed import check
 
-ROOT = Path(__file__).parents[2]
-# What a test needn't do again, or may not; their paths are looked at.
+# What a test needn't do again, or may not.
 ASIDE = ("cd", "export", "hf", "python", ".", "source")
 # Sizes alone: nothing that a page chooses.
 TOY = {
@@ -70,16 +68,15 @@ class Reader:
         self.typed.append(words)
         match words:
             case ["flwr", *_]:
-                taken_by_flower(words)
+                check(words)
                 if words[1] == "run":
                     self._federation(words)
             case ["fedmitr", *rest]:
                 assert main(self._made_small(rest)) == 0, words
             case ["git", "apply", name]:
                 subprocess.run(["git", "apply", name], check=True, timeout=60)
-            case ["pip", "install", *rest]:
-                for name in options(rest, "-e"):
-                    assert (ROOT / name.partition("[")[0] / "pyproject.toml").is_file(), words
+            case ["pip", *_]:
+                check(words)
             case _:
                 assert words[0] in ASIDE, f"nobody checks {words}"
 
@@ -113,16 +110,6 @@ class Reader:
         done = Federation(folder.absolute(), clients=nodes.num_supernodes or 2, sizes={})
         done.run(**{**given, **self.toy, "output.run-dir": str(folder.absolute())})
         self.runs.append(done)
-
-
-def taken_by_flower(words: list[str]) -> None:
-    """Let Flower's own command line read the words; it raises for what it doesn't know."""
-    command: Any = typer.main.get_command(flower)
-    rest = words[1:]
-    while hasattr(command, "commands"):
-        assert rest and rest[0] in command.commands, f"flwr knows no {words}"
-        command, rest = command.commands[rest[0]], rest[1:]
-    command.make_context(" ".join(words), list(rest))
 
 
 def _written(value: Any) -> str:
