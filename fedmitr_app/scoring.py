@@ -108,10 +108,10 @@ class AccuracyBench:
         found: dict[str, list[Any]] = {"images": self._counted(self.labels, classes)}
         for name, answered in self._named.items():
             found[name] = self._counted(self.labels[answered == self.labels], classes)
-        answered = self._named.get("student", self._named.get("teacher"))
-        if answered is not None:
-            wrong = answered != self.labels
-            pairs = torch.stack([self.labels[wrong], answered[wrong]], 1)
+        said = self._named.get("student", self._named.get("teacher"))
+        if said is not None:
+            wrong = said != self.labels
+            pairs = torch.stack([self.labels[wrong], said[wrong]], 1)
             different, counts = pairs.unique(dim=0, return_counts=True)
             often = counts.argsort(descending=True, stable=True)[:MOST_CONFUSIONS]
             found["confusions"] = torch.cat([different, counts[:, None]], 1)[often].tolist()
@@ -119,7 +119,7 @@ class AccuracyBench:
 
     @staticmethod
     def _counted(labels: Tensor, classes: int) -> list[int]:
-        return torch.bincount(labels, minlength=classes).tolist()  # type: ignore[no-any-return]
+        return torch.bincount(labels, minlength=classes).tolist()
 
     def state_accuracy(self, state: Mapping[str, Tensor], name: str = "") -> float:
         """Score a state dict under timm's keys; a ``name`` has :meth:`by_class` know it."""
