@@ -88,7 +88,8 @@ def _of_student(data: ReportData, known: dict[str, float]) -> Iterator[str]:
 def _of_clients(data: ReportData) -> Iterator[str]:
     if any(not row.taught and row.status != "excluded" for row in data.clients):
         yield (
-            "Mend what the table of clients says of those that took no part. Set "
-            "output.resume = true with the same output.run-dir to go on with a run that was "
-            "stopped; server.uploads-from fuses the uploads of this one again without training."
+            "Mend what the table of clients says of those that took no part, and run again with "
+            f"them; who needs longer than server.timeout ({data.config.get('server.timeout')} "
+            "seconds) is given more by it. server.uploads-from fuses the uploads that are here "
+            "again, without training."
         )

@@ -50,9 +50,9 @@ def classes_section(data: ReportData, figure: Path | None) -> str:
         html.figure(
             figure,
             f"A square for each class and answer of the {who}; right answers lie on the diagonal",
-            f"Each row is a class, each column what the {who} said. Darker: a larger share of "
-            "the class's test images. A dark column off the diagonal is a class that others are "
-            "taken for.",
+            f"Each row is a class, each column what the {who} said. The stronger the "
+            "colour, the larger the share of the class's test images. A strong column "
+            "off the diagonal is a class that others are taken for.",
         ),
         pairs if confused else "",
     )

@@ -22,6 +22,7 @@ h1 { font-size: 1.65rem; line-height: 1.3; margin: .3rem 0 .6rem; text-wrap: bal
 h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
 p { margin: .4rem 0; }
 ul { margin: .4rem 0; padding-left: 1.2rem; } li { margin: .3rem 0; }
+p.intro { margin: .9rem 0 .6rem; }
 p.earned { font-size: 1.08rem; }
 p.warning { border-left: 4px solid var(--student); background: var(--alarm); padding: .5rem .8rem;
   border-radius: 0 6px 6px 0; }
@@ -84,6 +85,7 @@ footer { color: var(--muted); font-size: .83rem; margin-top: 1.2rem; overflow-wr
     overflow-wrap: anywhere; }
   table.cards tbody th { font-weight: 650; }
   table.cards td::before { content: attr(data-label) ": "; color: var(--muted); }
+  th, td { padding-right: .5rem; } th.number { white-space: normal; }
   tbody th { min-width: 0; overflow-wrap: anywhere; } td { overflow-wrap: anywhere; } }
 @media (prefers-color-scheme: dark) { img.drawn { filter: invert(.88) hue-rotate(180deg); } }
 @media print { img.drawn { filter: none; } body { background: #fff; }
@@ -146,7 +148,7 @@ def details(summary: str, content: str) -> str:
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
     """Return key numbers; each item is (number, what it is, style class)."""
     boxes = "".join(
-        f'<div class="tile {text(kind)}"><b>{text(number)}</b><span>{text(what)}</span></div>'
+        f'<div class="tile {text(kind)}"><b>{text(number)}</b><span>{sentence(what)}</span></div>'
         for number, what, kind in items
     )
     return f'<div class="tiles">{boxes}</div>' if items else ""
@@ -206,7 +208,7 @@ def table(
     marked: dict[tuple[int, int], str] | None = None,
     caption: str = "",
 ) -> str:
-    """Return a table, whose first column names its rows; in a narrow window a card for each.
+    """Return a table, whose first column names its rows; a wide one is cards in a narrow window.
 
     Parameters
     ----------
@@ -230,7 +232,7 @@ def table(
         name = f' data-label="{text(header[column])}"' if cards else ""
         return f"<td{name}{attribute}>{text(value)}</td>"
 
-    cards = len(header) > 3
+    cards = len(header) > 5
 
     marks = marked or {}
     head = "".join(cell("col", column, name) for column, name in enumerate(header))

@@ -65,7 +65,7 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
             "Who held what",
             html.figure(
                 drawn["labels"],
-                "A square for each client and class, darker where the client holds more images "
+                "A square for each client and class, the stronger the more images it holds "
                 "of the class, and a bar for each client's images in all",
                 "Images per class and client. No image ever left its client." + _unshown(data),
             ),
@@ -213,7 +213,7 @@ def _inversion_note(data: ReportData) -> str:
     if data.inversion is not None and len(data.inversion.stops):
         note += (
             " At a dotted line patches stop: from there on the teacher sees fewer of them, so "
-            "that the loss jumps up, and falls again with those that are left."
+            "that the loss can rise; a short inversion need not bring it down again."
         )
     return note
 
