@@ -172,8 +172,11 @@ def _are_counts(known: object) -> bool:
     pairs = known.get("confusions", [])
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 3 for p in pairs):
         return False
-    rows = [*(row for key, row in known.items() if key != "confusions"), *pairs]
-    return all(isinstance(row, list) and all(_is_count(each) for each in row) for row in rows)
+    rows = [row for key, row in known.items() if key != "confusions"]
+    if not all(isinstance(row, list) and all(map(_is_count, row)) for row in [*rows, *pairs]):
+        return False
+    classes = {len(row) for row in rows}
+    return len(classes) == 1 and all(max(pair[:2]) < min(classes) for pair in pairs)
 
 
 def _is_count(value: object) -> bool:
