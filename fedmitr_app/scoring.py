@@ -14,6 +14,9 @@ from fedmitr_app.evaluation import answers, share_right
 from fedmitr_app.models import PatchViT
 from fedmitr_app.teacher import ClientModel, Teacher
 
+MOST_CONFUSIONS = 10_000
+"""Pairs of classes that are kept: all of a hundred classes."""
+
 
 class AccuracyBench:
     """A test set and how to score on it.
@@ -47,6 +50,7 @@ class AccuracyBench:
         self.model, self.device, self.batch_size = model, device, batch_size
         self.on_batch = on_batch
         self._answers: dict[PatchViT, Tensor] = {}
+        self._named: dict[str, Tensor] = {}
 
     def model_accuracy(self, model: PatchViT) -> float:
         """Score one model."""
@@ -59,7 +63,7 @@ class AccuracyBench:
         combined = [
             teacher.combine_logits(part.to(device)) for part in each.split(self.batch_size, 1)
         ]
-        return self._right(torch.cat(combined))
+        return self._right(torch.cat(combined), "teacher")
 
     def logits_of(self, model: PatchViT) -> Tensor:
         """Return a model's logits of all images, ``[n, classes]``, on the CPU; asked once."""
@@ -85,14 +89,43 @@ class AccuracyBench:
             on_batch=self.on_batch,
         )
 
-    def _right(self, logits: Tensor) -> float:
+    def _right(self, logits: Tensor, name: str = "") -> float:
+        if name:
+            self._named[name] = logits.cpu().argmax(-1)
         return share_right(logits.cpu(), self.labels)
 
-    def state_accuracy(self, state: Mapping[str, Tensor]) -> float:
-        """Score a state dict under timm's keys."""
+    def by_class(self) -> dict[str, list[Any]]:
+        """Return what ``student``, ``teacher`` and ``fedavg`` got right of each class.
+
+        Of those that were scored: a list of counts, ``[classes]``, each, and beside them
+        ``images``, how many there are. ``confusions`` are the student's, without it the
+        teacher's: ``[label, answer, how often]``, most often first, at most
+        ``MOST_CONFUSIONS``.
+        """
+        if not self._named:
+            return {}
+        classes = self.model.num_classes
+        found: dict[str, list[Any]] = {"images": self._counted(self.labels, classes)}
+        for name, answered in self._named.items():
+            found[name] = self._counted(self.labels[answered == self.labels], classes)
+        said = self._named.get("student", self._named.get("teacher"))
+        if said is not None:
+            wrong = said != self.labels
+            pairs = torch.stack([self.labels[wrong], said[wrong]], 1)
+            different, counts = pairs.unique(dim=0, return_counts=True)
+            often = counts.argsort(descending=True, stable=True)[:MOST_CONFUSIONS]
+            found["confusions"] = torch.cat([different, counts[:, None]], 1)[often].tolist()
+        return found
+
+    @staticmethod
+    def _counted(labels: Tensor, classes: int) -> list[int]:
+        return torch.bincount(labels, minlength=classes).tolist()
+
+    def state_accuracy(self, state: Mapping[str, Tensor], name: str = "") -> float:
+        """Score a state dict under timm's keys; a ``name`` has :meth:`by_class` know it."""
         model = copy.deepcopy(self.model).to(self.device)
         model.vit.load_state_dict(state)
-        return self._right(self._ask(model.eval()))  # it is gone then: nothing to remember
+        return self._right(self._ask(model.eval()), name)  # it is gone then: nothing to remember
 
     def compare(
         self,
@@ -105,6 +138,6 @@ class AccuracyBench:
         return {
             "control": None if control is None else self.model_accuracy(control),
             "teacher": None if teacher is None else self.teacher_accuracy(teacher),
-            "fedavg": self.state_accuracy(average),
+            "fedavg": self.state_accuracy(average, "fedavg"),
             "clients": {client.key: self.model_accuracy(client.model) for client in clients},
         }

@@ -70,3 +70,26 @@ def test_without_images_nothing_is_right():
     bench = bench_of()
     bench.images, bench.labels = bench.images[:0], bench.labels[:0]
     assert bench.model_accuracy(tiny_vit(1, torch.float32)) == 0
+
+
+def test_counts_by_class_are_those_of_a_loop():
+    bench, model = bench_of(), tiny_vit(1, torch.float32)
+    assert bench.by_class() == {}
+    clients = clients_of()
+    teacher = Teacher.build(clients, TeacherConfig("mean-logits"), lambda: None)
+    bench.compare(clients, teacher, tiny_vit(2, torch.float32).vit.state_dict(), None)
+    bench.state_accuracy(model.vit.state_dict(), "student")
+    found = bench.by_class()
+    assert found.keys() == {"images", "teacher", "fedavg", "student", "confusions"}
+    said = bench.logits_of(model).argmax(1).tolist()
+    labels = bench.labels.tolist()
+    right, wrong = [0] * CLASSES, {}
+    for label, answer in zip(labels, said):
+        right[label] += label == answer
+        if label != answer:
+            wrong[label, answer] = wrong.get((label, answer), 0) + 1
+    assert found["images"] == [labels.count(each) for each in range(CLASSES)]
+    assert found["student"] == right
+    assert {(label, answer): count for label, answer, count in found["confusions"]} == wrong
+    often = [count for *_, count in found["confusions"]]
+    assert often == sorted(often, reverse=True) and sum(often) == len(labels) - sum(right)

@@ -53,7 +53,7 @@ def test_a_run_leaves_everything_behind(federation, caplog):
         "uploads",
     ]
     assert len(list((folder / "pool").glob("pool-*.safetensors"))) == 2
-    assert len(list((folder / "figures").glob("*.png"))) == 6
+    assert len(list((folder / "figures").glob("*.png"))) == 7
     assert federation.status()["state"] == "completed"
     measured = federation.measured()
     stages = [line["stage"] for line in measured]

@@ -29,6 +29,7 @@ SHOWN = {
     "best client": "best client",
 }
 """By the names of ``RESULT_NAMES``: columns."""
+_SETTINGS = "A column for each group of runs, numbered as in the figure."
 _UNLIKE = ("output.", "seed")
 """Settings in which runs of one group may differ."""
 
@@ -272,7 +273,12 @@ def write_comparison(runs: Sequence[RunSummary], path: Path) -> Path:
     groups = [(group.name, {k: group.accuracy(k) for k in SHOWN}) for group in grouped(runs)]
     with tempfile.TemporaryDirectory(prefix="fedmitr-") as folder:
         drawn = figures.accuracy_dots(groups, Path(folder) / "accuracy.png")
-        body = _body(runs, html.figure(drawn, "Test accuracy of each run's models"))
+        body = _body(
+            runs,
+            html.figure(
+                drawn, "A row for each group of runs, a dot in it for each model's accuracy"
+            ),
+        )
     write_text(path, html.page(TITLE, body))
     return path
 
@@ -292,21 +298,37 @@ def _body(runs: Sequence[RunSummary], figure: str) -> list[str]:
                 "note",
             ),
         ),
-        html.section("Runs", html.table(header, rows, numbers=range(1, len(header)))),
+        html.section(
+            "Runs",
+            html.table(
+                header,
+                rows,
+                numbers=range(1, len(header)),
+                caption="Test accuracy of each run's models, and what it took.",
+            ),
+        ),
     ]
     if any(len(group.runs) > 1 for group in grouped(runs)):
         header, rows = _groups_table(runs)
-        note = "Mean ± standard deviation over runs that differ in nothing but the seed."
         parts.append(
             html.section(
                 "Over seeds",
-                html.table(header, rows, numbers=range(1, len(header))),
-                html.paragraph(note, "note"),
+                html.table(
+                    header,
+                    rows,
+                    numbers=range(1, len(header)),
+                    caption="Mean ± standard deviation over runs that differ in nothing but the "
+                    "seed.",
+                ),
             )
         )
     header, rows = _settings_table(runs)
     same = html.paragraph("None, but perhaps the seed.", "note")
-    parts.append(html.section("Settings that differ", html.table(header, rows) if rows else same))
+    parts.append(
+        html.section(
+            "Settings that differ", html.table(header, rows, caption=_SETTINGS) if rows else same
+        )
+    )
     return parts
 
 

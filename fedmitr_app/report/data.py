@@ -111,7 +111,8 @@ class ReportData:
         them: what differs is shown first, and goes into the command to reproduce.
     metrics : Mapping[str, Any]
         As in ``metrics.json``: ``accuracy`` ("student", "teacher", "fedavg",
-        "control", "clients"), ``data_read``, ``inversion``, ``distillation``, ``seconds``, ...
+        "control", "clients"), ``by_class``, ``data_read``, ``inversion``,
+        ``distillation``, ``seconds``, ...
     environment : Mapping[str, Any]
         From ``describe_environment``.
     clients : Sequence[ClientRow]
@@ -156,3 +157,8 @@ class ReportData:
     def accuracy(self) -> Mapping[str, Any]:
         """The accuracies of ``metrics``, empty when nothing was tested."""
         return self.metrics.get("accuracy") or {}
+
+    @property
+    def by_class(self) -> Mapping[str, Any]:
+        """What was right of each class, of ``metrics``; empty when nothing was tested."""
+        return self.metrics.get("by_class") or {}

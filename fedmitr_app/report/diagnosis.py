@@ -47,7 +47,7 @@ def diagnosis_section(metrics: Mapping[str, Any]) -> str:
     marked = [(claim["sentence"], claim["holds"]) for claim in found.get("claims") or ()]
     sentences = [html.paragraph(words, _LOOKS[holds]) for words, holds in marked]
     tables = [
-        html.table(header, rows, numbers=range(1, len(header)))
+        html.table(header, rows, numbers=range(1, len(header)), caption=f"Of the {header[0]}.")
         for header, rows in diagnosis_tables(found)
     ]
     section = html.section(

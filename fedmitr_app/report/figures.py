@@ -164,8 +164,9 @@ def _curves(curves: Curves | None, path: Path, unit: str, mark: str) -> Path | N
     losses = {key: values for key, values in curves.values.items() if key != "confidence"}
     confidence = {key: values for key, values in curves.values.items() if key == "confidence"}
     panels = [panel for panel in (losses, confidence) if panel]
-    with canvas(path, 8.0, 2.6) as figure:
-        places = figure.subplots(1, len(panels), squeeze=False)[0]
+    # One above the other, so that they can be read on a phone.
+    with canvas(path, 5.0, 2.0 * len(panels) + 0.2) as figure:
+        places = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
         for axes, lines in zip(places, panels, strict=True):
             for index, (name, values) in enumerate(lines.items()):
                 colour = COLOURS["student"] if index == 0 else _LINE_COLOURS[(index - 1) % 5]

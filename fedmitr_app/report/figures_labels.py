@@ -1,4 +1,4 @@
-"""Figure of who holds which labels."""
+"""Figures of classes: who holds which labels, and which are taken for which."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fedmitr_app.report.canvas import COLOURS, FAINT, INK, canvas, some_ticks
 
 _MOST_COLUMNS = 250
+_MOST_IN_MATRIX, _MOST_NAMED = 100, 30
 
 
 def label_distribution(
@@ -44,7 +45,7 @@ def label_distribution(
         columns = columns[::group]
     in_figures = clients <= 25 and classes <= 20
     height = 1.1 + (0.34 * clients if in_figures else min(0.34 * clients, 5.5))
-    with canvas(path, 8.0, max(height, 1.9)) as figure:
+    with canvas(path, 6.4, max(height, 1.9)) as figure:
         axes, totals = figure.subplots(1, 2, sharey=True, width_ratios=[6, 1])
         shades = LinearSegmentedColormap.from_list("label", ["#ffffff", "#9cc5cc", "#1c5f6b"])
         # The square root lets a handful of images be seen beside thousands.
@@ -63,6 +64,57 @@ def label_distribution(
         else:
             figure.colorbar(image, ax=totals, label="images", aspect=30, pad=0.02)
         _totals(totals, counts.sum(axis=1), in_figures)
+    return path
+
+
+def confusion(matrix: Any, path: Path, class_names: Sequence[str] = ()) -> Path | None:
+    """Draw what share of each class's images gets which answer.
+
+    Parameters
+    ----------
+    matrix : array-like of int
+        [classes, answers].
+    path : Path
+        The PNG to write.
+    class_names : Sequence[str]
+        One per row. Where there are more than 30 the axes have none, and for more than 100
+        nothing is drawn: no square could be seen.
+    """
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or not 2 <= len(counts) <= _MOST_IN_MATRIX or not counts.sum():
+        return None
+    classes = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = list(class_names) if len(class_names) == classes else _numbers(classes)
+    side = min(max(2.6, 1.4 + 0.34 * classes), 5.2)
+    with canvas(path, side, side) as figure:
+        axes = figure.subplots()
+        shades = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9cc5cc", "#1c5f6b"])
+        axes.imshow(shares, cmap=shades, norm=PowerNorm(0.6, 0, 1))
+        axes.set_xlabel("answer")
+        axes.set_ylabel("class")
+        axes.spines[:].set_visible(False)
+        if classes > _MOST_NAMED:
+            axes.set_xticks([])
+            axes.set_yticks([])
+        else:
+            axes.set_xticks(*some_ticks(names, classes))
+            axes.set_yticks(*some_ticks(names, classes))
+            if max(map(len, names)) > 2:
+                axes.tick_params(axis="x", rotation=90)
+        if classes <= 10:
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    colour = "white" if share > 0.4 else INK
+                    axes.text(
+                        column,
+                        row,
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        color=colour,
+                        fontsize=8,
+                    )
     return path
 
 

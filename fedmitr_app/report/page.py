@@ -1,12 +1,15 @@
 """One self-contained page about a run, that a person reads in a minute."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmitr_app.methods import METHODS
 from fedmitr_app.report import figures, figures_images, figures_labels, html
+from fedmitr_app.report.advice import next_steps
+from fedmitr_app.report.chance import chance_of, interval_of, interval_words
+from fedmitr_app.report.classes import classes_section, confusion_matrix
 from fedmitr_app.report.data import ClientRow, ReportData
 from fedmitr_app.report.diagnosis import diagnosis_section
 from fedmitr_app.report.tables import (
@@ -19,6 +22,7 @@ from fedmitr_app.report.tables import (
 )
 from fedmitr_app.report.verdict import (
     headline_sentence,
+    introduction,
     inversion_worth,
     reproduce_command,
     warnings,
@@ -52,12 +56,17 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
     drawn = draw_figures(folder, data)
     body = [
         _header(folder, data),
+        html.section("What to try next", html.bullets(next_steps(data))),
         _accuracy(data),
+        _federated(data.metrics),
+        classes_section(data, drawn["confusion"]),
+        _read(data),
         html.section(
             "Who held what",
             html.figure(
                 drawn["labels"],
-                "Images of each class that each client holds",
+                "A square for each client and class, the stronger the more images it holds "
+                "of the class, and a bar for each client's images in all",
                 "Images per class and client. No image ever left its client." + _unshown(data),
             ),
         ),
@@ -66,15 +75,16 @@ def write_report(folder: RunFolder, data: ReportData) -> Path:
             "How it went",
             html.figure(
                 drawn["inversion"],
-                "Inversion: loss and confidence over the iterations",
-                "Inversion: the teacher's loss on the synthetic images, and its confidence in "
-                "their targets.",
+                "Two curves over the iterations of the inversion: the loss, and the teacher's "
+                "confidence; dotted lines where patches stopped",
+                _inversion_note(data),
             ),
             html.figure(
                 drawn["distillation"],
-                "Distillation: loss over the steps",
-                "Distillation: the student's loss. The pale line is each batch, the strong "
-                "one their running mean.",
+                "The student's loss over the steps of the distillation",
+                "Distillation: how far the student's answers are from the teacher's on the "
+                "synthetic images. The pale line is each batch, the strong one their running "
+                "mean. A curve that still falls at its end asks for more distillation.steps.",
             ),
         ),
         _clients(data),
@@ -103,6 +113,9 @@ def draw_figures(folder: RunFolder, data: ReportData) -> dict[str, Path | None]:
             client_names=data.label_matrix_clients,
             class_names=data.class_names,
         ),
+        "confusion": figures_labels.confusion(
+            confusion_matrix(data.by_class), at / "confusion.png", data.class_names
+        ),
         "images": figures_images.synthetic_images(data.pool, at / "synthetic_images.png"),
         "attention": figures_images.attention_maps(data.pool, at / "attention.png"),
         "inversion": figures.inversion_curves(data.inversion, at / "inversion.png"),
@@ -121,18 +134,19 @@ def _header(folder: RunFolder, data: ReportData) -> str:
         kind += f", {data.config['data.source']}"
     if data.test_images:
         kind += f", accuracy on {data.test_images} held-out test images after the last step"
-    tiles = [(percent(share), RESULT_NAMES[key], key) for key, share in known.items()]
+    tiles = [
+        (percent(share), RESULT_NAMES[key] + _spread(share, data), key)
+        for key, share in known.items()
+    ]
     for what, value, basis in federated_results(data.metrics):
         tiles.append((percent(value), f"{what}, as they say ({basis})", "student"))
     parts = [
         html.paragraph(kind, "kind"),
-        html.paragraph(str(data.metrics["data_read"]), "note")
-        if data.metrics.get("data_read")
-        else "",
         f"<h1>{html.sentence(headline_sentence(data))}</h1>",
+        html.tiles(tiles),
+        html.paragraph(introduction(data), "intro"),
         html.paragraph(earned.sentence, "earned" if earned.worth else "warning") if earned else "",
         *(html.paragraph(words, "warning") for words in warnings(data)),
-        html.tiles(tiles),
     ]
     return "<header>" + "\n".join(parts) + "</header>"
 
@@ -141,14 +155,67 @@ def _accuracy(data: ReportData) -> str:
     note = "Every model on the same held-out test set."
     if data.accuracy.get("teacher") is not None:
         note += " The teacher is what a student can hardly pass."
+    chance = chance_of(data)
+    if chance is not None:
+        note += (
+            f" The dotted line is chance, {percent(chance)}: always naming the class that the "
+            "test set has most images of."
+        )
+    if data.test_images:
+        note += (
+            f" The thin bars are 95 % intervals (Wilson) for {data.test_images} test images; "
+            "another seed may differ by more."
+        )
     items = figures.accuracy_items(data.accuracy)
     results = [item for item in items if item[2] != "client"]
     clients = [item for item in items if item[2] == "client"]
     return html.section(
         "Accuracy",
-        html.bars([*reversed(results), *clients]),
+        html.bars(
+            [*reversed(results), *clients],
+            chance,
+            lambda share: interval_of(share, data.test_images),
+        ),
         html.paragraph(note, "note") if items else "",
     )
+
+
+def _spread(share: float, data: ReportData) -> str:
+    words = interval_words(share, data.test_images)
+    return f", 95 % interval {words}" if words else ""
+
+
+def _federated(metrics: Mapping[str, Any]) -> str:
+    rows = [[what, percent(value), basis] for what, value, basis in federated_results(metrics)]
+    table = html.table(
+        ["measured", "accuracy", "rests on"],
+        rows,
+        numbers=(1,),
+        caption="The global model, as the clients scored it; the server can't check this.",
+    )
+    return html.section("What the clients measured", table if rows else "")
+
+
+def _read(data: ReportData) -> str:
+    read = data.metrics.get("data_read")
+    note = "By the server, for its test set, with what was skipped. Clients log their own."
+    return html.section(
+        "What was read",
+        html.paragraph(str(read)) + html.paragraph(note, "note") if read else "",
+    )
+
+
+def _inversion_note(data: ReportData) -> str:
+    note = (
+        "Inversion: the teacher's loss on the synthetic images, which falls as they come to look "
+        "to it like their targets, and its confidence in these targets."
+    )
+    if data.inversion is not None and len(data.inversion.stops):
+        note += (
+            " At a dotted line patches stop: from there on the teacher sees fewer of them, so "
+            "that the loss can rise; a short inversion need not bring it down again."
+        )
+    return note
 
 
 def _unshown(data: ReportData) -> str:
@@ -165,10 +232,20 @@ def _images(data: ReportData, drawn: Mapping[str, Path | None]) -> str:
             "(outlined); the pale ones were stopped on the way and stayed as they were."
         )
     heat = "Where the teacher's class token looks, each image on its own scale (bright: most)."
-    attention = html.figure(drawn["attention"], "Attention of the teacher over the images", heat)
+    attention = html.figure(
+        drawn["attention"],
+        "Synthetic images, each beside a map of how much the teacher looks at each patch",
+        heat,
+        drawn=False,
+    )
     return html.section(
         "Synthetic images",
-        html.figure(drawn["images"], "Synthetic images and the patches that survived", note),
+        html.figure(
+            drawn["images"],
+            "Synthetic images, each with the class it was made for, and its surviving patches",
+            note,
+            drawn=False,
+        ),
         html.details("Where the teacher looks", attention) if attention else "",
     )
 
@@ -184,7 +261,14 @@ def _clients(data: ReportData) -> str:
         client, node, *figures, status = client_cells(row)
         # Last: a node's long number may be what a window has no room for.
         cells.append([client, *figures, *_trust_cells(row), status, node])
-    table = html.table(header, cells, numbers=range(1, 7), marked=marked)
+    table = html.table(
+        header,
+        cells,
+        numbers=range(1, 7),
+        marked=marked,
+        caption="Every client that was asked. Examples and train loss are what it says itself; "
+        "the test accuracy is its upload's, by itself. Under status: why one took no part.",
+    )
     table += html.paragraph(_TRUST_NOTE, "note")
     if len(rows) > _MOST_OPEN_CLIENTS:
         table = html.details(f"all {len(rows)} clients", table)
@@ -214,7 +298,7 @@ def _cost(metrics: Mapping[str, Any]) -> str:
     for name, value in (metrics.get("throughput") or {}).items():
         if isinstance(value, (int, float)):
             rows.append((name.replace("_", " "), f"{value:.3g}"))
-    return html.section("What it took", html.table([], rows) if rows else "")
+    return html.section("What it took", _facts(rows, "Time, work and speed.") if rows else "")
 
 
 def _model(description: Path) -> str:
@@ -239,7 +323,12 @@ def _configuration(data: ReportData) -> str:
     rest = [(key, str(value)) for key, value in data.config.items()]
     marked = {(index, 1): "changed" for index in range(len(changed))}
     first = (
-        html.table(["changed", "value", "default"], changed, marked=marked)
+        html.table(
+            ["changed", "value", "default"],
+            changed,
+            marked=marked,
+            caption="Settings that differ from the preset's.",
+        )
         if changed
         else html.paragraph("Everything at its default.")
     )
@@ -248,7 +337,10 @@ def _configuration(data: ReportData) -> str:
         html.code(reproduce_command(data)),
         html.paragraph(what_the_command_lacks(data), "note"),
         first if defaults else "",
-        html.details(f"all {len(rest)} settings", html.table(["setting", "value"], rest)),
+        html.details(
+            f"all {len(rest)} settings",
+            html.table(["setting", "value"], rest, caption="As resolved."),
+        ),
     )
 
 
@@ -258,7 +350,12 @@ def _environment(environment: Mapping[str, Any]) -> str:
     rows += [(name, str(version)) for name, version in packages.items()]
     if not rows:
         return ""
-    return html.section("Environment", html.details("hardware and versions", html.table([], rows)))
+    table = _facts(rows, "The server's hardware and software.")
+    return html.section("Environment", html.details("hardware and versions", table))
+
+
+def _facts(rows: Sequence[tuple[str, str]], caption: str) -> str:
+    return html.table(["what", "value"], rows, caption=caption)
 
 
 def _shown(value: Any) -> str:

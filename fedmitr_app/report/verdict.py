@@ -8,6 +8,7 @@ from fedmitr_app.config import as_run_config
 from fedmitr_app.report.data import ReportData
 from fedmitr_app.report.tables import federated_results, named_accuracies, percent
 from fedmitr_app.utils.shell import quoted
+from fedmitr_app.utils.text import harmless
 
 _INITIAL_IMAGES = {
     "white": "white noise",
@@ -39,6 +40,34 @@ def headline_sentence(data: ReportData) -> str:
         shown = ", ".join(f"{name} {percent(value)}" for name, value in known.items())
         return f"Test accuracy{source}: {shown}.{tail}"
     return f"The student reaches {percent(known['student'])}{source}{_compared(known)}.{tail}"
+
+
+def introduction(data: ReportData) -> str:
+    """Say for a newcomer what was done, and what the models are that are compared."""
+    known = named_accuracies(data.accuracy)
+    used = sum(row.taught for row in data.clients)
+    words = (
+        f"{used or 'Several'} client{'s' * (used != 1)} trained the same model on images of "
+        f"{'its' if used == 1 else 'their'} own and uploaded the weights once. The server, which "
+        "saw none of these images, made one model of the uploads: the global model"
+    )
+    taught = data.distillation is not None
+    words += ", here called the student." if "student" in known else "."
+    if taught:
+        words += (
+            " It learned to answer as the teacher does (all uploads together, as an ensemble) "
+            "on images that the server made of the uploads alone."
+        )
+    elif "teacher" in known:
+        words += " The teacher is all uploads together, as an ensemble."
+    if "fedavg" in known:
+        words += " FedAvg is the plain average of the uploaded weights."
+    if "control" in known:
+        words += (
+            f" The control is a student that learned in the same way from {_initial(data)} "
+            "as they come: what the student has over it is what the made images earned."
+        )
+    return words
 
 
 def _compared(known: Mapping[str, float]) -> str:
@@ -119,8 +148,11 @@ def warnings(data: ReportData) -> list[str]:
     lost = [row for row in data.clients if not row.taught]
     strange = [row.client for row in data.clients if row.status == "suspicious"]
     if lost:
+        reasons = "; ".join(f"{row.client} ({row.reason or row.status})" for row in lost[:3])
         found.append(
-            f"{len(lost)} of {len(data.clients)} clients took no part: the table says why."
+            f"{len(lost)} of {len(data.clients)} clients took no part: the table says why. "
+            + harmless(reasons, 400)
+            + ("; ..." if len(lost) > 3 else "")
         )
     if strange:
         look = "look" if len(strange) > 1 else "looks"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class Results:
     simulated: bool = False
     """Whether Flower simulated the clients' nodes."""
     total_seconds: float = 0.0
+    by_class: Mapping[str, Any] = field(default_factory=dict)
+    """As :meth:`AccuracyBench.by_class` has it; empty without a test set."""
     data_read: str = ""
     """What the server read of the dataset, in one line."""
 
@@ -130,15 +132,17 @@ def measure(
     scored = len(asked) + 1 + (other is not None) + single
     key = {"of": task.origin, "images": len(test_set)}
     known = folder.read_json(EVALUATION)
-    if known.pop("key", None) == key and _are_scores(known):
-        return replace(results, accuracy=known)
+    by_class = known.pop("by_class", None)
+    if known.pop("key", None) == key and _are_scores(known) and _are_counts(by_class):
+        return replace(results, accuracy=known, by_class=by_class)
     with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
         bench = AccuracyBench(test_set.images, test_set.labels, model, device, batch_size, heard)
         accuracy = bench.compare(task.clients, teacher, task.average, other)
-        accuracy["student"] = bench.state_accuracy(global_state) if single else None
-    folder.write_json(EVALUATION, {"key": key, **accuracy})
-    return replace(results, accuracy=accuracy)
+        accuracy["student"] = bench.state_accuracy(global_state, "student") if single else None
+    by_class = bench.by_class()
+    folder.write_json(EVALUATION, {"key": key, "by_class": by_class, **accuracy})
+    return replace(results, accuracy=accuracy, by_class=by_class)
 
 
 def _compared_teacher(task: Task) -> Teacher | None:
@@ -159,6 +163,24 @@ def _are_scores(known: Mapping[str, Any]) -> bool:
     return known.keys() <= {*RESULT_NAMES, "clients"} and all(
         score is None or (isinstance(score, (int, float)) and 0 <= score <= 1) for score in scores
     )
+
+
+def _are_counts(known: object) -> bool:
+    """Say likewise of what :meth:`AccuracyBench.by_class` returns."""
+    if not isinstance(known, dict) or known.keys() - {*RESULT_NAMES, "images", "confusions"}:
+        return False
+    pairs = known.get("confusions", [])
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 3 for p in pairs):
+        return False
+    rows = [row for key, row in known.items() if key != "confusions"]
+    if not all(isinstance(row, list) and all(map(_is_count, row)) for row in [*rows, *pairs]):
+        return False
+    classes = {len(row) for row in rows}
+    return len(classes) == 1 and all(max(pair[:2]) < min(classes) for pair in pairs)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _known_labels(dealt: NDArray[Any] | None, outcome: RoundOutcome) -> Mapping[str, Sequence[int]]:

@@ -81,6 +81,8 @@ def metrics_of(results: Results, seed: int) -> dict[str, Any]:
             "excluded": len(outcome.excluded),
         },
     }
+    if results.by_class:
+        metrics["by_class"] = dict(results.by_class)
     if results.on_shards:
         scores = results.on_shards
         metrics["federated_evaluation"] = {name: score.value for name, score in scores.items()}

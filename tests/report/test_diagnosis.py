@@ -41,7 +41,7 @@ def test_sentences_and_figures_are_shown_and_escaped():
     assert tables[0][1][0] == ["norm of an image's gradient", "0.1", "1"]
     assert tables[2][1][1][1:] == ["-2", "3 (not converged)"]
     for _, rows in tables:
-        assert all(f"<td>{row[0].replace(chr(39), '&#x27;')}</td>" in section for row in rows)
+        assert all(f">{row[0].replace(chr(39), '&#x27;')}</th>" in section for row in rows)
 
 
 def test_a_figure_that_is_not_finite_is_told():
