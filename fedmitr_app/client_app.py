@@ -1,9 +1,11 @@
 """The client: train once on its own shard, upload the weights once."""
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -29,6 +31,7 @@ from fedmitr_app.strategies.records import (
     MOMENTS_KEY,
     RECEIVED,
     SCORE_KEY,
+    SIMULATED_KEY,
     UPLOAD_KEY,
     RecordKeys,
     key_digest,
@@ -39,13 +42,18 @@ from fedmitr_app.strategies.records import (
 )
 from fedmitr_app.training import class_moments, fit
 from fedmitr_app.utils.device import device_lines
-from fedmitr_app.utils.progress import Progress
+from fedmitr_app.utils.progress import SECONDS_BETWEEN_LINES, Progress, sign_of_life
 from fedmitr_app.utils.randomness import generator
 from fedmitr_app.utils.text import harmless
 
 _log = logging.getLogger(__name__)
 
 KEYS = RecordKeys()
+
+_SIMULATED_SECONDS = 20.0
+
+MANY_CLIENTS = 10
+"""More simulated clients than this say nothing each: their server sums up."""
 
 app = ClientApp()
 
@@ -70,9 +78,12 @@ def _reply(
         told = server_config(message.content, KEYS)
         decided = {key: told[key] for key in DECIDED_KEYS if key in told}
         client = read_client(context, told.get(GIVEN_KEY, []), decided)
-        for line in device_lines(f"client {client.key}", client.device, torch.get_num_threads()):
-            _log.info(line)
-        content = work(client, message.content)
+        with _manner_of(client, told):
+            lines = device_lines(f"client {client.key}", client.device, torch.get_num_threads())
+            # One of a simulation's says it with its images, and repeats no advice of the server's.
+            for line in lines if not told.get(SIMULATED_KEY, False) else lines[1:]:
+                _log.info(line)
+            content = work(client, message.content)
     except FedmitrError as error:
         # A reply, not an exception: the server shows the sentence, not a stack trace.
         _log.error("%s", error)
@@ -83,6 +94,26 @@ def _reply(
         reason = f"its ClientApp failed ({type(error).__name__}): its own log says why."
         content = _no_upload(client_key(context), "error", reason)
     return Message(content, reply_to=message)
+
+
+@contextlib.contextmanager
+def _manner_of(client: Client, told: Mapping[str, Any]) -> Iterator[None]:
+    """Log as it suits: a node of its own says all, one of many simulated ones only what is wrong.
+
+    In a simulation the server's log has a line for each upload, and says that it waits.
+    """
+    if not told.get(SIMULATED_KEY, False):
+        with sign_of_life():
+            yield
+        return
+    logger = logging.getLogger("fedmitr_app")
+    before = logger.level
+    if client.num_partitions > MANY_CLIENTS:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
@@ -102,7 +133,18 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
     batches = math.ceil(len(shard) / settings.batch_size)
     steps, each = settings.epochs * batches, len(shard) / batches
     stage = f"client {client.key}: training"
-    with Progress(stage, steps, "steps", images_per_unit=each) as progress:
+    simulated = server_config(content, KEYS).get(SIMULATED_KEY, False)
+    every = _SIMULATED_SECONDS if simulated else SECONDS_BETWEEN_LINES
+    ends = not simulated  # of which the server says the same
+    with Progress(
+        stage,
+        steps,
+        "steps",
+        images_per_unit=each,
+        every_seconds=every,
+        opening=ends,
+        closing=ends,
+    ) as progress:
         measured = fit(
             model,
             shard,
@@ -168,13 +210,26 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
-    told = server_config(content, KEYS).get("class-names")
-    _log.info("client %s: %s", client.key, shard.read)
+    settings = server_config(content, KEYS)
+    told = settings.get("class-names")
+    _log.info(_data_line(client, shard, bool(settings.get(SIMULATED_KEY, False))))
     shard = align_labels(shard, tuple(map(clean_name, told))) if told else shard
     trained_on, held = hold_out(shard, config.client.holdout, config.seed, client.key)
     if len(held):
         _log.info("client %s: %d of them held out (client.holdout).", client.key, len(held))
     return trained_on, held
+
+
+def _data_line(client: Client, shard: ImageSet, simulated: bool) -> str:
+    """Say what a client has; in a simulation the server has said what its data are part of."""
+    if not simulated:
+        return f"client {client.key}: {shard.read}"
+    threads = torch.get_num_threads()
+    classes = sum(count > 0 for count in shard.label_counts())
+    return (
+        f"client {client.key}: device {client.device}, {threads} thread{'s' * (threads != 1)}, "
+        f"{len(shard)} images of {classes} classes"
+    )
 
 
 def _load_model(client: Client, content: RecordDict) -> PatchViT:

@@ -10,8 +10,8 @@ import torch
 from fedmitr_app.config import (
     Config,
     as_run_config,
+    changed_from_preset,
     check_source,
-    differing,
     flatten,
     given_settings,
     parse_config,
@@ -44,6 +44,8 @@ from fedmitr_app.utils.device import device_lines, resolve_device
 from fedmitr_app.utils.environment import describe_environment
 
 _log = logging.getLogger(__name__)
+
+_SHOWN_SETTINGS = 5
 
 UNFINISHED = (CHECKPOINT, CONTROL, EVALUATION)
 """What a run that is gone on with needs, and a complete one does not."""
@@ -81,8 +83,7 @@ def run(flower: FlowerRun, run_config: dict[str, Any]) -> RunFolder:
     )
     flower.on_exit(folder.stop)
     _log.info("run folder: %s", folder.path)
-    changed = as_run_config(differing(config))
-    _log.info("settings that differ from their defaults: %s", changed or "none")
+    _log.info("%s", _settings_line(config))
     try:
         return _work_in(folder, flower, config, inputs, device, started)
     except BaseException as error:
@@ -90,6 +91,15 @@ def run(flower: FlowerRun, run_config: dict[str, Any]) -> RunFolder:
         raise
     finally:
         folder.close()
+
+
+def _settings_line(config: Config) -> str:
+    """Say how far the settings are from the preset's, and where all of them are kept."""
+    changed = changed_from_preset(config)
+    told = f"{len(changed)} changed" if changed else "none changed"
+    if 0 < len(changed) <= _SHOWN_SETTINGS:
+        told += f" ({as_run_config(changed)})"
+    return f"settings: preset {config.preset!r}, {told}; all are in the run folder's config.json"
 
 
 def _work_in(

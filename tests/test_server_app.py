@@ -97,18 +97,20 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 
     # The folder is logged first and last, with the table before.
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("fedmitr_app")]
-    for line in ("teacher: 3 models, combined by prior-probed", "inversion: 16 images"):
+    for line in ("teacher: ensemble of 3 models, combined by prior-probed", "inversion: 16 images"):
         assert f"== {line} ==" in lines
     # Every model reads every image: three clients, and four made of them.
-    scored = f"evaluation of 6 models: {6 * metrics['test_images']} images in "
-    for counted in (scored, "estimating client priors: ", "diversity: 48 images in "):
+    scored = f"evaluation of 6 models on the test set: {6 * metrics['test_images']} images in "
+    diverse = "diversity of the images: 48 images in "
+    for counted in (scored, "measuring the clients' class priors: ", diverse):
         assert any(line.startswith(counted) for line in lines), counted
-    assert lines[0] == lines[-1] == f"run folder: {folder}"
-    assert lines[1].startswith("settings that differ from their defaults: preset='quick' ")
-    assert " data.source='sklearn-digits'" in lines[1] and " client.epochs=2" in lines[1]
+    assert lines[0] == lines[-2] == f"run folder: {folder}"
+    given = len(federation.given()) - 1  # all but the preset itself
+    told = f"settings: preset 'quick', {given} changed; all are in the run folder's config.json"
+    assert lines[1] == told
     assert lines[2].startswith("server: device cpu, 1 thread")
     assert sum("server: device" in line for line in lines) == 1
-    assert lines[-2] == f"report: {folder / 'report.html'}"
+    assert lines[-1] == f"report: {folder / 'report.html'}"
     table = "\n".join(lines[-16:])
     for words in ("client-002", "student (global model)", "teacher (ensemble)", "best single"):
         assert words in table
@@ -120,11 +122,8 @@ def test_a_run_leaves_everything_behind(federation, caplog):
     assert read.startswith("data.source = 'sklearn-digits': 1797 images of 10 classes, 120 of 1438")
     assert lines.count(f"data: {read}") == 1 and html.escape(read) in page.replace("\u00a0", " ")
     for client in range(3):
-        assert any(
-            line.endswith(f"classes are this client's, of {read}")
-            and line.startswith(f"client client-{client:03d}: ")
-            for line in lines
-        )
+        told = f"client client-{client:03d}: device cpu, 1 thread, "
+        assert any(line.startswith(told) and line.endswith(" classes") for line in lines)
 
 
 def test_the_saved_model_is_the_student_that_was_measured(federation):

@@ -2,6 +2,7 @@
 
 from fedmitr_app.config.parse import (
     as_run_config,
+    changed_from_preset,
     default_run_config,
     differing,
     flatten,
@@ -46,6 +47,7 @@ __all__ = [
     "check_source",
     "decisive",
     "default_run_config",
+    "changed_from_preset",
     "differing",
     "flatten",
     "given_settings",

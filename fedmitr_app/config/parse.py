@@ -69,6 +69,12 @@ def differing(config: Config) -> dict[str, RawValue]:
     }
 
 
+def changed_from_preset(config: Config) -> dict[str, RawValue]:
+    """Return the settings that are not what the preset comes to."""
+    usual = {**default_run_config(), **PRESETS[config.preset], "preset": config.preset}
+    return {key: value for key, value in flatten(config).items() if value != usual[key]}
+
+
 def default_run_config() -> dict[str, RawValue]:
     """Return every run-config key with its default, as TOML holds it."""
     return flatten(Config())

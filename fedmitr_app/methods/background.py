@@ -128,6 +128,7 @@ class _Listener(threading.Thread):
         self._pipe, self._method, self._task = pipe, method, task
         self._fused: MethodResult | None = None
         self.wanted = True
+        self._awaited = False
 
     def run(self) -> None:
         failure = "its process died."
@@ -135,7 +136,7 @@ class _Listener(threading.Thread):
             while self._fused is None:
                 kind, *content = self._pipe.recv()
                 if kind == "line":
-                    _log.log(*content)
+                    self._tell(*content)
                 elif kind == "record":
                     stage, values = content
                     self._task.record(stage, **values)
@@ -155,7 +156,13 @@ class _Listener(threading.Thread):
         model.vit.load_state_dict(load_tensors(self._task.folder / FUSED).tensors)
         return replace(fused, model=model.eval())
 
+    def _tell(self, level: int, line: str) -> None:
+        # Two loops' lines in turns are hard to read: only once it is waited for.
+        if self._awaited or level > logging.INFO:
+            _log.log(level, line)
+
     def result(self) -> MethodResult | None:
+        self._awaited = True
         self.join()
         return self._fused
 

@@ -71,5 +71,6 @@ def run_with_control(
         task.record("control", **values)
 
     control = task.alter(without_inversion, folder=folder, label="control: ", record=record)
+    _log.info("beside it the control is trained: a student on images that are not inverted")
     with run_in_background("fedmitr", control) as result:
         return method(task), result()

@@ -181,7 +181,9 @@ class Task:
 
     def _probe(self, clients: Sequence[ClientModel]) -> Tensor:
         count, models = self.settings.teacher.probe_images, [each.model for each in clients]
-        with Progress("estimating client priors", count * len(models)) as progress:
+        with Progress(
+            "measuring the clients' class priors", count * len(models), opening=False
+        ) as progress:
             rng = generator(self.settings.seed, "probing")
             images = draw_initial_images("procedural", count, self.model.spec, rng)
             return probe(models, images.to(self.device), on_batch=progress.advance)
@@ -287,7 +289,9 @@ class Task:
             return torch.cat([self.probed, self._probe(others)]) if others else self.probed
 
         teacher = Teacher.build(self.members, self.settings.teacher, probed, self.device)
-        headline(f"teacher: {len(self.members)} models, combined by {teacher.combine}")
+        if not self.label:  # what runs beside it asks the same one
+            count = len(self.members)
+            headline(f"teacher: ensemble of {count} models, combined by {teacher.combine}")
         return teacher
 
     def alter(self, change: Callable[[MethodSettings], MethodSettings], **fields: Any) -> "Task":

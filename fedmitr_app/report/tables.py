@@ -112,7 +112,7 @@ def final_lines(rows: Sequence[ClientRow], metrics: Mapping[str, Any], folder: P
     blocks = [client_table(rows)] if rows else []
     blocks.append(result_table(metrics))
     lines = "\n\n".join(blocks).splitlines()
-    return [*lines, "", f"report: {folder / 'report.html'}", f"run folder: {folder}"]
+    return [*lines, "", f"run folder: {folder}", f"report: {folder / 'report.html'}"]
 
 
 def named_accuracies(accuracy: Mapping[str, Any]) -> dict[str, float]:

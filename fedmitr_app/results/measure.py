@@ -135,7 +135,8 @@ def measure(
     by_class = known.pop("by_class", None)
     if known.pop("key", None) == key and _are_scores(known) and _are_counts(by_class):
         return replace(results, accuracy=known, by_class=by_class)
-    with Progress(f"evaluation of {scored} models", scored * len(test_set)) as progress:
+    stage = f"evaluation of {scored} models on the test set"
+    with Progress(stage, scored * len(test_set), opening=False) as progress:
         batch_size, heard = config.server.eval_batch_size, progress.advance
         bench = AccuracyBench(test_set.images, test_set.labels, model, device, batch_size, heard)
         accuracy = bench.compare(task.clients, teacher, task.average, other)
@@ -209,7 +210,9 @@ def _title(target: Tensor, names: Sequence[str]) -> str:
 
 
 def _diversity(teacher: Teacher, pool: PoolData) -> float:
-    with Progress("diversity", len(pool) * len(teacher.models)) as progress:
+    with Progress(
+        "diversity of the images", len(pool) * len(teacher.models), opening=False
+    ) as progress:
         return diversity(teacher, pool.images, pool.targets.argmax(-1), on_batch=progress.advance)
 
 

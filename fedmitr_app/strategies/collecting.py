@@ -30,11 +30,12 @@ from fedmitr_app.uploads import (
 )
 from fedmitr_app.uploads.metadata import check_client_key
 from fedmitr_app.uploads.outcome import RoundOutcome
+from fedmitr_app.utils.progress import SECONDS_BETWEEN_LINES
 from fedmitr_app.utils.text import LONGEST, harmless
 
 _log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES, _MANY_NODES = 2.0, 50
+_MANY_NODES = 20
 _SHOWN_NODES = 3
 
 
@@ -161,12 +162,12 @@ class Collector:
         for reason in checked.left_out:
             _log.warning("%s: %s", key, harmless(reason))
         now = time.monotonic()
-        due = now - self._last_line >= _SECONDS_BETWEEN_LINES or self._received == asked
+        due = now - self._last_line >= SECONDS_BETWEEN_LINES or self._received == asked
         if due or asked < _MANY_NODES:
             self._last_line = now
-            total = f"/{asked}" if asked else ""
-            examples = checked.metadata.num_examples or "unknown"
-            _log.info("Upload %d%s: %s, %s examples", self._received, total, key, examples)
+            total = f" of {asked}" if asked else ""
+            examples = checked.metadata.num_examples or "an unknown number of"
+            _log.info("upload %d%s: %s, trained on %s images", self._received, total, key, examples)
 
     def _note_silent_nodes(self, stream: ReplyStream) -> list[Rejection]:
         for node in stream.undelivered:

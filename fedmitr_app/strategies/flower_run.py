@@ -1,5 +1,6 @@
 """What a run needs of Flower: how it was asked for, and one round on the nodes that are there."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -15,10 +16,13 @@ from fedmitr_app.methods import MethodSettings, find_method
 from fedmitr_app.models import PatchViT, settings_of
 from fedmitr_app.partitions import label_matrix, split_names
 from fedmitr_app.run_folder import RunFolder
+from fedmitr_app.strategies.logs import without_summaries
 from fedmitr_app.strategies.messages import given_keys, is_simulation
 from fedmitr_app.strategies.nodes import await_ray
 from fedmitr_app.strategies.one_shot import OneShotResult, OneShotStrategy
-from fedmitr_app.strategies.records import GIVEN_KEY
+from fedmitr_app.strategies.records import GIVEN_KEY, SIMULATED_KEY
+
+_log = logging.getLogger(__name__)
 
 
 class FlowerRun:
@@ -86,14 +90,16 @@ class FlowerRun:
             await_ray()
         told: dict[str, str | list[str]] = {"class-names": list(class_names)}
         told |= {GIVEN_KEY: self.given, **settings_of(config.model)}
-        result = strategy.start(
-            self.grid,
-            ArrayRecord(model.vit.state_dict()),
-            num_rounds=1,
-            timeout=config.server.timeout,
-            train_config=ConfigRecord({**told}),
-            evaluate_config=ConfigRecord({**told}),
-        )
+        shared = {**told, SIMULATED_KEY: self.simulated}
+        with without_summaries():
+            result = strategy.start(
+                self.grid,
+                ArrayRecord(model.vit.state_dict()),
+                num_rounds=1,
+                timeout=config.server.timeout,
+                train_config=ConfigRecord({**shared}),
+                evaluate_config=ConfigRecord({**shared}),
+            )
         return result, labels
 
     def _deal_labels(self, config: Config, strategy: OneShotStrategy) -> NDArray[np.int64]:
@@ -105,13 +111,22 @@ class FlowerRun:
         return label_matrix(config.data, config.partition, clients, config.seed)
 
 
+class _AppStrategy(OneShotStrategy):
+    """The strategy of a run whose settings lie in its folder."""
+
+    def summary(self) -> None:
+        """Log the method, in one line."""
+        paper = f" ({self.method.paper})" if self.method.paper else ""
+        _log.info("method: %s%s, one round", self.method.name, paper)
+
+
 def build_strategy(
     config: Config, model: PatchViT, folder: RunFolder, device: torch.device
 ) -> OneShotStrategy:
     """Return the strategy that ``server.method`` names."""
     server = config.server
     # What uploads must declare is read off the model itself.
-    return OneShotStrategy(
+    return _AppStrategy(
         model,
         server.method,
         MethodSettings.of(config),

@@ -8,10 +8,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError
 
 from fedmitr_app.errors import BackendError
+from fedmitr_app.utils.progress import SECONDS_BETWEEN_LINES
 
 _log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def await_nodes(
@@ -48,9 +47,9 @@ def await_nodes(
             ready = len(nodes) >= at_least and now - last_change >= settle_seconds
         if ready or now - started >= seconds:
             break
-        if now - last_line >= _SECONDS_BETWEEN_LINES:
+        if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            _log.info("Waiting for nodes: %d of %d are here.", len(nodes), expected or at_least)
+            _log.info("waiting for nodes: %d of %d are here", len(nodes), expected or at_least)
         time.sleep(min(poll_seconds, max(0.0, seconds - (now - started))))
     if len(nodes) < at_least:
         raise AggregationError(

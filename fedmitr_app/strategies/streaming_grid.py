@@ -13,11 +13,11 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmitr_app.strategies.naming import called, node_names
+from fedmitr_app.utils.progress import SECONDS_BETWEEN_LINES, duration
 
 _log = logging.getLogger(__name__)
 
 MAX_PULL_FAILURES, FAILING_POLLS = 3, 60
-_SECONDS_BETWEEN_LINES = 30.0
 
 
 class ReplyStream(Iterable[Message]):
@@ -103,9 +103,13 @@ class ReplyStream(Iterable[Message]):
                 return
             if len(self.pending) == waiting:
                 time.sleep(self._pause())
-            if time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
-                _log.info("Waiting for %d of %d replies.", len(self.pending), len(self.nodes))
+                here, asked = len(self.nodes) - len(self.pending), len(self.nodes)
+                since = duration(last_line - self._started)
+                _log.info(
+                    "waiting for clients: %d of %d have answered, after %s", here, asked, since
+                )
 
     def _away(self) -> set[int]:
         """Return the nodes that are out of reach, but not for long enough to be given up."""

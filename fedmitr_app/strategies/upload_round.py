@@ -226,7 +226,7 @@ class UploadRound(Strategy):
         if here := self._spool.here:
             _log.info("Uploads that are there already: %s.", ", ".join(sorted(here)))
         nodes = self.await_nodes(grid, at_least=max(0, self.min_clients - self._spool.distinct))
-        _log.info("Asking %d node(s) to train.", len(nodes))
+        _log.info("asking %d client(s) to train once and upload their weights", len(nodes))
         self._told = uploads_here(grid, nodes, here)
         how = self.keys.config, nodes, MessageType.TRAIN, self._timeout, self._told
         return messages(self._content(server_round, arrays, config), *how)
@@ -250,7 +250,7 @@ class UploadRound(Strategy):
             how = self.keys, self.reference, self.expected, self.min_clients, self.patience
             outcome = Collector(self._spool, *how, self._told).collect(replies)
             self.outcome = self.round.without_excluded(outcome)
-        _log.info("%s.", self.outcome.sentence())
+        _log.info("%s", self.outcome.sentence())
         require_enough(self.outcome, self.min_clients)
         if self._spool is not None:  # only now: a round that lacks uploads can be gone on with
             self.round.finish(outcome)

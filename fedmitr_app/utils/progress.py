@@ -1,12 +1,17 @@
 """Progress of long loops: a headline, a line every few seconds, a closing line."""
 
+import contextlib
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
 Log = Callable[[str], object]
+SECONDS_BETWEEN_LINES = 4.0
+"""Of what tells how far it is: less than :func:`sign_of_life` waits, so that it speaks first."""
+
 Loss = float | Tensor | Callable[[], float | Tensor]
 
 
@@ -33,6 +38,9 @@ class Progress:
         speed is then told in images per second.
     every_seconds : float
         Shortest time between two lines.
+    opening, closing : bool
+        Begin with a headline, which a stage that is short as a rule does not need; end with a
+        line, which somebody else may say. That it was stopped is always told.
     log : Callable[[str], object] | None
         Takes each line; by default the ``fedmitr_app`` logger at level INFO.
     clock : Callable[[], float]
@@ -53,7 +61,9 @@ class Progress:
         unit: str = "images",
         parts: int = 1,
         images_per_unit: float | None = None,
-        every_seconds: float = 5.0,
+        every_seconds: float = SECONDS_BETWEEN_LINES,
+        opening: bool = True,
+        closing: bool = True,
         log: Log | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +74,7 @@ class Progress:
         self._parts_done = 0
         self._images_per_unit = images_per_unit
         self._every_seconds = every_seconds
+        self._opening, self._closing = opening, closing
         self._log = log or _log_info
         self._clock = clock
         self._loss: Loss | None = None
@@ -90,7 +101,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._started = self._last_line = self._clock()
         amount = f": {self.total} {self.unit}" if self.total else ""
-        headline(f"{self.stage}{amount}", self._log)
+        if self._opening:
+            headline(f"{self.stage}{amount}", self._log)
         return self
 
     def advance(self, count: int = 1, loss: Loss | None = None, note: str = "") -> None:
@@ -126,7 +138,7 @@ class Progress:
         if kind is not None:
             # No loss here: reading it might raise the same device error again.
             self._log(f"{self.stage}: stopped at {self._count()} by {kind.__name__}")
-        else:
+        elif self._closing:
             done = f"{int(self.done)} {self.unit} in {duration(self.seconds)}"
             self._log(f"{self.stage}: {done}" + self._rate_words() + self._loss_words())
         self._loss = None
@@ -136,13 +148,13 @@ class Progress:
         share = f" ({100 * self._parts_done // whole} %)" if whole else ""
         left = ""
         if self.rate > 0 and self.total > self.done:
-            left = f", {duration((self.total - self.done) / self.rate)} left"
+            left = f", about {duration((self.total - self.done) / self.rate)} left"
         note = f", {self._note}" if self._note else ""
         head = f"{self.stage}: {self._count()}{share}{note}"
         return head + self._rate_words() + self._loss_words() + left
 
     def _count(self) -> str:
-        of = f"/{self.total}" if self.total else ""
+        of = f" of {self.total}" if self.total else ""
         return f"{int(self.done)}{of} {self.unit}"
 
     def _rate_words(self) -> str:
@@ -156,6 +168,50 @@ class Progress:
     def _loss_words(self) -> str:
         value = self._loss() if callable(self._loss) else self._loss
         return "" if value is None else f", loss {float(value):.4g}"
+
+
+class _Silence(logging.Filter):
+    """Knows when a handler was last given a line, and which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since, self.line = time.monotonic(), "start"
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(record, "sign_of_life", False):
+            self.line = record.getMessage().strip("= ") or self.line
+        self.since = time.monotonic()
+        return True
+
+
+@contextlib.contextmanager
+def sign_of_life(every_seconds: float = 5.0) -> Iterator[None]:
+    """Log a line whenever the ``with`` block has logged none for so long.
+
+    It says after which line the work went on in silence: compiling or merging has no steps.
+    """
+    logger, over, silence = logging.getLogger("fedmitr_app"), threading.Event(), _Silence()
+    started, pause = time.monotonic(), every_seconds / 20
+
+    def watch() -> None:
+        while not over.wait(pause):
+            if time.monotonic() - silence.since >= every_seconds - pause:
+                so_far = duration(time.monotonic() - started)
+                words = "still working, %s since the start; the last step was: %s"
+                logger.info(words, so_far, silence.line, extra={"sign_of_life": True})
+
+    handlers = list(logger.handlers)  # a logger's own filter sees no line of its children
+    for handler in handlers:
+        handler.addFilter(silence)
+    watcher = threading.Thread(target=watch, name="sign of life", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        for handler in handlers:
+            handler.removeFilter(silence)
 
 
 def duration(seconds: float) -> str:

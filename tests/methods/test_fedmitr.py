@@ -121,9 +121,10 @@ def test_the_log_names_the_combination_that_is_used(theta0, uploads, tmp_path, c
         caplog.clear()
         plan = MethodSettings(TeacherConfig(asked, 8))
         assert Task.load(theta0, uploads, plan, tmp_path, CPU).teacher.combine == used
-        assert caplog.messages[-1] == f"== teacher: 3 models, combined by {used} =="
+        assert caplog.messages[-1] == f"== teacher: ensemble of 3 models, combined by {used} =="
         # Three models read eight images each, or nobody reads any.
-        assert ("== estimating client priors: 24 images ==" in caplog.messages) == (used != asked)
+        probed = any("class priors: 24 images in" in line for line in caplog.messages)
+        assert probed == (used != asked)
 
 
 def test_the_uploads_models_are_not_changed(theta0, uploads, tmp_path):

@@ -63,13 +63,13 @@ def test_what_clients_measured_stands_below_or_instead() -> None:
     both = result_table({**make_data().metrics, **score})
     assert both.startswith(result_table(make_data().metrics)) and both.endswith(result_table(score))
     lines = final_lines([], score, Path("/runs/one"))
-    assert "60 images of 3 nodes" in lines[2] and lines[-1] == "run folder: /runs/one"
+    assert "60 images of 3 nodes" in lines[2] and lines[-1] == "report: /runs/one/report.html"
 
 
 def test_the_last_lines_are_the_table_and_the_path() -> None:
     data = make_data()
     lines = final_lines(data.clients, data.metrics, Path("/runs/one"))
-    assert lines[-2:] == ["report: /runs/one/report.html", "run folder: /runs/one"]
+    assert lines[-2:] == ["run folder: /runs/one", "report: /runs/one/report.html"]
     assert any(line.startswith("student") for line in lines)
     assert all("\n" not in line for line in lines)
 

@@ -1,9 +1,12 @@
 """Progress: enough lines to follow, too few to flood, no needless reading of losses."""
 
+import logging
+import time
+
 import pytest
 import torch
 
-from fedmitr_app.utils.progress import Progress, duration, headline
+from fedmitr_app.utils.progress import Progress, duration, headline, sign_of_life
 from tests.helpers.clock import Clock
 
 
@@ -21,16 +24,16 @@ def run(steps: int, seconds_each: float, total: int | None = None, **options: ob
 def test_a_line_every_few_seconds_and_no_more() -> None:
     lines = run(steps=10_000, seconds_each=0.01)  # 100 seconds
     assert lines[0] == "== inversion: 10000 images =="
-    assert 19 <= len(lines[1:-1]) <= 20
+    assert 23 <= len(lines[1:-1]) <= 25
     assert lines[-1].startswith("inversion: 10000 images in 1 min 40 s, 100 images/s, loss ")
 
 
 def test_a_line_says_how_far_how_fast_and_how_long_still() -> None:
     lines = run(steps=4, seconds_each=5.0)
     assert lines[1:] == [
-        "inversion: 1/4 images (25 %), 0.2 images/s, loss 1, 15 s left",
-        "inversion: 2/4 images (50 %), 0.2 images/s, loss 0.5, 10 s left",
-        "inversion: 3/4 images (75 %), 0.2 images/s, loss 0.3333, 5.0 s left",
+        "inversion: 1 of 4 images (25 %), 0.2 images/s, loss 1, about 15 s left",
+        "inversion: 2 of 4 images (50 %), 0.2 images/s, loss 0.5, about 10 s left",
+        "inversion: 3 of 4 images (75 %), 0.2 images/s, loss 0.3333, about 5.0 s left",
         "inversion: 4 images in 20 s, 0.2 images/s, loss 0.25",
     ]
 
@@ -45,9 +48,9 @@ def test_a_unit_in_parts_counts_by_its_share() -> None:
             progress.advance(3, loss=None if note else 2.0, note=note)
     assert lines == [
         "== inversion: 3 images ==",
-        "inversion: 0/3 images (25 %), choosing starts, 0.15 images/s, 15 s left",
-        "inversion: 1/3 images (50 %), 0.15 images/s, loss 2, 10 s left",
-        "inversion: 2/3 images (75 %), 0.15 images/s, loss 2, 5.0 s left",
+        "inversion: 0 of 3 images (25 %), choosing starts, 0.15 images/s, about 15 s left",
+        "inversion: 1 of 3 images (50 %), 0.15 images/s, loss 2, about 10 s left",
+        "inversion: 2 of 3 images (75 %), 0.15 images/s, loss 2, about 5.0 s left",
         "inversion: 3 images in 20 s, 0.15 images/s, loss 2",
     ]
 
@@ -56,7 +59,7 @@ def test_steps_over_batches_tell_their_speed_in_images() -> None:
     lines = run(steps=2, seconds_each=5.0, unit="steps", images_per_unit=12.5)
     assert lines == [
         "== inversion: 2 steps ==",
-        "inversion: 1/2 steps (50 %), 2.5 images/s, loss 1, 5.0 s left",
+        "inversion: 1 of 2 steps (50 %), 2.5 images/s, loss 1, about 5.0 s left",
         "inversion: 2 steps in 10 s, 2.5 images/s, loss 0.5",
     ]
 
@@ -110,7 +113,7 @@ def test_a_failure_is_told_and_passed_on_without_reading_the_loss() -> None:
     ):
         progress.advance(3, loss=broken)
         raise KeyboardInterrupt
-    assert lines[-1] == "inversion: stopped at 3/8 images by KeyboardInterrupt"
+    assert lines[-1] == "inversion: stopped at 3 of 8 images by KeyboardInterrupt"
 
 
 def test_rate_and_seconds_stay_after_the_end() -> None:
@@ -141,3 +144,40 @@ def test_without_a_log_lines_go_to_the_packages_logger(caplog: pytest.LogCapture
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_a_stage_may_leave_its_ends_to_others_but_not_that_it_was_stopped() -> None:
+    assert run(steps=3, seconds_each=0.0, opening=False, closing=False) == []
+    assert len(run(steps=3, seconds_each=0.0, opening=False)) == 1
+    lines: list[str] = []
+    stage = Progress("merging", 2, log=lines.append, opening=False, closing=False)
+    with pytest.raises(ValueError, match="no"), stage:
+        raise ValueError("no")
+    assert lines == ["merging: stopped at 0 of 2 images by ValueError"]
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def test_only_silence_gets_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, kept = logging.getLogger("fedmitr_app"), _Kept()
+    monkeypatch.setattr(logger, "handlers", [kept])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    child = logging.getLogger("fedmitr_app.anything")
+    logger.manager._clear_cache()
+    with sign_of_life(every_seconds=1.0):
+        for _ in range(8):  # busy for longer than the limit
+            child.info("== merging ==")
+            time.sleep(0.2)
+        assert kept.lines == ["== merging =="] * 8
+        time.sleep(1.2)
+    silent = kept.lines[8:]
+    assert len(silent) in (1, 2)
+    assert all(line.endswith("since the start; the last step was: merging") for line in silent)
+    assert not kept.filters
