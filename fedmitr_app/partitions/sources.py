@@ -43,7 +43,8 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     """Read a dataset's rows, images still encoded.
 
     The test rows are the source's own test split where it has one, else a fixed,
-    stratified share ``data.test_share`` of it. Neither that split nor what
+    stratified share ``data.test_share`` of it, with an image at least of every class that has
+    two, and one left to train on. Neither that split nor what
     ``data.max_train`` and ``data.max_test`` keep depends on the run's seed; a smaller
     maximum keeps a subset of what a larger one keeps. With ``data.test_split = "validation"``
     a share of the training rows stands in for the test rows, which nobody looks at.
@@ -182,5 +183,11 @@ def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows,
             "set data.test-path."
         )
     order = stratified_order(rows.labels, name)
-    count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    return rows.take(order[count:]), rows.take(order[:count])
+    held = np.arange(len(rows)) < min(max(round(share * len(rows)), 1), len(rows) - 1)
+    # Of a small class the share may be less than an image, or all: one stands on either side.
+    labels = rows.labels[order]
+    for label in np.unique(labels):
+        at = np.flatnonzero(labels == label)
+        if len(at) > 1:
+            held[at[0]], held[at[-1]] = True, False
+    return rows.take(order[~held]), rows.take(order[held])
