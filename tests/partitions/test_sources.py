@@ -172,12 +172,8 @@ def test_image_column_is_found_by_type_or_name(tmp_path, column):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"label": [0, 1] * 3, column: cells}), path)
     wanted = {"image_column": column} if column == "picture" else {}
-    assert load_test_set(of_parquet(path, **wanted)).images.shape == (
-        2,
-        3,
-        12,
-        12,
-    )  # one of each class
+    images = load_test_set(of_parquet(path, **wanted)).images
+    assert images.shape == (2, 3, 12, 12)  # one of each class
 
 
 def test_parquet_mishaps(tmp_path, parquet):
