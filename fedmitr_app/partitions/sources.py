@@ -76,6 +76,8 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     if lonely:
         notes.append(lonely)
         warnings.append(f"{reading.train.where}: {lonely}. {_NO_CLASSES}")
+    if data.test_share and (reading.test is None or data.test_split == "validation"):
+        warnings += _single_images(reading.train, data.test_share)
     limited = limit(train, data.max_train, "max-train"), limit(test, data.max_test, "max-test")
     return Source(
         *limited,
@@ -192,6 +194,18 @@ def _lonely_classes(rows: Rows) -> str:
         return ""
     names = f"{len(lonely)} of {len(rows.names)} classes are in one domain only"
     return f"{names} ({some_names(lonely, 5)})"
+
+
+def _single_images(rows: Rows, share: float) -> list[str]:
+    """Tell which classes have an image on one side only, where a share is held out."""
+    single = [rows.names[label] for label in np.flatnonzero(_by_class(rows) == 1)]
+    if not single:
+        return []
+    which = f"the class {single[0]!r}" if len(single) == 1 else f"each of {some_names(single, 5)}"
+    return [
+        f"{rows.where}: {which} has a single image, which can't both train and be held out "
+        f"(data.test-share = {share:g}): add images of it, or leave it out."
+    ]
 
 
 def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows, Rows]:
