@@ -119,7 +119,10 @@ def test_a_run_leaves_everything_behind(federation, caplog):
 
     # What was read, on the server, on each client and in the report.
     read = metrics["data_read"]
-    assert read.startswith("data.source = 'sklearn-digits': 1797 images of 10 classes, 120 of 1438")
+    assert read.startswith(
+        "data.source = 'sklearn-digits': 1797 images of 10 classes (the smallest class, '8', has "
+        "174), 120 of 1438"
+    )
     assert lines.count(f"data: {read}") == 1 and html.escape(read) in page.replace("\u00a0", " ")
     for client in range(3):
         told = f"client client-{client:03d}: device cpu, 1 thread, "

