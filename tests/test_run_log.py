@@ -122,6 +122,14 @@ def test_flowers_last_words_end_with_the_sentence_of_what_went_wrong(caplog):
     assert len(caplog.messages) == before
 
 
+def test_an_earlier_runs_sentence_does_not_end_the_next_one(caplog):
+    join_flower_log()
+    FLOWER_LOGGER.error("It failed", exc_info=ConfigError("client.epochs = 0 is not allowed."))
+    join_flower_log()
+    flwr_exit("Exit Code: 700\n\nAn unhandled exception occurred")
+    assert caplog.messages[-1].endswith("exception occurred")
+
+
 def test_only_flowers_summary_is_left_out_and_only_while_it_is_asked_for(caplog):
     caplog.set_level("INFO", logger="flwr")
 

@@ -20,6 +20,7 @@ def join_flower_log() -> None:
     """
     ours, flower = logging.getLogger("fedmitr_app"), logging.getLogger("flwr")
     flower.addFilter(_as_sentence)  # adding it again changes nothing
+    _as_sentence.forget()  # what an earlier run of this process ended with
     if ours.handlers:
         return
     for handler in flower.handlers:
@@ -53,6 +54,10 @@ class _Sentence:
     """
 
     def __init__(self) -> None:
+        self._told = ""
+
+    def forget(self) -> None:
+        """Have no sentence for Flower's last words."""
         self._told = ""
 
     def __call__(self, record: logging.LogRecord) -> bool:
