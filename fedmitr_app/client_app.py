@@ -4,8 +4,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -78,10 +77,11 @@ def _reply(
         told = server_config(message.content, KEYS)
         decided = {key: told[key] for key in DECIDED_KEYS if key in told}
         client = read_client(context, told.get(GIVEN_KEY, []), decided)
-        with _manner_of(client, told):
+        simulated = _is_simulated(message.content)
+        with _manner_of(client, simulated):
             lines = device_lines(f"client {client.key}", client.device, torch.get_num_threads())
             # One of a simulation's says it with its images, and repeats no advice of the server's.
-            for line in lines if not told.get(SIMULATED_KEY, False) else lines[1:]:
+            for line in lines[1:] if simulated else lines:
                 _log.info(line)
             content = work(client, message.content)
     except FedmitrError as error:
@@ -97,12 +97,12 @@ def _reply(
 
 
 @contextlib.contextmanager
-def _manner_of(client: Client, told: Mapping[str, Any]) -> Iterator[None]:
+def _manner_of(client: Client, simulated: bool) -> Iterator[None]:
     """Log as it suits: a node of its own says all, one of many simulated ones only what is wrong.
 
     In a simulation the server's log has a line for each upload, and says that it waits.
     """
-    if not told.get(SIMULATED_KEY, False):
+    if not simulated:
         with sign_of_life():
             yield
         return
@@ -114,6 +114,10 @@ def _manner_of(client: Client, told: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _is_simulated(content: RecordDict) -> bool:
+    return bool(server_config(content, KEYS).get(SIMULATED_KEY, False))
 
 
 def _train(client: Client, content: RecordDict) -> RecordDict:
@@ -133,7 +137,7 @@ def _train(client: Client, content: RecordDict) -> RecordDict:
     batches = math.ceil(len(shard) / settings.batch_size)
     steps, each = settings.epochs * batches, len(shard) / batches
     stage = f"client {client.key}: training"
-    simulated = server_config(content, KEYS).get(SIMULATED_KEY, False)
+    simulated = _is_simulated(content)
     every = _SIMULATED_SECONDS if simulated else SECONDS_BETWEEN_LINES
     ends = not simulated  # of which the server says the same
     with Progress(
@@ -210,9 +214,8 @@ def _load_shard(client: Client, content: RecordDict) -> tuple[ImageSet, ImageSet
     shard = load_shard(
         config.data, config.partition, client.partition_id, client.num_partitions, config.seed
     )
-    settings = server_config(content, KEYS)
-    told = settings.get("class-names")
-    _log.info(_data_line(client, shard, bool(settings.get(SIMULATED_KEY, False))))
+    told = server_config(content, KEYS).get("class-names")
+    _log.info(_data_line(client, shard, _is_simulated(content)))
     shard = align_labels(shard, tuple(map(clean_name, told))) if told else shard
     trained_on, held = hold_out(shard, config.client.holdout, config.seed, client.key)
     if len(held):

@@ -25,19 +25,14 @@ from fedmitr_app.strategies import OneShotStrategy, split_ensemble
 from fedmitr_app.strategies.records import MOMENTS_KEY
 from fedmitr_app.training.moments import class_moments
 from tests.helpers.fake_grid import FakeGrid, reply
-from tests.helpers.library import CLASSES, CLIENTS, EXAMPLES, states, vit
+from tests.helpers.library import CLASSES, CLIENTS, EXAMPLES, SMALL, states, vit
 from tests.helpers.rounds import QUICK
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "teacher.probe-images": 8,
-    "inversion.images": 10,
-    "inversion.batch-size": 4,
+CHANGES = SMALL | {
     "inversion.iterations": 3,
     "inversion.stops": "0.5",
     "inversion.candidates": 2,
-    "distillation.steps": 5,
-    "distillation.batch-size": 4,
     "distillation.holdout": 0.0,
     "generator.turns": 3,
     "generator.steps": 2,
@@ -75,7 +70,7 @@ def by_strategy(method):
         return reply(message, RecordDict(content))
 
     model = vit()
-    _, settings = settings_for(wrap_model(model), changes=SMALL)
+    _, settings = settings_for(wrap_model(model), changes=CHANGES)
     strategy = OneShotStrategy(model, method, settings, device="cpu", **QUICK)
     grid = FakeGrid([11, 12, 13], answer)
     return strategy.start(grid, ArrayRecord(model.state_dict()), timeout=5.0)
@@ -98,7 +93,7 @@ def test_every_method_gives_the_bits_of_the_strategy(method, tmp_path):
     uploads = [states()[0], paths[1], str(paths[2])]  # in memory, or by path
     model = vit()
     found = fedmitr.fuse(
-        uploads, model, num_examples=EXAMPLES, method=method, changes=SMALL, moments=moments
+        uploads, model, num_examples=EXAMPLES, method=method, changes=CHANGES, moments=moments
     )
     expected = by_strategy(method).arrays.to_torch_state_dict()
     images = torch.randint(0, 256, (7, 1, 16, 16), dtype=torch.uint8)
@@ -424,7 +419,7 @@ def vit(seed):
     torch.manual_seed(seed)
     return VisionTransformer(img_size=16, patch_size=4, in_chans=1, num_classes=3, embed_dim=16,
                              depth=1, num_heads=2)
-changes = {SMALL!r}
+changes = {CHANGES!r}
 made = fedmitr.fuse([vit(1).state_dict(), vit(2).state_dict()], vit(0), changes=changes,
                     run_dir={str(tmp_path / "run")!r})
 told = fedmitr.load({str(tmp_path / "run")!r}).predict(torch.zeros(1, 16, 16))

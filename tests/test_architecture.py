@@ -8,18 +8,10 @@ import torch
 
 import fedmitr_app as fedmitr
 from fedmitr_app.methods import METHODS
-from tests.helpers.library import states, vit
+from tests.helpers.library import SMALL, states, vit
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
-SMALL = {
-    "teacher.probe-images": 8,
-    "inversion.images": 10,
-    "inversion.batch-size": 4,
-    "inversion.iterations": 2,
-    "distillation.steps": 5,
-    "distillation.batch-size": 4,
-}
 
 
 @pytest.fixture

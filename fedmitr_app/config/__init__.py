@@ -8,6 +8,7 @@ from fedmitr_app.config.parse import (
     flatten,
     given_settings,
     parse_config,
+    preset_run_config,
 )
 from fedmitr_app.config.resume import decisive, require_same, result_neutral_keys
 from fedmitr_app.config.schema import (
@@ -44,14 +45,15 @@ __all__ = [
     "ServerConfig",
     "TeacherConfig",
     "as_run_config",
+    "changed_from_preset",
     "check_source",
     "decisive",
     "default_run_config",
-    "changed_from_preset",
     "differing",
     "flatten",
     "given_settings",
-    "result_neutral_keys",
     "parse_config",
+    "preset_run_config",
     "require_same",
+    "result_neutral_keys",
 ]

@@ -35,7 +35,7 @@ def parse_config(given: Mapping[str, Any]) -> Config:
     if not isinstance(preset, str) or preset not in PRESETS:
         known = ", ".join(repr(name) for name in PRESETS)
         raise ConfigError.bad_value("preset", preset, f"one of {known}")
-    config: Config = _build(Config, {**defaults, **PRESETS[preset], **given}, prefix="")
+    config: Config = _build(Config, {**preset_run_config(preset), **given}, prefix="")
     validate(config)
     return config
 
@@ -71,13 +71,18 @@ def differing(config: Config) -> dict[str, RawValue]:
 
 def changed_from_preset(config: Config) -> dict[str, RawValue]:
     """Return the settings that are not what the preset comes to."""
-    usual = {**default_run_config(), **PRESETS[config.preset], "preset": config.preset}
+    usual = preset_run_config(config.preset)
     return {key: value for key, value in flatten(config).items() if value != usual[key]}
 
 
 def default_run_config() -> dict[str, RawValue]:
     """Return every run-config key with its default, as TOML holds it."""
     return flatten(Config())
+
+
+def preset_run_config(preset: str) -> dict[str, RawValue]:
+    """Return every run-config key with what a preset, given alone, makes of it."""
+    return {**default_run_config(), **PRESETS[preset], "preset": preset}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, RawValue]:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmitr_app.config import Config, default_run_config, flatten
-from fedmitr_app.config.presets import PRESETS
+from fedmitr_app.config import Config, flatten, preset_run_config
 from fedmitr_app.models import architecture_of
 from fedmitr_app.report.data import ClientRow, Curves, ReportData
 from fedmitr_app.report.page import write_report
@@ -55,7 +54,7 @@ def report_data(
     return ReportData(
         config=flatten(config),
         # A preset's own values are no change: naming the preset brings them back.
-        defaults={**default_run_config(), **PRESETS[config.preset], "preset": "default"},
+        defaults=preset_run_config(config.preset) | {"preset": "default"},
         metrics=metrics,
         environment=environment,
         clients=rows,

@@ -11,7 +11,7 @@ from PIL import Image
 
 import fedmitr_app as fedmitr
 from tests.helpers.documents import DOCS, blocks, commands_of, run_python
-from tests.helpers.library import CLASSES, EXAMPLES, states, vit
+from tests.helpers.library import CLASSES, EXAMPLES, SMALL, states, vit
 from tests.helpers.typed import ROOT, check, script
 
 README = ROOT / "README.md"
@@ -21,16 +21,6 @@ ELSEWHERE = {
     "sphinx-build": ".ci/run",
     "git": "clones",
 }
-SMALL = {
-    "teacher.probe-images": 8,
-    "inversion.images": 10,
-    "inversion.batch-size": 4,
-    "inversion.iterations": 2,
-    "distillation.steps": 5,
-    "distillation.batch-size": 4,
-}
-
-
 ROOMS = "docs|fedmitr_app|experiments|deploy|examples|benchmarks"
 NAMED = re.compile(rf"(?<![\w/.-])(?:{ROOMS})/[\w/-]+\.(?:md|py|png|csv|ipynb|toml|sh)\b")
 

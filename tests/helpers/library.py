@@ -4,6 +4,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 CLIENTS, CLASSES, EXAMPLES = 3, 3, (6, 12, 9)
+SMALL = {
+    "teacher.probe-images": 8,
+    "inversion.images": 10,
+    "inversion.batch-size": 4,
+    "inversion.iterations": 2,
+    "distillation.steps": 5,
+    "distillation.batch-size": 4,
+}
 
 
 def vit(seed=0, **changes):

@@ -13,24 +13,11 @@ from fedmitr_app.cli import main
 from fedmitr_app.config import given_settings, parse_config
 from fedmitr_app.strategies.run_config import read_run_config
 from tests.helpers.documents import Block, blocks, commands, options, run_block
-from tests.helpers.federation import Federation
+from tests.helpers.federation import TOY, Federation
 from tests.helpers.typed import check
 
 # What a test needn't do again, or may not.
 ASIDE = ("cd", "export", "hf", "python", ".", "source")
-# Sizes alone: nothing that a page chooses.
-TOY = {
-    "client.epochs": 1,
-    "client.device": "cpu",
-    "server.device": "cpu",
-    "server.wait-for-nodes": 1.0,
-    "teacher.probe-images": 16,
-    "inversion.images": 16,
-    "inversion.batch-size": 8,
-    "inversion.iterations": 6,
-    "distillation.steps": 4,
-    "distillation.batch-size": 8,
-}
 
 
 class Reader:
